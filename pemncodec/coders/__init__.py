@@ -1,0 +1,1 @@
+"""Coders: pure functions between values and bytes, one coder a file."""

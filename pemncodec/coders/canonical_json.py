@@ -1,0 +1,69 @@
+"""The JSON subset of header and manifest: one byte sequence per value (spec section 3.4)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from pemncodec.errors import CorruptError, DecodeError, LimitError
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[][{}]")
+
+
+def encode_json(value: Any) -> bytes:
+    """UTF-8 without white space, keys sorted, no NaN or infinity."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode("utf-8")
+
+
+def decode_json(data: bytes, *, depth: int) -> Any:
+    """Value of canonical JSON.
+
+    Raises:
+        CorruptError: not UTF-8, not JSON, a duplicate key, or a number that is no finite one.
+        LimitError: nested deeper than `depth`.
+    """
+    _check_depth(data, depth)
+    try:
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_float=_finite,
+            parse_constant=_reject_constant,
+        )
+    except DecodeError:
+        raise
+    except RecursionError:
+        raise LimitError("limit", "JSON is nested too deeply") from None
+    except ValueError as error:
+        raise CorruptError("json", f"not the JSON that the format allows ({error})") from None
+
+
+def _check_depth(data: bytes, limit: int) -> None:
+    depth = 0
+    for match in _BRACKET.finditer(_STRING.sub(b"", data)):
+        depth += 1 if match.group() in b"[{" else -1
+        if depth > limit:
+            raise LimitError("limit", f"JSON is nested deeper than {limit}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise CorruptError("json", "duplicate key")
+    return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise CorruptError("json", f"number out of range: {text[:40]}")
+    return value
+
+
+def _reject_constant(text: str) -> Any:
+    raise CorruptError("json", f"{text} is not a JSON number")

@@ -1,0 +1,50 @@
+"""Zstandard frames (RFC 8878) whose decoded size is known before they are opened (spec section 3.3)."""
+
+from __future__ import annotations
+
+import zstandard
+
+from pemncodec.errors import CorruptError, LimitError
+
+LEVEL = 19
+
+
+def encode_zstd(data: bytes) -> bytes:
+    """One frame with its content size, without checksum (sections carry a CRC-32)."""
+    compressor = zstandard.ZstdCompressor(
+        level=LEVEL, write_content_size=True, write_checksum=False, write_dict_id=False
+    )
+    return compressor.compress(data)
+
+
+def decode_zstd(frame: bytes, *, size: int | None = None, limit: int) -> bytes:
+    """Content of one frame.
+
+    Args:
+        frame: exactly one frame.
+        size: bytes that the content must have; None takes the frame's own word for it.
+        limit: bytes that the content may have at most; checked before decompressing.
+
+    Raises:
+        CorruptError: not one frame, without content size, or of another size than `size`.
+        LimitError: the content is larger than `limit`.
+    """
+    try:
+        declared = zstandard.frame_content_size(frame)
+    except zstandard.ZstdError as error:
+        raise CorruptError("zstd", f"not a Zstandard frame ({error})") from None
+    if declared < 0:
+        raise CorruptError("zstd", "the Zstandard frame does not give its content size")
+    if size is not None and declared != size:
+        raise CorruptError("zstd", f"the frame holds {declared} bytes, expected {size}")
+    if declared > limit:
+        raise LimitError("limit", f"a frame of {declared} bytes, the limit is {limit}")
+    try:
+        content = zstandard.ZstdDecompressor().decompress(
+            frame, max_output_size=declared, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise CorruptError("zstd", f"damaged Zstandard frame ({error})") from None
+    if len(content) != declared:
+        raise CorruptError("zstd", f"the frame held {len(content)} bytes, declared {declared}")
+    return content

@@ -1,0 +1,101 @@
+"""Every error the package raises on purpose. `OSError` passes through unchanged.
+
+`DecodeError.code` is one of a closed set, listed in spec/pemn.md section 10.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ErrorCode = Literal[
+    "not-pemn",  # the signature is not that of a .pemn file
+    "version",  # a format version this reader does not know
+    "truncated",  # the file, or a part of it, ends too early
+    "trailing",  # bytes behind the end of the file, or of a part of it
+    "checksum",  # a CRC-32 does not match
+    "zstd",  # a Zstandard frame that is malformed or of another size than declared
+    "json",  # header or manifest are not the JSON subset the spec allows
+    "unknown-field",  # a required field, kind or coder this reader does not know
+    "header",  # the header breaks a rule of the spec
+    "section",  # a section's payload breaks a rule of the spec
+    "limit",  # a limit of this reader would be passed
+    "manifest-schema",  # the manifest breaks a rule of the spec
+    "manifest-name",  # a name in the manifest is not allowed
+    "manifest-class",  # a class outside the allowlist
+    "manifest-op",  # an operator outside the allowlist
+    "manifest-argument",  # an argument that its class or operator does not take
+    "manifest-tensor",  # parameters of the manifest and tensors of the file differ
+    "no-manifest",  # the file holds no architecture
+]
+
+
+class PemnError(Exception):
+    """Base of all errors of this package."""
+
+
+class EncodeError(PemnError, ValueError):
+    """What was to be encoded cannot be encoded as asked."""
+
+
+class UnsupportedModelError(EncodeError):
+    """The architecture cannot be described in a manifest."""
+
+
+class PrototypeMismatchError(EncodeError):
+    """Weights are not what the given prototype generates."""
+
+
+class DecodeError(PemnError, ValueError):
+    """A file is not a valid .pemn file.
+
+    Attributes:
+        code: the reason, one of `ErrorCode`.
+        section: index of the section concerned; None when it is the file's header.
+        offset: byte offset in the file, or in the section when there is one; None when unknown.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        section: int | None = None,
+        offset: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code: ErrorCode = code
+        self.section = section
+        self.offset = offset
+
+    def __str__(self) -> str:
+        place = [
+            f"{name} {value}"
+            for name, value in (("section", self.section), ("offset", self.offset))
+            if value is not None
+        ]
+        message = super().__str__()
+        return f"{', '.join(place)}: {message}" if place else message
+
+
+class NotPemnError(DecodeError):
+    """The data is not a .pemn file, or was damaged by a text-mode transfer."""
+
+
+class UnsupportedVersionError(DecodeError):
+    """The file needs a newer reader."""
+
+
+class TruncatedError(DecodeError, EOFError):
+    """The data ends before the file does."""
+
+
+class CorruptError(DecodeError):
+    """A checksum, length or rule of the format is violated."""
+
+
+class ManifestError(DecodeError):
+    """The architecture is missing, malformed, or not allowed."""
+
+
+class LimitError(DecodeError):
+    """Decoding would pass a limit of this reader; see `pemncodec.Limits`."""

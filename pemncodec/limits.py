@@ -1,0 +1,32 @@
+"""Upper bounds that a reader checks before it allocates (spec/pemn.md section 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a reader accepts. Raise a bound for files that you trust.
+
+    Attributes:
+        header_bytes: decompressed size of the header's JSON.
+        manifest_bytes: decompressed size of the manifest's JSON.
+        json_depth: nesting of objects and arrays in header and manifest.
+        sections: number of sections.
+        tensors: number of tensors, also of prototypes.
+        dimensions: number of dimensions of one tensor.
+        modules: number of modules in the manifest.
+        nodes: number of graph nodes in the manifest.
+        decoded_bytes: size of all tensors and prototypes of the file together, decoded.
+    """
+
+    header_bytes: int = 64 << 20
+    manifest_bytes: int = 16 << 20
+    json_depth: int = 256
+    sections: int = 1 << 20
+    tensors: int = 1 << 20
+    dimensions: int = 16
+    modules: int = 1 << 16
+    nodes: int = 1 << 18
+    decoded_bytes: int = 16 << 30
