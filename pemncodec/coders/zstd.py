@@ -1,4 +1,4 @@
-"""Zstandard frames (RFC 8878) whose decoded size is known before they are opened (spec section 3.3)."""
+"""Zstandard frames (RFC 8878), their size known before they are opened (spec section 3.3)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,84 @@
+"""Byte planes: byte j of all items together, each plane stored or compressed (spec section 7.2).
+
+The high bytes of trained tensors (sign, exponent) compress well, the low ones hardly; apart, each
+gets what suits it. Floats may be rotated left by one bit first: the sign leaves the exponent's
+byte, which then holds all of a binary32 or bfloat16 exponent and compresses better than its split.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pemncodec.coders.varint import decode_varint, encode_varint
+from pemncodec.coders.zstd import decode_zstd, encode_zstd
+from pemncodec.errors import CorruptError, TruncatedError
+
+STORED, CONSTANT, ZSTD = 0, 1, 2
+
+
+def encode_planes(items: npt.NDArray[np.unsignedinteger], *, rotate: bool) -> bytes:
+    """Unsigned items [n] of 1, 2, 4 or 8 bytes to planes, least significant first."""
+    if rotate:
+        items = _rotate(items, 1)
+    as_bytes = items.astype(items.dtype.newbyteorder("<"), copy=False).view(np.uint8)
+    planes = as_bytes.reshape(items.size, items.itemsize).T
+    return b"".join(_encode_plane(np.ascontiguousarray(plane)) for plane in planes)
+
+
+def decode_planes(
+    data: bytes, count: int, itemsize: int, *, rotate: bool
+) -> npt.NDArray[np.unsignedinteger]:
+    """Items, unsigned little-endian [count].
+
+    Raises:
+        TruncatedError: `data` is too short.
+        CorruptError: `data` is not what `encode_planes` can have written.
+    """
+    as_bytes = np.empty((count, itemsize), np.uint8)
+    position = 0
+    for plane in range(itemsize):
+        as_bytes[:, plane], position = _decode_plane(data, position, count)
+    if position != len(data):
+        raise CorruptError("trailing", f"{len(data) - position} bytes behind the last plane")
+    items: npt.NDArray[np.unsignedinteger] = as_bytes.reshape(-1).view(f"<u{itemsize}")
+    return _rotate(items, 8 * itemsize - 1) if rotate else items
+
+
+def _rotate(items: npt.NDArray[np.unsignedinteger], bits: int) -> npt.NDArray[np.unsignedinteger]:
+    dtype = items.dtype.type
+    width = 8 * items.itemsize
+    rotated: npt.NDArray[np.unsignedinteger] = np.bitwise_or(
+        items << dtype(bits), items >> dtype(width - bits)
+    )
+    return rotated
+
+
+def _encode_plane(plane: npt.NDArray[np.uint8]) -> bytes:
+    if plane.size and (plane == plane[0]).all():
+        return bytes([CONSTANT, plane[0]])
+    raw = plane.tobytes()
+    frame = encode_zstd(raw)
+    coded = encode_varint(len(frame)) + frame
+    return bytes([ZSTD]) + coded if len(coded) < len(raw) else bytes([STORED]) + raw
+
+
+def _decode_plane(data: bytes, position: int, count: int) -> tuple[npt.NDArray[np.uint8], int]:
+    if position >= len(data):
+        raise TruncatedError("truncated", "a byte plane is missing")
+    method, position = data[position], position + 1
+    if method == STORED:
+        size = count
+    elif method == CONSTANT:
+        size = 1
+    elif method == ZSTD:
+        size, position = decode_varint(data, position)
+    else:
+        raise CorruptError("unknown-field", f"unknown byte plane method {method}")
+    if size > len(data) - position:
+        raise TruncatedError("truncated", f"a byte plane of {size} bytes is cut off")
+    body, position = data[position : position + size], position + size
+    if method == CONSTANT:
+        return np.full(count, body[0], np.uint8), position
+    raw = decode_zstd(body, size=count, limit=count) if method == ZSTD else body
+    return np.frombuffer(raw, np.uint8), position

@@ -1,0 +1,174 @@
+"""Signature, header, section table, sections, checksums (spec/pemn.md sections 3 and 4).
+
+Knows nothing of what header and sections mean: bytes in, bytes out, every length checked against
+what is there before anything is read.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from pemncodec.coders.varint import decode_varint, encode_varint
+from pemncodec.coders.zstd import decode_zstd, encode_zstd
+from pemncodec.errors import (
+    CorruptError,
+    LimitError,
+    NotPemnError,
+    TruncatedError,
+    UnsupportedVersionError,
+)
+from pemncodec.limits import Limits
+
+SIGNATURE = b"\x89PMN\r\n\x1a\n"
+VERSION = (0, 1)
+
+_PREFIX = struct.Struct("<8sBBIII")  # signature, major, minor, header, frame and table bytes
+_CRC = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class SectionEntry:
+    """Where a section lies in the file, and its CRC-32."""
+
+    offset: int
+    length: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """The front of a file: all but the sections themselves.
+
+    Attributes:
+        header: the header's JSON, decompressed.
+        size: bytes of the front: signature, header, table and their checksum.
+        sections: in file order.
+    """
+
+    header: bytes
+    size: int
+    sections: tuple[SectionEntry, ...]
+
+    @property
+    def file_size(self) -> int:
+        return self.sections[-1].offset + self.sections[-1].length if self.sections else self.size
+
+
+def encode_container(header: bytes, sections: Sequence[bytes]) -> bytes:
+    """The front of a file; the sections follow it in order."""
+    frame = encode_zstd(header)
+    table = b"".join(encode_varint(len(s)) + _CRC.pack(zlib.crc32(s)) for s in sections)
+    prefix = _PREFIX.pack(SIGNATURE, *VERSION, len(header), len(frame), len(table))
+    front = prefix + frame + table
+    return front + _CRC.pack(zlib.crc32(front))
+
+
+def decode_container(stream: BinaryIO, limits: Limits) -> Container:
+    """Reads and checks the front of the file at the stream's position.
+
+    Raises:
+        NotPemnError: the signature differs.
+        UnsupportedVersionError: another major version.
+        TruncatedError, CorruptError, LimitError: as their names say.
+    """
+    prefix = stream.read(_PREFIX.size)
+    _check_signature(prefix)
+    if len(prefix) < _PREFIX.size:
+        raise TruncatedError("truncated", "the file ends within its first fields", offset=0)
+    _, major, minor, header_size, frame_size, table_size = _PREFIX.unpack(prefix)
+    if major != VERSION[0]:
+        raise UnsupportedVersionError(
+            "version",
+            f"format version {major}.{minor}, this reader knows {VERSION[0]}.x: update pemncodec",
+            offset=8,
+        )
+    # No frame of a reader's limit is longer than its content by more than a few bytes.
+    if max(header_size, frame_size - 1024) > limits.header_bytes:
+        raise LimitError(
+            "limit", f"a header of {header_size} bytes, the limit is {limits.header_bytes}"
+        )
+    if table_size > limits.sections * (10 + _CRC.size):
+        raise LimitError("limit", f"more sections than the limit of {limits.sections}")
+    rest = _read(stream, frame_size + table_size + _CRC.size, _PREFIX.size, "header")
+    front = prefix + rest[: -_CRC.size]
+    if zlib.crc32(front) != _CRC.unpack(rest[-_CRC.size :])[0]:
+        raise CorruptError("checksum", "the checksum of the header does not match", offset=0)
+    header = decode_zstd(rest[:frame_size], size=header_size, limit=limits.header_bytes)
+    size = len(prefix) + len(rest)
+    table = rest[frame_size : -_CRC.size]
+    return Container(header, size, _decode_table(table, size, limits))
+
+
+def read_section(stream: BinaryIO, entry: SectionEntry, index: int) -> bytes:
+    """One section's bytes, its checksum verified.
+
+    Raises:
+        TruncatedError: the file ends within the section.
+        CorruptError: the checksum does not match.
+    """
+    stream.seek(entry.offset)
+    data = _read(stream, entry.length, entry.offset, f"section {index}")
+    if zlib.crc32(data) != entry.crc:
+        raise CorruptError("checksum", "the checksum does not match", section=index)
+    return data
+
+
+def check_file_size(stream: BinaryIO, container: Container) -> None:
+    """Raises TruncatedError or CorruptError unless the file ends where its last section does."""
+    actual = stream.seek(0, os.SEEK_END)
+    if actual < container.file_size:
+        raise TruncatedError(
+            "truncated", f"the file has {actual} bytes, its header says {container.file_size}"
+        )
+    if actual > container.file_size:
+        raise CorruptError(
+            "trailing", f"{actual - container.file_size} bytes behind the end of the file"
+        )
+
+
+def _check_signature(prefix: bytes) -> None:
+    head = prefix[: len(SIGNATURE)]
+    if head == SIGNATURE:
+        return
+    if head and SIGNATURE.startswith(head):
+        raise TruncatedError("truncated", "the file ends within its signature", offset=0)
+    if head[1:4] == SIGNATURE[1:4]:
+        raise NotPemnError("not-pemn", "a .pemn file damaged by a text-mode transfer", offset=0)
+    raise NotPemnError("not-pemn", "not a .pemn file", offset=0)
+
+
+def _decode_table(table: bytes, front_size: int, limits: Limits) -> tuple[SectionEntry, ...]:
+    entries: list[SectionEntry] = []
+    position, offset = 0, front_size
+    while position < len(table):
+        if len(entries) == limits.sections:
+            raise LimitError("limit", f"more sections than the limit of {limits.sections}")
+        length, position = decode_varint(table, position)
+        if position + _CRC.size > len(table):
+            raise TruncatedError("truncated", "the section table is cut off")
+        (crc,) = _CRC.unpack_from(table, position)
+        position += _CRC.size
+        entries.append(SectionEntry(offset, length, crc))
+        offset += length
+    return tuple(entries)
+
+
+def _read(stream: BinaryIO, size: int, offset: int, what: str) -> bytes:
+    # In steps, so that a length that is a lie costs no more memory than the file has bytes.
+    parts, missing = [], size
+    while missing:
+        part = stream.read(min(missing, 1 << 24))
+        if not part:
+            raise TruncatedError(
+                "truncated",
+                f"the file ends within the {what}, {missing} bytes short",
+                offset=offset,
+            )
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,167 @@
+"""What a .pemn file holds, as frozen values of NumPy arrays. No torch, no bytes of the format.
+
+Tensor data travels in its *carrier* dtype: the NumPy dtype of the same item size that holds the
+tensor's bits. It is the tensor's own dtype where NumPy has it, else an unsigned integer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Distribution = Literal["uniform", "signed-constant", "normal"]
+Array = npt.NDArray[Any]
+
+CARRIERS: MappingProxyType[str, np.dtype[Any]] = MappingProxyType(
+    {
+        name: np.dtype(carrier)
+        for name, carrier in {
+            "bool": "|u1",
+            "uint8": "|u1",
+            "int8": "|i1",
+            "uint16": "<u2",
+            "int16": "<i2",
+            "uint32": "<u4",
+            "int32": "<i4",
+            "uint64": "<u8",
+            "int64": "<i8",
+            "float16": "<f2",
+            "bfloat16": "<u2",
+            "float32": "<f4",
+            "float64": "<f8",
+            "complex32": "<u4",
+            "complex64": "<c8",
+            "complex128": "<c16",
+            "float8_e4m3fn": "|u1",
+            "float8_e4m3fnuz": "|u1",
+            "float8_e5m2": "|u1",
+            "float8_e5m2fnuz": "|u1",
+            "float8_e8m0fnu": "|u1",
+            "float4_e2m1fn_x2": "|u1",
+        }.items()
+    }
+)
+"""dtype name (torch's own) → carrier dtype, little-endian. bool is one byte, 0 or 1."""
+
+WEIGHT_DTYPES = ("float32", "float64", "float16", "bfloat16")
+"""dtypes that a masked tensor may have."""
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """Number of elements of a tensor of that shape; 1 for a 0-d one."""
+    return math.prod(shape)
+
+
+def bits_of(values: Array) -> Array:
+    """The same memory as unsigned integers, so that −0.0 and NaN payloads compare exactly.
+
+    Items of 16 bytes become two integers in a last dimension of their own.
+    """
+    if values.dtype.itemsize == 16:
+        return values.view(np.dtype("<u8")).reshape(*values.shape, 2)
+    return values.view(np.dtype(f"<u{values.dtype.itemsize}"))
+
+
+@dataclass(frozen=True, slots=True)
+class SeededPrototype:
+    """Values that the portable generator makes (spec section 5).
+
+    Attributes:
+        distribution: which values the generator's words become.
+        seed: 64-bit key of the generator.
+        length: number of values.
+        stream: upper half of the counter; prototypes of one seed differ in it.
+    """
+
+    distribution: Distribution
+    seed: int
+    length: int
+    stream: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredPrototype:
+    """Values that the file carries.
+
+    Attributes:
+        values: [length], carrier dtype of `dtype`; +0.0 where no mask uses a value.
+        dtype: name of the dtype.
+    """
+
+    values: Array
+    dtype: str
+
+    @property
+    def length(self) -> int:
+        return self.values.size
+
+
+Prototype = SeededPrototype | StoredPrototype
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """How a layer takes its values: value i is `prototype[(offset + i) % length] * scale`.
+
+    Covers One-layer (length = the layer's size), max-layer padding (length = the largest layer's
+    size) and random-vector padding (length = the random vector's), all at offset 0.
+    """
+
+    prototype: int
+    offset: int = 0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskedTensor:
+    """A frozen weight and which of its values are used.
+
+    Attributes:
+        mask: bool [*shape]; False is an effective weight of +0.0.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    fill: Fill
+    mask: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseTensor:
+    """A trained tensor, kept as it is.
+
+    Attributes:
+        data: [*shape], carrier dtype of `dtype`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: Array
+
+
+@dataclass(frozen=True, slots=True)
+class AliasTensor:
+    """A second name of an earlier tensor (tied weights)."""
+
+    name: str
+    target: str
+
+
+Tensor = MaskedTensor | DenseTensor | AliasTensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contents:
+    """Everything in one file; `tensors` in `state_dict` order."""
+
+    prototypes: tuple[Prototype, ...]
+    tensors: tuple[Tensor, ...]
+    manifest: dict[str, Any] | None = None
+    metadata: dict[str, str] = field(default_factory=dict)

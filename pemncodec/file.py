@@ -1,0 +1,356 @@
+"""Reading a .pemn file, with random access to what it holds (spec/pemn.md sections 2 to 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+from bitarray import bitarray
+
+from pemncodec import dense, masks
+from pemncodec.coders.packed import unpack
+from pemncodec.container import (
+    VERSION,
+    check_file_size,
+    decode_container,
+    read_section,
+)
+from pemncodec.contents import (
+    CARRIERS,
+    Array,
+    SeededPrototype,
+    numel,
+)
+from pemncodec.errors import DecodeError
+from pemncodec.header import (
+    AliasRow,
+    ConstantRow,
+    DenseRow,
+    Header,
+    MaskedRow,
+    PrototypeRow,
+    StoredRow,
+    TensorRow,
+    decode_header,
+)
+from pemncodec.info import FileInfo, TensorInfo, share_bytes
+from pemncodec.limits import Limits
+from pemncodec.manifest import decode_manifest
+from pemncodec.prototype import fill_masked, prototype_values, scale_values, used_values
+
+Path_ = str | os.PathLike[str]
+
+
+class PemnFile:
+    """An open file. Decodes what is asked for, and keeps prototypes and small groups.
+
+    Opening checks signature, header and the file's size; every section is checked when it is
+    first touched. Not safe for use by several threads at once.
+    """
+
+    def __init__(self, source: Path_ | BinaryIO, limits: Limits | None = None) -> None:
+        """Opens a path, or a binary file object, which stays the caller's to close.
+
+        Raises:
+            DecodeError: not a file that this reader can read.
+            OSError: from the file system.
+        """
+        self._limits = limits or Limits()
+        self._owned = isinstance(source, str | os.PathLike)
+        self._stream: BinaryIO = (
+            Path(source).open("rb") if isinstance(source, str | os.PathLike) else _seekable(source)  # noqa: SIM115 closed by close()
+        )
+        try:
+            container = decode_container(self._stream, self._limits)
+            check_file_size(self._stream, container)
+            self._container = container
+            self._header = decode_header(container.header, len(container.sections), self._limits)
+            self._groups = self._group_bounds()
+        except BaseException:
+            self.close()
+            raise
+        self._rows = {row.name: row for row in self._header.tensors}
+        self._group_items: dict[int, Array] = {}
+        self._prototypes: dict[int, Array] = {}
+        self._manifest: dict[str, Any] | None = None
+
+    def close(self) -> None:
+        if self._owned:
+            self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the encoder's caller wanted to be kept, text to text."""
+        return dict(self._header.metadata)
+
+    @property
+    def header(self) -> Header:
+        """The rows of the file's header."""
+        return self._header
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Names of tied tensors to the name of the tensor that they share."""
+        return {row.name: row.target for row in self._header.tensors if isinstance(row, AliasRow)}
+
+    def keys(self) -> list[str]:
+        """Names of all tensors in `state_dict` order, aliases included."""
+        return [row.name for row in self._header.tensors]
+
+    def masked_keys(self) -> list[str]:
+        """Names of the masked tensors."""
+        return [row.name for row in self._header.tensors if isinstance(row, MaskedRow)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; KeyError when there is none of that name."""
+        return self._placed_row(name).shape
+
+    def dtype(self, name: str) -> str:
+        """Name of a tensor's dtype, as torch calls it; KeyError when there is none."""
+        return self._placed_row(name).dtype
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """The architecture, validated; None in a file without one."""
+        if self._manifest is None and "manifest" in self._header.sections:
+            index = self._header.sections.index("manifest")
+            with _in_section(index):
+                self._manifest = decode_manifest(self._section(index), self._limits)
+        return self._manifest
+
+    def packed_mask(self, name: str) -> npt.NDArray[np.uint8]:
+        """A mask as packed bits, uint8 [ceil(n / 8)], weight i in bit i % 8 of byte i // 8."""
+        row = self._masked_row(name)
+        with _in_section(row.section):
+            return masks.decode_mask(self._section(row.section), numel(row.shape))
+
+    def mask(self, name: str) -> npt.NDArray[np.bool_]:
+        """A mask as bool [*shape]; KeyError when no masked tensor has that name."""
+        row = self._masked_row(name)
+        return unpack(self.packed_mask(name), numel(row.shape)).reshape(row.shape)
+
+    def mask_bits(self, name: str) -> bitarray:
+        """A mask as a bitarray of n bits in C order."""
+        bits = bitarray(buffer=self.packed_mask(name), endian="little").copy()
+        del bits[numel(self._masked_row(name).shape) :]
+        return bits
+
+    def tensor(self, name: str) -> Array:
+        """A tensor's values, masks applied, [*shape], in the carrier dtype of its dtype."""
+        row = self._placed_row(name)
+        carrier = CARRIERS[row.dtype]
+        if isinstance(row, ConstantRow):
+            return np.full(row.shape, np.frombuffer(row.value or bytes(carrier.itemsize), carrier))
+        if isinstance(row, DenseRow):
+            start = self._groups[row.section][1][row.name]
+            items = self._dense_items(row.section)[start : start + numel(row.shape)]
+            return items.reshape(row.shape)
+        return fill_masked(
+            self._filled_values(row), row.fill.offset, self.packed_mask(row.name), row.shape
+        )
+
+    def verify(self) -> None:
+        """Decodes everything once.
+
+        Raises:
+            DecodeError: the first rule of the format that is found broken.
+        """
+        _ = self.manifest
+        for name in self.keys():
+            self.tensor(name)
+        # Sections that no tensor's values depend on: prototypes without a user.
+        for index in range(len(self._header.prototypes)):
+            if isinstance(self._header.prototypes[index], StoredRow):
+                self.prototype(index)
+
+    def prototype(self, index: int) -> Array:
+        """A prototype's values [length]; +0.0 where no mask uses one that is stored by use."""
+        if index not in self._prototypes:
+            row = self._header.prototypes[index]
+            if isinstance(row, StoredRow):
+                values = self._stored_values(row, index)
+            else:
+                values = prototype_values(row)
+            self._prototypes[index] = values
+        return self._prototypes[index]
+
+    def info(self) -> FileInfo:
+        """Bytes of every part and tensor; decodes the masks to count their ones."""
+        by_kind = dict.fromkeys(("manifest", "prototype", "dense", "mask"), 0)
+        for kind, entry in zip(self._header.sections, self._container.sections, strict=True):
+            by_kind[kind] += entry.length
+        tensors = [self._tensor_info(row) for row in self._header.tensors]
+        masked = [t for t in tensors if t.kind == "masked"]
+        weights = sum(numel(t.shape) for t in masked)
+        return FileInfo(
+            file_bytes=self._container.file_size,
+            header_bytes=self._container.size,
+            manifest_bytes=by_kind["manifest"],
+            prototype_bytes=by_kind["prototype"],
+            dense_bytes=by_kind["dense"],
+            mask_bytes=by_kind["mask"],
+            order0_bytes=sum(t.order0_bytes or 0.0 for t in masked),
+            masked_weights=weights,
+            bits_per_weight=8 * by_kind["mask"] / weights if weights else None,
+            dense_model_bytes=sum(
+                numel(t.shape) * CARRIERS[t.dtype].itemsize for t in tensors if t.kind != "alias"
+            ),
+            format_version=f"{VERSION[0]}.{VERSION[1]}",
+            prototypes=tuple(_describe_prototype(row) for row in self._header.prototypes),
+            metadata=self.metadata,
+            tensors=tuple(tensors),
+        )
+
+    # ------------------------------------------------------------------------------ inside
+
+    def _section(self, index: int) -> bytes:
+        return read_section(self._stream, self._container.sections[index], index)
+
+    def _placed_row(self, name: str) -> MaskedRow | DenseRow | ConstantRow:
+        row = self._rows[name]
+        while isinstance(row, AliasRow):
+            row = self._rows[row.target]
+        return row
+
+    def _masked_row(self, name: str) -> MaskedRow:
+        row = self._placed_row(name)
+        if not isinstance(row, MaskedRow):
+            raise KeyError(f"{name} is not a masked tensor")
+        return row
+
+    def _group_bounds(self) -> dict[int, tuple[int, dict[str, int]]]:
+        """Dense section → its number of items, and where each of its tensors starts."""
+        groups: dict[int, tuple[int, dict[str, int]]] = {}
+        for row in self._header.tensors:
+            if isinstance(row, DenseRow):
+                count, starts = groups.get(row.section, (0, {}))
+                starts[row.name] = count
+                groups[row.section] = count + numel(row.shape), starts
+        return groups
+
+    def _dense_items(self, section: int) -> Array:
+        if section in self._group_items:
+            return self._group_items[section]
+        count, starts = self._groups[section]
+        dtype = self._placed_row(next(iter(starts))).dtype
+        with _in_section(section):
+            items = dense.decode_dense(self._section(section), count, dtype)
+        if len(starts) > 1:
+            self._group_items[section] = items
+        return items
+
+    def _stored_values(self, row: StoredRow, index: int) -> Array:
+        count = row.length
+        if row.used == "masks":
+            users = [
+                (tensor.fill.offset, self.mask(tensor.name).reshape(-1))
+                for tensor in self._header.tensors
+                if isinstance(tensor, MaskedRow) and tensor.fill.prototype == index
+            ]
+            used = used_values(row.length, users)
+            count = int(np.count_nonzero(used))
+        with _in_section(row.section):
+            kept = dense.decode_dense(self._section(row.section), count, row.dtype)
+        if row.used == "all":
+            return kept
+        values = np.zeros(row.length, kept.dtype)
+        values[used] = kept
+        return values
+
+    def _filled_values(self, row: MaskedRow) -> Array:
+        source = self._header.prototypes[row.fill.prototype]
+        dtype = source.dtype if isinstance(source, StoredRow) else "float32"
+        return scale_values(self.prototype(row.fill.prototype), dtype, row.fill.scale, row.dtype)
+
+    def _tensor_info(self, row: TensorRow) -> TensorInfo:
+        if isinstance(row, AliasRow):
+            target = self._placed_row(row.name)
+            return TensorInfo(row.name, target.shape, target.dtype, "alias", None, None, 0, None)
+        if isinstance(row, ConstantRow):
+            return TensorInfo(row.name, row.shape, row.dtype, "constant", None, None, 0, None)
+        size = self._container.sections[row.section].length
+        if isinstance(row, MaskedRow):
+            count = numel(row.shape)
+            ones = int(np.bitwise_count(self.packed_mask(row.name)).sum(dtype=np.int64))
+            return TensorInfo(
+                row.name,
+                row.shape,
+                row.dtype,
+                "masked",
+                ones / count if count else 0.0,
+                masks.CODER_NAMES[masks.mask_coder(self._section(row.section))],
+                size,
+                masks.order0_bits(ones, count) / 8,
+            )
+        starts = self._groups[row.section][1]
+        shares = share_bytes(size, [numel(self._placed_row(name).shape) for name in starts])
+        return TensorInfo(
+            row.name,
+            row.shape,
+            row.dtype,
+            "dense",
+            None,
+            dense.CODER_NAMES[dense.dense_coder(self._section(row.section))],
+            shares[list(starts).index(row.name)],
+            None,
+        )
+
+
+def open_file(source: Path_ | BinaryIO, *, limits: Limits | None = None) -> PemnFile:
+    """Opens a .pemn file for reading, without torch.
+
+    Args:
+        source: a path, or a binary file object.
+        limits: bounds on what the file may decode to.
+
+    Raises:
+        DecodeError: not a file that this reader can read.
+        OSError: from the file system.
+    """
+    return PemnFile(source, limits)
+
+
+def _seekable(stream: BinaryIO) -> BinaryIO:
+    """The stream itself, or, from a pipe, all of it in memory."""
+    if stream.seekable():
+        return stream
+    return io.BytesIO(stream.read())
+
+
+@contextlib.contextmanager
+def _in_section(index: int) -> Iterator[None]:
+    """Adds the section to errors that coders raise, which know only their own bytes."""
+    try:
+        yield
+    except DecodeError as error:
+        if error.section is None:
+            error.section = index
+        raise
+
+
+def _describe_prototype(row: PrototypeRow) -> str:
+    if isinstance(row, SeededPrototype):
+        return (
+            f"seeded: {row.length:,} values, {row.distribution}, "
+            f"seed {row.seed}, stream {row.stream}"
+        )
+    stored = "all of them stored" if row.used == "all" else "those stored that a mask uses"
+    return f"stored: {row.length:,} values, {row.dtype}, {stored}"

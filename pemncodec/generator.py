@@ -1,0 +1,66 @@
+"""Seed to values, the same bits on every machine (spec/pemn.md section 5).
+
+A word of Philox4x32-10 depends on seed, stream and its own index alone, so any slice can be made
+without what is before it. Words become values without libm: by integer arithmetic or by a table.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from pemncodec import kernels
+from pemncodec.contents import Distribution
+
+DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
+
+
+def generate(
+    distribution: Distribution, seed: int, start: int, stop: int, *, stream: int = 0
+) -> npt.NDArray[np.float32]:
+    """Values `start` to `stop` of a stream.
+
+    Args:
+        distribution: "uniform" in (−1, 1), "signed-constant" ±1, "normal" with variance about 1.
+        seed: 64-bit key.
+        start: index of the first value.
+        stop: index behind the last value, at most 2^64.
+        stream: 64-bit upper half of the counter.
+
+    Returns:
+        float32 [stop - start].
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    if not 0 <= start <= stop <= 1 << 64:
+        raise ValueError(f"not a slice of a stream: {start}:{stop}")
+    words = np.empty(stop - start, np.uint32)
+    kernels.philox4x32(words, seed, stream, start)
+    if distribution == "uniform":
+        return _uniform(words)
+    if distribution == "signed-constant":
+        ones: npt.NDArray[np.float32] = ((words & 0x80000000) | 0x3F800000).view(np.float32)
+        return ones
+    if distribution == "normal":
+        return normal_quantiles()[words >> 20]
+    raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
+
+
+def _uniform(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+    # 24 bits u become the odd number 2u + 1 − 2^24, exact in binary32: symmetric and never zero.
+    odd = ((words >> 8) << 1).view(np.int32) + np.int32(1 - (1 << 24))
+    return odd.astype(np.float32) * np.float32(2.0**-24)
+
+
+@cache
+def normal_quantiles() -> npt.NDArray[np.float32]:
+    """float32 [4096]: entry i is the binary32 number nearest to Φ⁻¹((i + ½) / 4096)."""
+    upper = np.frombuffer((files("pemncodec") / "normal_quantiles.bin").read_bytes(), "<f4")
+    table = np.concatenate([-upper[::-1], upper]).astype(np.float32)
+    table.flags.writeable = False
+    return table

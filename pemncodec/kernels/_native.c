@@ -1,0 +1,441 @@
+/* Inner loops of pemncodec. numpy_twin.py documents them and has the same results and errors.
+ *
+ * The GIL is released around every loop, so another thread may change a caller's buffer meanwhile:
+ * what bounds a memory access is copied before it is checked. Buffers may be unaligned and may
+ * overlap, so they are accessed as bytes or through memcpy only. Numbers in coded data are put
+ * together from bytes; frequencies and generated words are in native byte order.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+/* ---- Arguments: converters for PyArg_ParseTupleAndKeywords ---- */
+
+static int refuse(const char *message)
+{
+    PyErr_SetString(PyExc_ValueError, message);
+    return 0;
+}
+
+static int get_buffer(PyObject *object, Py_buffer *view, int flags)
+{
+    if (PyObject_GetBuffer(object, view, flags) == 0)
+        return 1;
+    view->obj = NULL;
+    /* Exporters disagree about the exception for a buffer that is read-only or not contiguous. */
+    if (!PyErr_ExceptionMatches(PyExc_BufferError) && !PyErr_ExceptionMatches(PyExc_ValueError))
+        return 0;
+    PyErr_Clear();
+    return refuse("buffer");
+}
+
+static int readable(PyObject *object, void *to) { return get_buffer(object, to, PyBUF_SIMPLE); }
+static int writable(PyObject *object, void *to) { return get_buffer(object, to, PyBUF_WRITABLE); }
+
+typedef struct {
+    const char *name;
+    uint64_t least, most, value;
+} Integer;
+
+static int integer(PyObject *object, void *argument)
+{
+    Integer *to = argument;
+    PyObject *index = PyNumber_Index(object);
+    if (index == NULL)
+        return 0;
+    to->value = PyLong_AsUnsignedLongLong(index);
+    Py_DECREF(index);
+    if (PyErr_Occurred() ? PyErr_ExceptionMatches(PyExc_OverflowError)
+                         : to->value < to->least || to->value > to->most) {
+        PyErr_Clear();
+        return refuse(to->name);
+    }
+    return !PyErr_Occurred();
+}
+
+static PyObject *outcome(const char *error) /* when "" an exception is already set */
+{
+    if (error == NULL)
+        return Py_NewRef(Py_None);
+    if (*error != '\0')
+        refuse(error);
+    return NULL;
+}
+
+/* ---- Philox4x32-10 (section 5) ---- */
+
+enum { BLOCKS = 64 }; /* below 32, gcc unrolls the loops over blocks instead of vectorising them */
+
+static void philox_blocks(uint32_t *words, uint64_t block, uint64_t stream, uint64_t seed)
+{
+    uint32_t c0[BLOCKS], c1[BLOCKS], c2[BLOCKS], c3[BLOCKS];
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (unsigned b = 0; b < BLOCKS; b++) {
+        c0[b] = (uint32_t)(block + b);
+        c1[b] = (uint32_t)((block + b) >> 32);
+        c2[b] = (uint32_t)stream;
+        c3[b] = (uint32_t)(stream >> 32);
+    }
+    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+        for (int b = 0; b < BLOCKS; b++) {
+            uint64_t p0 = (uint64_t)c0[b] * 0xD2511F53u, p1 = (uint64_t)c2[b] * 0xCD9E8D57u;
+            c0[b] = (uint32_t)(p1 >> 32) ^ c1[b] ^ k0;
+            c2[b] = (uint32_t)(p0 >> 32) ^ c3[b] ^ k1;
+            c1[b] = (uint32_t)p1;
+            c3[b] = (uint32_t)p0;
+        }
+    }
+    for (int b = 0; b < BLOCKS; b++, words += 4)
+        words[0] = c0[b], words[1] = c1[b], words[2] = c2[b], words[3] = c3[b];
+}
+
+static PyObject *philox4x32(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"out", "seed", "stream", "start", NULL};
+    Integer seed = {"seed", 0, UINT64_MAX, 0}, stream = {"stream", 0, UINT64_MAX, 0};
+    Integer start = {"start", 0, UINT64_MAX, 0};
+    Py_buffer view = {0};
+    const char *error = "";
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&:philox4x32", names, writable, &view,
+                                    integer, &seed, integer, &stream, integer, &start)) {
+        size_t count = (size_t)view.len / 4, skip = (size_t)(start.value % 4), taken;
+        error = view.len % 4 != 0 ? "out"
+                : count > 0 && count - 1 > UINT64_MAX - start.value ? "start" : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        unsigned char *out = view.buf;
+        uint64_t block = start.value / 4;
+        for (; error == NULL && count > 0; count -= taken, block += BLOCKS, skip = 0) {
+            uint32_t words[4 * BLOCKS];
+            taken = smaller(4 * BLOCKS - skip, count);
+            philox_blocks(words, block, stream.value, seed.value);
+            memcpy(out, words + skip, 4 * taken);
+            out += 4 * taken;
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&view);
+    return outcome(error);
+}
+
+/* ---- rANS (section 6) ---- */
+
+enum { SCALE_BITS = 15, SCALE = 1 << SCALE_BITS, LOWEST = 1 << 16, MAX_LANES = 64 };
+
+static int frequencies256(PyObject *object, void *copy)
+{
+    Py_buffer view;
+    uint64_t sum = 0;
+    if (!readable(object, &view))
+        return 0;
+    int fits = view.len == 256 * sizeof(uint32_t);
+    if (fits)
+        memcpy(copy, view.buf, 256 * sizeof(uint32_t));
+    PyBuffer_Release(&view);
+    for (int s = 0; fits && s < 256; s++)
+        sum += ((uint32_t *)copy)[s];
+    return sum == SCALE ? 1 : refuse("frequencies");
+}
+
+/* reciprocal = ceil(2^47 / f) makes (x * reciprocal) >> 47 == x / f for every x < f << 17: with
+ * e = reciprocal * f - 2^47 < f <= 2^15, x e < 2^47; and x * reciprocal < 2^64 since e f < 2^30. */
+enum { RECIPROCAL_BITS = 47 };
+
+typedef struct {
+    uint64_t reciprocal;
+    uint32_t frequency, cumulative;
+} Range;
+
+#define UNUSED 0x80000000u /* in `cumulative`: the symbol has no frequency */
+
+/* Always stores a word below `end`, and keeps it if the state has to shrink. */
+static inline uint32_t encode_symbol(uint32_t x, const Range *range, unsigned char **end)
+{
+    uint32_t shrink = (x >> (32 - SCALE_BITS)) >= range->frequency;
+    (*end)[-2] = (unsigned char)x;
+    (*end)[-1] = (unsigned char)(x >> 8);
+    *end -= 2 * shrink;
+    x >>= 16 * shrink;
+    uint32_t quotient = (uint32_t)((x * range->reciprocal) >> RECIPROCAL_BITS);
+    return x + quotient * (SCALE - range->frequency) + range->cumulative;
+}
+
+#define ENCODE(state) \
+    range = &ranges[symbols[--count]], seen |= range->cumulative, \
+    state = encode_symbol(state, range, &end)
+
+/* Writes the coded data up to `end`, where there are 4 * lanes + 2 * count bytes. Returns its
+ * start, or NULL if a symbol has no frequency. */
+static unsigned char *encode(const unsigned char *symbols, size_t count,
+                             const uint32_t *frequencies, size_t lanes, unsigned char *end)
+{
+    Range ranges[256], *range;
+    uint32_t x[MAX_LANES], cumulative = 0, seen = 0;
+    for (int s = 0; s < 256; cumulative += frequencies[s++]) {
+        uint32_t f = frequencies[s];
+        uint64_t reciprocal = f ? ((UINT64_C(1) << RECIPROCAL_BITS) + f - 1) / f : 0;
+        ranges[s] = (Range){reciprocal, f, f ? cumulative : UNUSED};
+    }
+    for (size_t lane = 0; lane < MAX_LANES; lane++)
+        x[lane] = LOWEST;
+    while (count % lanes != 0) {
+        uint32_t *state = &x[(count - 1) % lanes];
+        ENCODE(*state);
+    }
+    uint32_t x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5], x6 = x[6], x7 = x[7];
+    while (lanes == 1 && count > 0)
+        ENCODE(x0);
+    while (lanes == 8 && count > 0) {
+        ENCODE(x7), ENCODE(x6), ENCODE(x5), ENCODE(x4);
+        ENCODE(x3), ENCODE(x2), ENCODE(x1), ENCODE(x0);
+    }
+    x[0] = x0, x[1] = x1, x[2] = x2, x[3] = x3, x[4] = x4, x[5] = x5, x[6] = x6, x[7] = x7;
+    while (count > 0)
+        for (size_t lane = lanes; lane-- > 0;)
+            ENCODE(x[lane]);
+    end -= 4 * lanes;
+    for (size_t i = 0; i < 4 * lanes; i++)
+        end[i] = (unsigned char)(x[i / 4] >> (8 * (i % 4)));
+    return seen & UNUSED ? NULL : end;
+}
+
+static PyObject *rans_encode(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"symbols", "frequencies", "lanes", NULL};
+    PyObject *result = NULL;
+    Py_buffer view = {0};
+    Integer lanes = {"lanes", 1, MAX_LANES, 0};
+    uint32_t frequencies[256];
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&:rans_encode", names, readable, &view,
+                                    frequencies256, frequencies, integer, &lanes)) {
+        size_t count = (size_t)view.len, size = 4 * (size_t)lanes.value + 2 * count;
+        unsigned char *buffer = NULL, *start;
+        if (count <= (PY_SSIZE_T_MAX - 4 * MAX_LANES) / 2)
+            buffer = PyMem_Malloc(size);
+        if (buffer != NULL) {
+            Py_BEGIN_ALLOW_THREADS
+            start = encode(view.buf, count, frequencies, (size_t)lanes.value, buffer + size);
+            Py_END_ALLOW_THREADS
+            if (start != NULL)
+                result = PyBytes_FromStringAndSize((char *)start, buffer + size - start);
+            else
+                refuse("symbol without frequency");
+            PyMem_Free(buffer);
+        } else
+            PyErr_NoMemory();
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
+typedef struct {
+    unsigned char symbol[SCALE]; /* of a slot */
+    uint32_t range[256];         /* of a symbol: cumulative << 16 | frequency */
+} Tables;
+
+typedef struct {
+    const unsigned char *words;
+    unsigned char *out;
+    size_t count; /* of symbols to decode */
+} Cursor;
+
+/* Reads a word even if it is not needed: a branch would be mispredicted too often. */
+static inline uint32_t decode_symbol(uint32_t x, const Tables *tables, Cursor *at)
+{
+    uint32_t slot = x & (SCALE - 1), symbol = tables->symbol[slot], range = tables->range[symbol];
+    uint32_t word = at->words[0] | (uint32_t)at->words[1] << 8;
+    x = (range & 0xFFFF) * (x >> SCALE_BITS) + slot - (range >> 16);
+    uint32_t grow = x < LOWEST;
+    *at->out++ = (unsigned char)symbol;
+    at->words += 2 * grow;
+    return x << (16 * grow) | (word & (0 - grow));
+}
+
+#define DECODE(state) state = decode_symbol(state, tables, &at)
+
+/* Decodes rows of one symbol per lane as long as the words are not read beyond `last`. */
+static Cursor decode_rows(Cursor at, const unsigned char *last, const Tables *tables, uint32_t *x,
+                          size_t lanes)
+{
+    uint32_t x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5], x6 = x[6], x7 = x[7];
+    for (; lanes == 1 && at.count > 0 && at.words <= last; at.count--)
+        DECODE(x0);
+    for (; lanes == 8 && at.count >= 8 && at.words <= last; at.count -= 8) {
+        DECODE(x0), DECODE(x1), DECODE(x2), DECODE(x3);
+        DECODE(x4), DECODE(x5), DECODE(x6), DECODE(x7);
+    }
+    x[0] = x0, x[1] = x1, x[2] = x2, x[3] = x3, x[4] = x4, x[5] = x5, x[6] = x6, x[7] = x7;
+    for (; at.count >= lanes && at.words <= last; at.count -= lanes)
+        for (size_t lane = 0; lane < lanes; lane++)
+            DECODE(x[lane]);
+    return at;
+}
+
+/* Returns the error, or NULL. */
+static const char *decode(const unsigned char *data, size_t size, const uint32_t *frequencies,
+                          size_t lanes, unsigned char *out, size_t count)
+{
+    Tables storage, *tables = &storage;
+    uint32_t x[MAX_LANES] = {0}, cumulative = 0;
+    unsigned char tail[4 * MAX_LANES] = {0};
+    if (size < 4 * lanes)
+        return "too short";
+    if (size % 2 != 0)
+        return "odd length";
+    for (size_t i = 0; i < 4 * lanes; i++)
+        x[i / 4] |= (uint32_t)data[i] << (8 * (i % 4));
+    for (size_t lane = 0; lane < lanes; lane++)
+        if (x[lane] < LOWEST)
+            return "initial state out of range";
+    for (int s = 0; s < 256; cumulative += frequencies[s++]) {
+        memset(tables->symbol + cumulative, s, frequencies[s]);
+        tables->range[s] = cumulative << 16 | frequencies[s];
+    }
+    /* A row reads up to 2 * lanes bytes; where fewer are left, it reads from a padded copy. */
+    Cursor at = {data + 4 * lanes, out, count};
+    at = decode_rows(at, data + size - 2 * lanes, tables, x, lanes);
+    size_t left = (size_t)(data + size - at.words), copied = smaller(left, 2 * lanes);
+    memcpy(tail, at.words, copied);
+    at.words = tail;
+    at = decode_rows(at, tail + copied, tables, x, lanes);
+    for (size_t lane = 0; at.count < lanes && lane < at.count; lane++)
+        DECODE(x[lane]);
+    size_t used = (size_t)(at.words - tail);
+    if (used != left)
+        return used > left ? "too short" : "words left over";
+    for (size_t lane = 0; lane < lanes; lane++)
+        if (x[lane] != LOWEST)
+            return "final state";
+    return NULL;
+}
+
+static PyObject *rans_decode(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"data", "frequencies", "lanes", "out", NULL};
+    Py_buffer data = {0}, out = {0};
+    Integer lanes = {"lanes", 1, MAX_LANES, 0};
+    uint32_t frequencies[256];
+    const char *error = "";
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&:rans_decode", names, readable, &data,
+                                    frequencies256, frequencies, integer, &lanes, writable, &out)) {
+        Py_BEGIN_ALLOW_THREADS
+        error = decode(data.buf, (size_t)data.len, frequencies, (size_t)lanes.value, out.buf,
+                       (size_t)out.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&out);
+    return outcome(error);
+}
+
+/* ---- Values under a mask ---- */
+
+typedef void Masker(unsigned char *out, const unsigned char *values, const unsigned char *mask,
+                    size_t groups);
+
+/* Copies groups of 8 items, each of PARTS words, with zeros where the mask's bit is 0. */
+#define MASKER(NAME, WORD, PARTS) \
+    static void NAME(unsigned char *out, const unsigned char *values, const unsigned char *mask, \
+                     size_t groups) \
+    { \
+        WORD words[8 * PARTS]; \
+        for (; groups > 0; groups--, mask++, out += sizeof words, values += sizeof words) { \
+            memcpy(words, values, sizeof words); \
+            for (int i = 0; i < 8 * PARTS; i++) \
+                words[i] &= (WORD)(0 - (WORD)((*mask & (1 << (i / PARTS))) != 0)); \
+            memcpy(out, words, sizeof words); \
+        } \
+    }
+MASKER(mask_1, uint8_t, 1)
+MASKER(mask_2, uint16_t, 1)
+MASKER(mask_4, uint32_t, 1)
+MASKER(mask_8, uint64_t, 1)
+MASKER(mask_16, uint64_t, 2)
+
+static void expand_items(unsigned char *out, size_t count, const unsigned char *values,
+                         size_t period, size_t offset, size_t itemsize, const unsigned char *mask,
+                         Masker *masker)
+{
+    unsigned char tile[1 << 14], group[8 * 16] = {0};
+    size_t filled = period * itemsize, taken;
+    if (filled <= sizeof tile / 2) { /* repeated, so that runs without a wrap are long */
+        memcpy(tile, values, filled);
+        for (size_t full = sizeof tile / filled * filled; filled < full; filled += taken) {
+            taken = smaller(filled, full - filled);
+            memcpy(tile + filled, tile, taken);
+        }
+        values = tile;
+        period = filled / itemsize;
+    }
+    for (; count > 0; count -= taken, out += taken * itemsize) {
+        size_t groups = smaller(count, period - offset) / 8;
+        taken = groups > 0 ? 8 * groups : smaller(count, 8);
+        if (groups > 0) {
+            masker(out, values + offset * itemsize, mask, groups);
+            offset = (offset + taken) % period;
+            mask += groups;
+        } else { /* 8 items that wrap, or fewer at the end */
+            for (size_t i = 0; i < taken; i++, offset = (offset + 1) % period)
+                memcpy(group + i * itemsize, values + offset * itemsize, itemsize);
+            masker(group, group, mask++, 1);
+            memcpy(out, group, taken * itemsize);
+        }
+    }
+}
+
+static PyObject *expand(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"values", "itemsize", "offset", "mask", "out", NULL};
+    Py_buffer values = {0}, mask = {0}, out = {0};
+    Integer size = {"itemsize", 1, 16, 0}, offset = {"offset", 0, UINT64_MAX, 0};
+    const char *error = "";
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&:expand", names, readable, &values,
+                                    integer, &size, integer, &offset, readable, &mask,
+                                    writable, &out)) {
+        size_t item = (size_t)size.value, count = (size_t)out.len / item;
+        size_t bytes = (size_t)values.len;
+        Masker *masker = item == 1 ? mask_1 : item == 2 ? mask_2 : item == 4 ? mask_4
+                         : item == 8 ? mask_8 : item == 16 ? mask_16 : NULL;
+        error = masker == NULL ? "itemsize"
+                : bytes == 0 || bytes % item != 0 ? "values"
+                : offset.value >= bytes / item ? "offset"
+                : (size_t)out.len % item != 0 ? "out"
+                : (size_t)mask.len != (count + 7) / 8 ? "mask" : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        if (error == NULL)
+            expand_items(out.buf, count, values.buf, bytes / item, (size_t)offset.value, item,
+                         mask.buf, masker);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&mask);
+    PyBuffer_Release(&out);
+    return outcome(error);
+}
+
+#define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_VARARGS | METH_KEYWORDS, NULL}
+
+static PyMethodDef methods[] = {
+    METHOD(philox4x32), METHOD(rans_encode), METHOD(rans_decode), METHOD(expand), {0},
+};
+
+static PyModuleDef_Slot slots[] = {
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_native",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }

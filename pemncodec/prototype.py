@@ -1,0 +1,289 @@
+"""Prototype + fill → a layer's values; and back: the prototypes behind given weights.
+
+Filling is spec/pemn.md section 5.3. Recovery is the encoder's own business: it looks for the
+shortest prototypes that reproduce every *used* weight bit for bit. A masked-out weight is unknown
+to it, whether the model still carries its value or was baked (multiplied by its mask).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pemncodec import kernels
+from pemncodec.contents import (
+    CARRIERS,
+    Array,
+    Fill,
+    Prototype,
+    SeededPrototype,
+    StoredPrototype,
+    bits_of,
+)
+from pemncodec.generator import generate
+
+Mask = npt.NDArray[np.bool_]
+
+# ---------------------------------------------------------------------------------- filling
+
+
+def prototype_values(prototype: Prototype) -> Array:
+    """A prototype's values before scaling, [length]; float32 for a seeded one."""
+    if isinstance(prototype, StoredPrototype):
+        return prototype.values
+    return generate(
+        prototype.distribution, prototype.seed, 0, prototype.length, stream=prototype.stream
+    )
+
+
+def scale_values(values: Array, dtype: str, scale: float, to_dtype: str) -> Array:
+    """Values of `dtype`, scaled, in the carrier dtype of `to_dtype`.
+
+    Scale 1 at the same dtype copies bit for bit. Else: one binary32 multiplication, then rounding
+    to nearest even.
+    """
+    if scale == 1.0 and dtype == to_dtype:
+        return values
+    return _from_float32(_to_float32(values, dtype) * np.float32(scale), to_dtype)
+
+
+def fill_masked(
+    values: Array, offset: int, packed_mask: npt.NDArray[np.uint8], shape: tuple[int, ...]
+) -> Array:
+    """Effective weights [*shape]: `values[(offset + i) % length]`, +0.0 where masked out."""
+    effective = np.empty(shape, values.dtype)
+    if effective.size:
+        kernels.expand(
+            bits_of(values), values.itemsize, offset, packed_mask, bits_of(effective).reshape(-1)
+        )
+    return effective
+
+
+def used_values(length: int, fills: Sequence[tuple[int, Mask]]) -> Mask:
+    """Which values of a prototype some mask uses, bool [length]; from (offset, mask [n]) pairs."""
+    used = np.zeros(length, np.bool_)
+    for offset, mask in fills:
+        head = min(length - offset, mask.size)
+        used[offset : offset + head] |= mask[:head]
+        rest = mask[head:]
+        whole = rest.size // length * length
+        if whole:
+            used |= rest[:whole].reshape(-1, length).any(axis=0)
+        used[: rest.size - whole] |= rest[whole:]
+    return used
+
+
+def _to_float32(values: Array, dtype: str) -> npt.NDArray[np.float32]:
+    if dtype == "bfloat16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def _from_float32(values: npt.NDArray[np.float32], dtype: str) -> Array:
+    if dtype == "bfloat16":
+        bits = values.view(np.uint32)
+        rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+        # Rounding up may carry a NaN's payload into infinity.
+        return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+    with np.errstate(over="ignore"):
+        return values.astype(CARRIERS[dtype])
+
+
+# --------------------------------------------------------------------------------- recovery
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A masked layer whose values are to be found.
+
+    Attributes:
+        values: [n], carrier dtype of `dtype`.
+        mask: bool [n]; only values where it is True count.
+    """
+
+    dtype: str
+    values: Array
+    mask: Mask
+
+
+def recover_prototypes(
+    layers: Sequence[Layer], seeded: Sequence[SeededPrototype] = ()
+) -> tuple[tuple[Prototype, ...], tuple[Fill, ...]]:
+    """The shortest prototypes that reproduce every used value, and each layer's fill.
+
+    Layers share a prototype as long as no used value contradicts: with max-layer and random-vector
+    padding all of them do, with One-layer those of one shape, else each has its own.
+
+    Args:
+        layers: the masked layers.
+        seeded: prototypes that the layers may come from, tried before anything is stored.
+    """
+    fills: list[Fill | None] = [None] * len(layers)
+    prototypes: list[Prototype] = []
+    for prototype in seeded:
+        matches = {
+            index: scale
+            for index, layer in enumerate(layers)
+            if fills[index] is None and (scale := _seeded_scale(prototype, layer)) is not None
+        }
+        for index, scale in matches.items():
+            fills[index] = Fill(len(prototypes), scale=scale)
+        if matches:
+            prototypes.append(prototype)
+
+    sharers: list[_Shared] = []
+    shared_of: dict[int, _Shared] = {}
+    by_size = sorted(
+        (index for index, fill in enumerate(fills) if fill is None),
+        key=lambda index: -layers[index].values.size,
+    )
+    for index in by_size:
+        layer = layers[index]
+        for shared in sharers:
+            if shared.agrees(layer):
+                break
+        else:
+            shared = _Shared(layer)
+            sharers.append(shared)
+        shared.merge(layer)
+        shared_of[index] = shared
+    # In the order of their first layer, so that a file lists prototypes as the network needs them.
+    for index in sorted(shared_of):
+        shared = shared_of[index]
+        if shared.number is None:
+            shared.number = len(prototypes)
+            prototypes.append(shared.shortest())
+        fills[index] = Fill(shared.number)
+    return tuple(prototypes), tuple(fill for fill in fills if fill is not None)
+
+
+class _Shared:
+    """What the layers of one prototype say about its values."""
+
+    def __init__(self, largest: Layer) -> None:
+        self.dtype = largest.dtype
+        self.bits = bits_of(np.zeros_like(largest.values))
+        self.known = np.zeros(largest.values.size, np.bool_)
+        self.number: int | None = None
+
+    def agrees(self, layer: Layer) -> bool:
+        if layer.dtype != self.dtype:
+            return False
+        # A look at the start settles nearly every case in which they differ.
+        size = layer.values.size
+        return all(self._agrees(layer, slice(0, end)) for end in (min(4096, size), size))
+
+    def _agrees(self, layer: Layer, part: slice) -> bool:
+        both = self.known[part] & layer.mask[part]
+        return bool(np.array_equal(self.bits[part][both], bits_of(layer.values)[part][both]))
+
+    def merge(self, layer: Layer) -> None:
+        size = layer.values.size
+        np.copyto(self.bits[:size], bits_of(layer.values), where=layer.mask)
+        self.known[:size] |= layer.mask
+
+    def shortest(self) -> StoredPrototype:
+        length = shortest_period(self.bits, self.known)
+        values = np.zeros(length, self.bits.dtype)
+        positions = np.flatnonzero(self.known)
+        values[positions % length] = self.bits[positions]
+        return StoredPrototype(values.view(CARRIERS[self.dtype]), self.dtype)
+
+
+def shortest_period(bits: npt.NDArray[np.unsignedinteger], known: Mask) -> int:
+    """The smallest L such that known items whose positions are equal modulo L are equal.
+
+    Args:
+        bits: unsigned [n].
+        known: bool [n]; other items match anything.
+
+    Returns:
+        L, 1 to n (1 when n is 0); n when nothing repeats.
+
+    Candidates come from an autocorrelation: give every distinct value a random sign; at a lag of
+    the true period all pairs of known signs agree, at another one about half of them. What passes
+    is checked exactly.
+    """
+    size = bits.size
+    if not known.any():
+        return 1
+    distinct, inverse = np.unique(bits[known], return_inverse=True)
+    if distinct.size == np.count_nonzero(known):
+        return size
+    signs = np.zeros(size)
+    signs[known] = np.random.default_rng(0).choice([-1.0, 1.0], distinct.size)[inverse]
+    disagreements = _autocorrelation(known.astype(np.float64)) - _autocorrelation(signs)
+    for lag in np.flatnonzero(disagreements < 0.5):
+        if lag and _has_period(bits, known, int(lag)):
+            return int(lag)
+    return size
+
+
+def _autocorrelation(signal: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Σ signal[i] · signal[i + lag] for every lag below n."""
+    padded = 1 << (2 * signal.size - 1).bit_length()
+    spectrum = np.fft.rfft(signal, padded)
+    power = spectrum.real**2 + spectrum.imag**2
+    return np.fft.irfft(power, padded)[: signal.size]
+
+
+def _has_period(bits: npt.NDArray[np.unsignedinteger], known: Mask, length: int) -> bool:
+    folded = np.zeros(length, bits.dtype)
+    seen = np.zeros(length, np.bool_)
+    for start in range(0, bits.size, length):
+        part = bits[start : start + length]
+        part_known = known[start : start + length]
+        first, first_seen = folded[: part.size], seen[: part.size]
+        if (part_known & first_seen & (part != first)).any():
+            return False
+        np.copyto(first, part, where=part_known & ~first_seen)
+        first_seen |= part_known
+    return True
+
+
+def _seeded_scale(prototype: SeededPrototype, layer: Layer) -> float | None:
+    """The scale at which a seeded prototype makes the layer's used values; None if none does."""
+    positions = np.flatnonzero(layer.mask)
+    if not positions.size:
+        return 1.0
+    values = prototype_values(prototype)
+    used = values[positions % prototype.length]
+    wanted = bits_of(layer.values)[positions]
+    for scale in _scale_candidates(used, layer.values[positions], layer.dtype):
+        if np.array_equal(bits_of(scale_values(used, "float32", scale, layer.dtype)), wanted):
+            return scale
+    return None
+
+
+def _scale_candidates(used: npt.NDArray[np.float32], weights: Array, dtype: str) -> list[float]:
+    """binary32 scales that could have made `weights` of `used`, the likeliest first.
+
+    A weight was rounded, so it allows an interval of scales; all weights together allow the
+    intersection, which has one or a few binary32 numbers.
+    """
+    if dtype == "bfloat16":
+        weights = _to_float32(weights, dtype)
+    exact = weights.astype(np.float64)
+    smallest_normal = 2.0**-14 if dtype == "float16" else 2.0**-126
+    normal = np.isfinite(exact) & (np.abs(exact) >= smallest_normal)
+    if not normal.any():
+        return []
+    exact, made_of = exact[normal], np.abs(used[normal].astype(np.float64))
+    fraction_bits = {"bfloat16": 8, "float16": 11}.get(dtype, 24)
+    half_ulp = np.ldexp(1.0, np.frexp(exact)[1] - fraction_bits - 1)
+    ratio = exact / used[normal]
+    low = np.max(ratio - half_ulp / made_of)
+    high = np.min(ratio + half_ulp / made_of)
+    if not low <= high:
+        return []
+    middle = np.float32((low + high) / 2)
+    candidates = [middle]
+    below = above = middle
+    for _ in range(8):
+        below = np.nextafter(below, np.float32(-np.inf))
+        above = np.nextafter(above, np.float32(np.inf))
+        candidates += [below, above]
+    return [float(scale) for scale in candidates if np.isfinite(scale) and scale]
