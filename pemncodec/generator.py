@@ -47,7 +47,8 @@ def generate(
         ones: npt.NDArray[np.float32] = ((words & 0x80000000) | 0x3F800000).view(np.float32)
         return ones
     if distribution == "normal":
-        return normal_quantiles()[words >> 20]
+        normal: npt.NDArray[np.float32] = normal_quantiles()[words >> 20]
+        return normal
     raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
 
 

@@ -19,9 +19,9 @@ def encode_palette(items: npt.NDArray[np.unsignedinteger]) -> bytes | None:
     values, indices = np.unique(items, return_inverse=True)
     if not 0 < values.size <= MAX_VALUES:
         return None
-    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    little: bytes = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
     coded_indices = encode_planes(indices.astype(np.uint8), rotate=False)
-    return bytes([values.size - 1]) + little.tobytes() + coded_indices
+    return bytes([values.size - 1]) + little + coded_indices
 
 
 def decode_palette(data: bytes, count: int, itemsize: int) -> npt.NDArray[np.unsignedinteger]:
@@ -42,4 +42,5 @@ def decode_palette(data: bytes, count: int, itemsize: int) -> npt.NDArray[np.uns
     indices = decode_planes(data[end:], count, 1, rotate=False)
     if count and int(indices.max()) >= values.size:
         raise CorruptError("section", "an index behind the palette's last value")
-    return values[indices]
+    items: npt.NDArray[np.unsignedinteger] = values[indices]
+    return items

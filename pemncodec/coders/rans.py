@@ -35,7 +35,7 @@ def byte_frequencies(density: int) -> npt.NDArray[np.uint32]:
     frequencies = np.array(per_count, np.int64)[_POPCOUNT]
     most_probable = 0x00 if one <= zero else 0xFF
     frequencies[most_probable] += (1 << _PRECISION) - frequencies.sum()
-    return frequencies.astype(np.uint32)
+    return np.asarray(frequencies, np.uint32)
 
 
 def encode_rans(packed: npt.NDArray[np.uint8], count: int) -> bytes:

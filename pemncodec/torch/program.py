@@ -1,0 +1,293 @@
+"""Classes of the user, rebuilt: modules that walk the nodes of a graph (spec/pemn.md section 8.4).
+
+No Python source is generated, and names of the file reach PyTorch only through the tables of
+`operators`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from pemncodec.operators import ATTRIBUTES, FUNCTIONS, METHODS, node_kind, reference
+
+_NAMESPACES: Final = {
+    "operator": operator,
+    "math": math,
+    "torch": torch,
+    "torch.nn.functional": nn.functional,
+}
+_SEQUENCE_LIMIT: Final = 1 << 16
+
+
+class Program:
+    """A validated graph, prepared for running; immutable, shared between modules.
+
+    Attributes:
+        nodes: the graph as it is in the manifest.
+        call: `forward` as a function of the module and the graph's inputs.
+    """
+
+    def __init__(self, nodes: list[dict[str, Any]]) -> None:
+        self.nodes = nodes
+        self.call = _function(nodes)
+
+    def __reduce__(self) -> tuple[type[Program], tuple[list[dict[str, Any]]]]:
+        return Program, (self.nodes,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self
+
+
+class UserModule(nn.Module):
+    """A class of the user, rebuilt: its children and tensors, and `forward` as a graph.
+
+    Attributes:
+        pemn_programs: the graphs for evaluation and for training; None when there was no `forward`.
+    """
+
+    def __init__(self, class_name: str, programs: tuple[Program, Program] | None) -> None:
+        super().__init__()
+        self._pemn_class = class_name
+        self.pemn_programs = programs
+
+    @property
+    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
+        """What `forward` did in this mode, with the arguments that it had."""
+        # A property, so that each graph keeps its own signature: torch.export needs the names.
+        if self.pemn_programs is None:
+            return self._forward_missing
+        return functools.partial(self.pemn_programs[self.training].call, self)
+
+    def _forward_missing(self, *_: Any) -> Any:
+        raise NotImplementedError(f"{self._pemn_class} has no forward")
+
+    def _get_name(self) -> str:
+        return self._pemn_class
+
+
+class _Reference:
+    """Stands in a template for the value of a node."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+def _function(nodes: list[dict[str, Any]]) -> Callable[..., Any]:
+    inputs = [node for node in nodes if "in" in node]
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    only = []
+    for index, node in enumerate(inputs):
+        default = inspect.Parameter.empty
+        for field in ("default", "only"):
+            if field in node:
+                default = _template(node[field])
+        if "only" in node:
+            only.append((index, node["in"], default))
+        parameters.append(
+            inspect.Parameter(node["in"], inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+        )
+    signature = inspect.Signature(parameters)
+    steps = _steps(nodes, len(inputs))
+    result = _template(nodes[-1]["out"])
+    count = len(inputs)
+
+    def call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) != count:
+            bound = signature.bind(module, *args, **kwargs)
+            bound.apply_defaults()
+            args = bound.args[1:]
+        for index, name, value in only:
+            if type(args[index]) is not type(value) or args[index] != value:
+                raise ValueError(f"the network was stored for {name}={value!r} only")
+        values: list[Any] = list(args)
+        del args
+        for function, path, positional, keywords, finished in steps:
+            if path is not None:
+                function = _find(module, path)
+            if positional is None:
+                values.append(function)
+                continue
+            filled = [_fill(item, values) for item in positional]
+            named = {key: _fill(item, values) for key, item in keywords}
+            for index in finished:
+                values[index] = None
+            values.append(function(*filled, **named))
+        return _fill(result, values)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
+
+
+_Step = tuple[
+    Any,  # the function; None for what is found by the path
+    tuple[str, ...] | None,  # path to a module or tensor
+    tuple[Any, ...] | None,  # templates of positional arguments; None when nothing is called
+    tuple[tuple[str, Any], ...],  # templates of keyword arguments
+    tuple[int, ...],  # values that nothing needs from here on
+]
+
+
+def _steps(nodes: list[dict[str, Any]], first: int) -> tuple[_Step, ...]:
+    last_use: dict[int, int] = {}
+    for index, node in enumerate(nodes):
+        for used in _references([node.get("args"), node.get("kwargs"), node.get("out")]):
+            last_use[used] = index
+    finished: dict[int, list[int]] = {}
+    for used, index in last_use.items():
+        finished.setdefault(index, []).append(used)
+    steps: list[_Step] = []
+    for index, node in enumerate(nodes[first:-1], first):
+        kind = node_kind(node, f"node {index}")
+        if kind == "attr":
+            steps.append((None, tuple(node["attr"].split(".")), None, (), ()))
+            continue
+        module = kind == "mod"
+        steps.append(
+            (
+                None if module else _callables()[kind, node[kind]],
+                tuple(node["mod"].split(".")) if module else None,
+                tuple(_template(value) for value in node.get("args", [])),
+                tuple((key, _template(value)) for key, value in node.get("kwargs", {}).items()),
+                tuple(finished.get(index, ())),
+            )
+        )
+    return tuple(steps)
+
+
+def _references(value: Any) -> Iterator[int]:
+    if isinstance(value, list | dict):
+        for item in value if isinstance(value, list) else value.values():
+            yield from _references(item)
+    else:
+        index = reference(value)
+        if index is not None:
+            yield index
+
+
+def _find(module: nn.Module, path: tuple[str, ...]) -> Any:
+    found: Any = module
+    for name in path:
+        found = getattr(found, name)
+    return found
+
+
+def _template(value: Any) -> Any:
+    """A value of the manifest as Python's, with `_Reference` for values of nodes."""
+    if isinstance(value, str):
+        if value == "...":
+            return ...
+        index = reference(value)
+        return value if index is None else _Reference(index)
+    if isinstance(value, list):
+        return [_template(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((tag, content),) = value.items()
+    if tag == "tuple":
+        return tuple(_template(item) for item in content)
+    if tag == "slice":
+        return slice(*(_template(item) for item in content))
+    if tag == "dict":
+        return {key: _template(item) for key, item in content}
+    return getattr(torch, content) if tag == "dtype" else float(content)
+
+
+def _fill(template: Any, values: list[Any]) -> Any:
+    kind = type(template)
+    if kind is _Reference:
+        return values[template.index]
+    if kind is tuple:
+        return tuple([_fill(item, values) for item in template])
+    if kind is list:  # new at each call, since an operator may change it
+        return [_fill(item, values) for item in template]
+    if kind is slice:
+        return slice(
+            _fill(template.start, values),
+            _fill(template.stop, values),
+            _fill(template.step, values),
+        )
+    if kind is dict:
+        return {key: _fill(item, values) for key, item in template.items()}
+    return template
+
+
+@functools.cache
+def function_names() -> dict[Callable[..., Any], str]:
+    """The name in a manifest of each allowed function; one name when it has several."""
+    names: dict[Callable[..., Any], str] = {}
+    for name in sorted(FUNCTIONS):
+        namespace, _, leaf = name.rpartition(".")
+        found = getattr(_NAMESPACES[namespace], leaf, None)
+        if found is not None:
+            names.setdefault(found, name)
+    return names
+
+
+@functools.cache
+def _callables() -> dict[tuple[str, str], Callable[..., Any]]:
+    """What each allowed name means, without names that this version of PyTorch lacks."""
+    table: dict[tuple[str, str], Callable[..., Any]] = {}
+    for name in FUNCTIONS:
+        namespace, _, leaf = name.rpartition(".")
+        found = getattr(_NAMESPACES[namespace], leaf, None)
+        if found is not None:
+            table["fn", name] = _bounded(found) if namespace == "operator" else found
+    for name in METHODS:
+        # Unbound, so that it refuses what is no tensor.
+        table["meth", name] = getattr(torch.Tensor, name)
+    for name in ATTRIBUTES:
+        table["get", name] = functools.partial(_attribute, name)
+    return table
+
+
+def _attribute(name: str, value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} of what is no tensor")
+    return getattr(value, name)
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator of Python that cannot be made to fill memory with lists or long integers."""
+    if function is operator.getitem:
+        return function
+
+    def checked(*operands: Any) -> Any:
+        for operand in operands:
+            if isinstance(operand, torch.Tensor):
+                return function(*operands)
+        if any(isinstance(operand, tuple | list) for operand in operands):
+            return _of_sequences(function, operands)
+        if any(isinstance(operand, str | dict) for operand in operands):
+            raise TypeError(f"{function.__name__} of strings or dictionaries")
+        if function is operator.pow and type(operands[1]) is int and abs(operands[1]) > 64:
+            raise OverflowError("an exponent out of range")
+        result = function(*operands)
+        if type(result) is int and abs(result) > 1 << 63:
+            raise OverflowError("an integer out of range")
+        return result
+
+    return checked
+
+
+def _of_sequences(function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+    length = 1
+    for operand in operands:
+        if isinstance(operand, tuple | list):
+            if any(isinstance(item, tuple | list | dict) for item in operand):
+                raise TypeError(f"{function.__name__} of nested sequences")
+            length *= len(operand) + 1
+        elif type(operand) is int:
+            length *= abs(operand) + 1
+    if length > _SEQUENCE_LIMIT:
+        raise OverflowError("a sequence out of range")
+    return function(*operands)

@@ -1,0 +1,584 @@
+"""Both implementations of the kernels against the spec, each other and hostile input."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import struct
+import sys
+import threading
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pemncodec import kernels
+from pemncodec.kernels import numpy_twin
+
+native: ModuleType | None
+try:
+    native = importlib.import_module("pemncodec.kernels._native")
+except ImportError:
+    native = None
+
+needs_native = pytest.mark.skipif(native is None, reason="the C extension is not built")
+U64 = st.integers(0, 2**64 - 1) | st.integers(0, 20) | st.integers(2**64 - 20, 2**64 - 1)
+LANES = st.sampled_from([1, 2, 3, 7, 8, 9, 64]) | st.integers(1, 64)
+Frequencies = NDArray[np.uint32]
+
+
+@pytest.fixture(scope="module", params=["native", "numpy"])
+def kernel(request: pytest.FixtureRequest) -> ModuleType:
+    if request.param == "numpy":
+        return numpy_twin
+    if native is None:
+        pytest.skip("the C extension is not built")
+    return native
+
+
+@st.composite
+def frequency_tables(draw: st.DrawFn) -> Frequencies:
+    used = draw(st.lists(st.integers(0, 255), min_size=1, max_size=256, unique=True))
+    cuts = draw(
+        st.lists(
+            st.integers(1, 2**15 - 1), min_size=len(used) - 1, max_size=len(used) - 1, unique=True
+        )
+    )
+    table = np.zeros(256, np.uint32)
+    table[used] = np.diff([0, *sorted(cuts), 2**15])
+    return table
+
+
+@st.composite
+def coded_symbols(draw: st.DrawFn) -> tuple[bytes, Frequencies, int]:
+    table = draw(frequency_tables())
+    count = draw(st.integers(0, 40) | st.integers(0, 3000))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    weights = table / 2**15 if draw(st.booleans()) else (table > 0) / np.count_nonzero(table)
+    symbols = rng.choice(256, size=count, p=weights).astype(np.uint8)
+    return symbols.tobytes(), table, draw(LANES)
+
+
+def table_of(**counts: int) -> Frequencies:
+    table = np.zeros(256, np.uint32)
+    for name, count in counts.items():
+        table[int(name[1:])] = count
+    return table
+
+
+def outcome(kernel: ModuleType, name: str, *arguments: object) -> tuple[str, object]:
+    """What a call returned or raised, comparable between implementations."""
+    try:
+        return "returned", getattr(kernel, name)(*arguments)
+    except (TypeError, ValueError) as error:
+        return type(error).__name__, str(error) if isinstance(error, ValueError) else None
+
+
+def words(kernel: ModuleType, count: int, seed: int, stream: int, start: int) -> list[int]:
+    out = np.empty(count, np.uint32)
+    kernel.philox4x32(out, seed, stream, start)
+    return [int(word) for word in out]
+
+
+# Philox
+
+
+def philox_reference(seed: int, stream: int, index: int) -> int:
+    low = 0xFFFFFFFF
+    block = index // 4
+    c = [block & low, block >> 32, stream & low, stream >> 32]
+    k = [seed & low, seed >> 32]
+    for _ in range(10):
+        p, q = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [q >> 32 ^ c[1] ^ k[0], q & low, p >> 32 ^ c[3] ^ k[1], p & low]
+        k = [(k[0] + 0x9E3779B9) & low, (k[1] + 0xBB67AE85) & low]
+    return c[index % 4]
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        (
+            [0xFFFFFFFF] * 4,
+            (0xFFFFFFFF, 0xFFFFFFFF),
+            [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD],
+        ),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            (0xA4093822, 0x299F31D0),
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_block_matches_random123(
+    counter: list[int], key: tuple[int, int], expected: list[int]
+) -> None:
+    column = np.array(counter, np.uint64)[:, None]
+    assert numpy_twin.philox_block(column, key).tolist() == [expected]
+
+
+def test_philox_first_block_matches_random123(kernel: ModuleType) -> None:
+    assert words(kernel, 4, 0, 0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+@pytest.mark.parametrize("start", [0, 1, 2**32 - 3, 2**34 - 5, 2**34, 2**63 - 7, 2**64 - 600])
+def test_philox_matches_reference(kernel: ModuleType, start: int) -> None:
+    seed, stream = 0xFEDCBA9876543210, 0x0123456789ABCDEF
+    expected = [philox_reference(seed, stream, start + i) for i in range(600)]
+    assert words(kernel, 600, seed, stream, start) == expected
+
+
+def test_philox_crosses_chunks(kernel: ModuleType) -> None:
+    count = 3 * 2**15 + 5
+    got = words(kernel, count, 5, 6, 7)
+    for i in [*range(0, count, 997), *range(2**15 - 10, 2**15 + 10), count - 1]:
+        assert got[i] == philox_reference(5, 6, 7 + i)
+
+
+def test_philox_stream_ends_at_the_last_word(kernel: ModuleType) -> None:
+    last = 2**64 - 1
+    assert words(kernel, 1, 1, 2, last) == [philox_reference(1, 2, last)]
+    assert words(kernel, 0, 1, 2, last) == []
+    with pytest.raises(ValueError, match=r"^start$"):
+        words(kernel, 2, 1, 2, last)
+
+
+@pytest.mark.parametrize("position", [1, 2, 3])
+@pytest.mark.parametrize("value", [-1, 2**64, -(2**70)])
+def test_philox_refuses_numbers_out_of_range(kernel: ModuleType, position: int, value: int) -> None:
+    arguments: list[object] = [bytearray(4), 0, 0, 0]
+    arguments[position] = value
+    with pytest.raises(ValueError, match=f"^{('seed', 'stream', 'start')[position - 1]}$"):
+        kernel.philox4x32(*arguments)
+
+
+def test_philox_refuses_part_of_a_word(kernel: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"^out$"):
+        kernel.philox4x32(bytearray(7), 0, 0, 0)
+
+
+@needs_native
+@given(st.integers(0, 700), U64, U64, U64)
+def test_philox_implementations_agree(count: int, seed: int, stream: int, start: int) -> None:
+    assert native is not None
+    ours, twins = bytearray(4 * count), bytearray(4 * count)
+    result = outcome(native, "philox4x32", ours, seed, stream, start)
+    assert result == outcome(numpy_twin, "philox4x32", twins, seed, stream, start)
+    assert ours == twins
+
+
+# rANS
+
+
+def rans_encode_reference(symbols: bytes, table: Frequencies, lanes: int) -> bytes:
+    states, emitted = [2**16] * lanes, []
+    for i in reversed(range(len(symbols))):
+        f, c = int(table[symbols[i]]), int(table[: symbols[i]].sum())
+        x = states[i % lanes]
+        if x >= f << 17:
+            emitted.append(x & 0xFFFF)
+            x >>= 16
+        states[i % lanes] = (x // f << 15) + x % f + c
+    return struct.pack(f"<{lanes}I{len(emitted)}H", *states, *reversed(emitted))
+
+
+def decoded(kernel: ModuleType, data: bytes, table: Frequencies, lanes: int, count: int) -> bytes:
+    out = bytearray(b"\xaa" * (count + 64))
+    kernel.rans_decode(data, table, lanes, memoryview(out)[32 : 32 + count])
+    assert out[:32] == out[32 + count :] == b"\xaa" * 32
+    return bytes(out[32 : 32 + count])
+
+
+def test_rans_bytes_are_those_of_the_format(kernel: ModuleType) -> None:
+    table = table_of(_3=1, _7=1000, _200=2**15 - 1001)
+    symbols = bytes([200, 7, 3, 3, 200, 200, 7])
+    coded = kernel.rans_encode(symbols, table, 2)
+    assert coded.hex() == "db0811000e0111000080fd8b"
+    assert decoded(kernel, coded, table, 2, 7) == symbols
+
+
+@settings(deadline=None)
+@given(case=coded_symbols())
+def test_rans_round_trip_and_reference(
+    kernel: ModuleType, case: tuple[bytes, Frequencies, int]
+) -> None:
+    symbols, table, lanes = case
+    coded = kernel.rans_encode(symbols, table, lanes)
+    assert coded == rans_encode_reference(symbols, table, lanes)
+    assert decoded(kernel, coded, table, lanes, len(symbols)) == symbols
+
+
+@pytest.mark.parametrize("lanes", range(1, 65))
+def test_rans_all_numbers_of_lanes(kernel: ModuleType, lanes: int) -> None:
+    table = table_of(_0=1, _1=2**14, _2=3, _255=2**14 - 4)
+    rng = random.Random(lanes)
+    symbols = bytes(rng.choices([0, 1, 2, 255], [1, 60, 1, 60], k=1000 + lanes))
+    coded = kernel.rans_encode(symbols, table, lanes)
+    assert coded == rans_encode_reference(symbols, table, lanes)
+    assert decoded(kernel, coded, table, lanes, len(symbols)) == symbols
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 8, 64])
+def test_rans_single_symbol_takes_no_words(kernel: ModuleType, lanes: int) -> None:
+    table = table_of(_9=2**15)
+    coded = kernel.rans_encode(b"\x09" * 5000, table, lanes)
+    assert coded == struct.pack("<I", 2**16) * lanes
+    assert decoded(kernel, coded, table, lanes, 5000) == b"\x09" * 5000
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 8, 64])
+def test_rans_without_symbols(kernel: ModuleType, lanes: int) -> None:
+    table = table_of(_0=2**14, _1=2**14)
+    coded = kernel.rans_encode(b"", table, lanes)
+    assert coded == struct.pack("<I", 2**16) * lanes
+    assert decoded(kernel, coded, table, lanes, 0) == b""
+
+
+def test_rans_every_frequency_divides_exactly(kernel: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    for frequency in [*range(1, 40), *(2**k + d for k in range(6, 15) for d in (-1, 0, 1)), 2**15]:
+        table = table_of(_1=frequency, _2=2**15 - frequency)
+        symbols = (1 + (rng.random(400) * 2**15 >= frequency)).astype(np.uint8).tobytes()
+        symbols += b"\x01" * 40
+        coded = kernel.rans_encode(symbols, table, 1)
+        assert coded == rans_encode_reference(symbols, table, 1)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 8, 64])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
+def test_rans_refuses_symbol_without_frequency(kernel: ModuleType, lanes: int, count: int) -> None:
+    table = table_of(_0=2**14, _255=2**14)
+    for position in {0, count // 2, count - 1}:
+        symbols = bytearray(count)
+        symbols[position] = 1
+        with pytest.raises(ValueError, match=r"^symbol without frequency$"):
+            kernel.rans_encode(symbols, table, lanes)
+
+
+@pytest.mark.parametrize("lanes", [0, 65, -1, 2**64, -(2**64)])
+def test_rans_refuses_lanes(kernel: ModuleType, lanes: int) -> None:
+    table = table_of(_0=2**15)
+    with pytest.raises(ValueError, match=r"^lanes$"):
+        kernel.rans_encode(b"", table, lanes)
+    with pytest.raises(ValueError, match=r"^lanes$"):
+        kernel.rans_decode(bytes(400), table, lanes, bytearray())
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        np.zeros(256, np.uint32),
+        table_of(_0=2**15 - 1),
+        table_of(_0=2**15, _1=1),
+        table_of(_0=2**32 - 1, _1=2**15 + 1),
+        table_of(_0=2**31, _1=2**31, _2=2**15),
+        table_of(_0=2**15)[:255],
+        np.append(table_of(_0=2**15), np.uint32(0)),
+        table_of(_0=2**15).astype(np.uint16),
+        b"",
+    ],
+)
+def test_rans_refuses_frequencies(kernel: ModuleType, table: object) -> None:
+    with pytest.raises(ValueError, match=r"^frequencies$"):
+        kernel.rans_encode(b"\0", table, 8)
+    with pytest.raises(ValueError, match=r"^frequencies$"):
+        kernel.rans_decode(struct.pack("<I", 2**16), table, 1, bytearray(1))
+
+
+@pytest.mark.parametrize("lanes", [1, 5, 8, 64])
+def test_rans_names_what_is_wrong_with_data(kernel: ModuleType, lanes: int) -> None:
+    table = table_of(_0=2**14, _1=2**14)
+    symbols = bytes(random.Random(0).choices([0, 1], k=4096))
+    coded = kernel.rans_encode(symbols, table, lanes)
+    out = bytearray(len(symbols))
+
+    def refused(message: str, data: bytes) -> None:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            kernel.rans_decode(data, table, lanes, out)
+
+    refused("too short", b"")
+    refused("too short", coded[: 4 * lanes - 1])
+    refused("too short", coded[: 4 * lanes])
+    for missing in range(2, len(coded) - 4 * lanes, 2):
+        refused("too short", coded[:-missing])
+    refused("odd length", coded[:-1])
+    refused("odd length", coded + b"\0")
+    refused("words left over", coded + b"\0\0")
+    refused("words left over", coded + bytes(1000))
+    for lane in {0, lanes // 2, lanes - 1}:
+        state = struct.pack("<I", 2**16 - 1)
+        refused("initial state out of range", coded[: 4 * lane] + state + coded[4 * lane + 4 :])
+    single = struct.pack("<I", 2**16) * (lanes - 1) + struct.pack("<I", 2**16 + 1)
+    with pytest.raises(ValueError, match=r"^final state$"):
+        kernel.rans_decode(single, table_of(_0=2**15), lanes, bytearray(100))
+    with pytest.raises(ValueError, match=r"^final state$"):
+        kernel.rans_decode(single, table, lanes, bytearray())
+
+
+def test_rans_one_symbol_too_few_or_many(kernel: ModuleType) -> None:
+    table = table_of(_0=100, _1=2**15 - 100)
+    for lanes in (1, 3, 8):
+        coded = kernel.rans_encode(bytes([0, 1, 1]) * 100, table, lanes)
+        for count in (0, 1, 299, 301, 1000):
+            with pytest.raises(ValueError, match=r"^(too short|words left over|final state)$"):
+                kernel.rans_decode(coded, table, lanes, bytearray(count))
+
+
+@needs_native
+@settings(deadline=None, max_examples=300)
+@given(coded_symbols(), st.data())
+def test_rans_damaged_data_gives_the_same_outcome(
+    case: tuple[bytes, Frequencies, int], draw: st.DataObject
+) -> None:
+    symbols, table, lanes = case
+    coded = bytearray(numpy_twin.rans_encode(symbols, table, lanes))
+    for _ in range(draw.draw(st.integers(0, 3))):
+        coded[draw.draw(st.integers(0, len(coded) - 1))] = draw.draw(st.integers(0, 255))
+    damaged = bytes(coded[: draw.draw(st.integers(0, len(coded)) | st.just(len(coded)))])
+    damaged += draw.draw(st.binary(max_size=6))
+    count = draw.draw(st.just(len(symbols)) | st.integers(0, 3000))
+    assert native is not None
+    ours, twins = bytearray(count), bytearray(count)
+    result = outcome(native, "rans_decode", damaged, table, lanes, ours)
+    assert result == outcome(numpy_twin, "rans_decode", damaged, table, lanes, twins)
+    assert result[0] != "returned" or ours == twins
+
+
+@needs_native
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=700), frequency_tables(), LANES, st.integers(0, 2000))
+def test_rans_random_data_gives_the_same_outcome(
+    data: bytes, table: Frequencies, lanes: int, count: int
+) -> None:
+    valid_states = struct.pack("<I", 2**17 + 5) * lanes + data
+    for source in (data, valid_states):
+        assert native is not None
+        result = outcome(native, "rans_decode", source, table, lanes, bytearray(count))
+        assert result == outcome(numpy_twin, "rans_decode", source, table, lanes, bytearray(count))
+
+
+# expand
+
+
+def expand_reference(values: bytes, itemsize: int, offset: int, mask: bytes, count: int) -> bytes:
+    period = len(values) // itemsize
+    out = bytearray(count * itemsize)
+    for i in range(count):
+        if mask[i // 8] >> i % 8 & 1:
+            at = (offset + i) % period * itemsize
+            out[i * itemsize : (i + 1) * itemsize] = values[at : at + itemsize]
+    return bytes(out)
+
+
+@pytest.mark.parametrize("itemsize", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("period", [1, 3, 8, 17, 1000, 40000])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 70001])
+def test_expand_matches_reference(
+    kernel: ModuleType, itemsize: int, period: int, count: int
+) -> None:
+    rng = random.Random(count)
+    values, mask = rng.randbytes(period * itemsize), rng.randbytes(-(-count // 8))
+    for offset in {0, period // 2, period - 1}:
+        out = bytearray(b"\xaa" * (count * itemsize + 32))
+        kernel.expand(values, itemsize, offset, mask, memoryview(out)[16:-16])
+        assert out[16:-16] == expand_reference(values, itemsize, offset, mask, count)
+        assert out[:16] == out[-16:] == b"\xaa" * 16
+
+
+@settings(deadline=None)
+@given(
+    itemsize=st.sampled_from([1, 2, 4, 8, 16]),
+    period=st.integers(1, 300) | st.integers(500, 9000),
+    count=st.integers(0, 3000),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_expand_matches_reference_at_random(
+    kernel: ModuleType, itemsize: int, period: int, count: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    values, mask = rng.randbytes(period * itemsize), rng.randbytes(-(-count // 8))
+    offset = rng.randrange(period)
+    expected = expand_reference(values, itemsize, offset, mask, count)
+    out = bytearray(count * itemsize)
+    kernel.expand(values, itemsize, offset, mask, out)
+    assert out == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "values", "itemsize", "offset", "mask", "out"),
+    [
+        ("itemsize", 16, 0, 0, 1, 8),
+        ("itemsize", 15, 3, 0, 1, 24),
+        ("itemsize", 32, 32, 0, 1, 32),
+        ("itemsize", 16, -1, 0, 1, 8),
+        ("itemsize", 16, 2**64, 0, 1, 8),
+        ("values", 0, 1, 0, 1, 8),
+        ("values", 5, 4, 0, 1, 32),
+        ("values", 3, 4, 0, 1, 32),
+        ("offset", 8, 4, 2, 1, 32),
+        ("offset", 8, 4, -1, 1, 32),
+        ("offset", 8, 4, 2**63, 1, 32),
+        ("offset", 8, 4, 2**64, 1, 32),
+        ("out", 8, 4, 0, 1, 31),
+        ("mask", 8, 4, 0, 0, 32),
+        ("mask", 8, 4, 0, 2, 32),
+        ("mask", 8, 4, 0, 1, 36),
+        ("mask", 8, 4, 0, 1, 0),
+    ],
+)
+def test_expand_refuses(
+    kernel: ModuleType, message: str, values: int, itemsize: int, offset: int, mask: int, out: int
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        kernel.expand(bytes(values), itemsize, offset, bytes(mask), bytearray(out))
+
+
+# Arguments
+
+
+def valid_calls() -> dict[str, list[object]]:
+    return {
+        "philox4x32": [np.zeros(4, np.uint32), 1, 2, 3],
+        "rans_encode": [b"\0\0", table_of(_0=2**15), 2],
+        "rans_decode": [struct.pack("<I", 2**16), table_of(_0=2**15), 1, np.zeros(4, np.uint8)],
+        "expand": [b"abcd", 4, 0, b"\xff", np.zeros(8, np.float32)],
+    }
+
+
+KEYWORDS = {
+    "philox4x32": ["out", "seed", "stream", "start"],
+    "rans_encode": ["symbols", "frequencies", "lanes"],
+    "rans_decode": ["data", "frequencies", "lanes", "out"],
+    "expand": ["values", "itemsize", "offset", "mask", "out"],
+}
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_keywords(kernel: ModuleType, name: str) -> None:
+    getattr(kernel, name)(**dict(zip(KEYWORDS[name], valid_calls()[name], strict=True)))
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+@pytest.mark.parametrize("wrong", [None, 1.5, "text", object()])
+def test_wrong_types(kernel: ModuleType, name: str, wrong: object) -> None:
+    for position in range(len(KEYWORDS[name])):
+        arguments = valid_calls()[name]
+        arguments[position] = wrong
+        with pytest.raises(TypeError):
+            getattr(kernel, name)(*arguments)
+    with pytest.raises(TypeError):
+        getattr(kernel, name)(*valid_calls()[name], 0)
+    with pytest.raises(TypeError):
+        getattr(kernel, name)(*valid_calls()[name][:-1])
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_buffers_that_do_not_fit(kernel: ModuleType, name: str) -> None:
+    read_only = np.zeros(4, np.uint32)
+    read_only.flags.writeable = False
+    for position, keyword in enumerate(KEYWORDS[name]):
+        if isinstance(valid_calls()[name][position], int):
+            continue
+        unfit: list[object] = [np.zeros(32, np.uint32)[::2], memoryview(bytearray(32))[::2]]
+        if keyword == "out":
+            unfit += [read_only, bytes(16), memoryview(bytes(16))]
+        for wrong in unfit:
+            arguments = valid_calls()[name]
+            arguments[position] = wrong
+            with pytest.raises(ValueError, match=r"^buffer$"):
+                getattr(kernel, name)(*arguments)
+
+
+def test_unaligned_buffers(kernel: ModuleType) -> None:
+    memory = bytearray(4 * 257)
+    kernel.philox4x32(memoryview(memory)[1:41], 1, 2, 3)
+    assert np.frombuffer(memory[1:41], np.uint32).tolist() == words(kernel, 10, 1, 2, 3)
+
+    table = table_of(_0=2**14, _1=2**14)
+    memoryview(memory)[1:1025] = table.tobytes()
+    unaligned = memoryview(memory)[1:1025]
+    symbols = bytes(random.Random(0).choices([0, 1], k=99))
+    coded = kernel.rans_encode(symbols, unaligned, 3)
+    assert coded == kernel.rans_encode(symbols, table, 3)
+    kernel.rans_decode(memoryview(b"\0" + coded)[1:], unaligned, 3, memoryview(memory)[3:102])
+    assert memory[3:102] == symbols
+
+    for itemsize in (2, 4, 8, 16):
+        values, mask = random.Random(1).randbytes(5 * itemsize), b"\x9b\x5a"
+        kernel.expand(
+            memoryview(b"\0" + values)[1:],
+            itemsize,
+            2,
+            mask,
+            memoryview(memory)[3 : 3 + 12 * itemsize],
+        )
+        expected = expand_reference(values, itemsize, 2, mask, 12)
+        assert memory[3 : 3 + 12 * itemsize] == expected
+
+
+def test_integers_by_index(kernel: ModuleType) -> None:
+    out = np.empty(3, np.uint32)
+    kernel.philox4x32(out, np.uint64(2**64 - 1), np.int8(5), True)
+    assert out.tolist() == words(kernel, 3, 2**64 - 1, 5, 1)
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_buffers_are_released(kernel: ModuleType, name: str) -> None:
+    def buffers() -> list[object]:
+        return [
+            argument if isinstance(argument, int) else bytearray(memoryview(argument))  # type: ignore[arg-type]
+            for argument in valid_calls()[name]
+        ]
+
+    for position in range(len(KEYWORDS[name]) + 1):
+        arguments = buffers()
+        calls = [arguments]
+        if position < len(arguments):
+            calls = [
+                [*arguments[:position], wrong, *arguments[position + 1 :]] for wrong in (None, -1)
+            ]
+        for call in calls:
+            outcome(kernel, name, *call)
+        for argument in arguments:
+            if isinstance(argument, bytearray):
+                argument.append(0)  # refused while a view of it exists
+
+
+def test_threads_do_not_disturb_each_other(kernel: ModuleType) -> None:
+    table = table_of(_0=2**14, _1=2**13, _2=2**13)
+    sources = [bytes(random.Random(i).choices([0, 1, 2], k=20000)) for i in range(4)]
+    results: list[bytes] = [b""] * len(sources)
+
+    def work(index: int) -> None:
+        coded = kernel.rans_encode(sources[index], table, 8)
+        results[index] = decoded(kernel, coded, table, 8, len(sources[index]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(sources))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == sources
+
+
+def test_package_uses_the_extension_where_it_is_built() -> None:
+    chosen = numpy_twin if native is None else native
+    assert ("numpy" if native is None else "native") == kernels.IMPLEMENTATION
+    for name in KEYWORDS:
+        assert getattr(kernels, name) is getattr(chosen, name)
+
+
+def test_package_falls_back_to_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pemncodec.kernels._native", None)
+    monkeypatch.delattr(kernels, "_native", raising=False)
+    try:
+        reloaded = importlib.reload(kernels)
+        assert reloaded.IMPLEMENTATION == "numpy"
+        assert reloaded.expand is numpy_twin.expand
+    finally:
+        monkeypatch.undo()
+        importlib.reload(kernels)
