@@ -37,6 +37,10 @@ class EncodeError(PemnError, ValueError):
     """What was to be encoded cannot be encoded as asked."""
 
 
+class EncodeArgumentError(EncodeError):
+    """An argument is missing, out of range, or contradicts what is to be encoded."""
+
+
 class UnsupportedModelError(EncodeError):
     """The architecture cannot be described in a manifest."""
 

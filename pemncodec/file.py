@@ -173,12 +173,15 @@ class PemnFile:
         Raises:
             DecodeError: the first rule of the format that is found broken.
         """
-        _ = self.manifest
         for name in self.keys():
             self.tensor(name)
-        # Sections that no tensor's values depend on: prototypes without a user.
-        for index in range(len(self._header.prototypes)):
-            if isinstance(self._header.prototypes[index], StoredRow):
+        self.verify_rest()
+
+    def verify_rest(self) -> None:
+        """Decodes what no tensor's values depend on: the manifest, prototypes without a user."""
+        _ = self.manifest
+        for index, row in enumerate(self._header.prototypes):
+            if isinstance(row, StoredRow):
                 self.prototype(index)
 
     def prototype(self, index: int) -> Array:
@@ -329,10 +332,11 @@ def open_file(source: Path_ | BinaryIO, *, limits: Limits | None = None) -> Pemn
 
 
 def _seekable(stream: BinaryIO) -> BinaryIO:
-    """The stream itself, or, from a pipe, all of it in memory."""
-    if stream.seekable():
-        return stream
-    return io.BytesIO(stream.read())
+    """The stream from its first byte, or, from a pipe, all of it in memory."""
+    if not stream.seekable():
+        return io.BytesIO(stream.read())
+    stream.seek(0)
+    return stream
 
 
 @contextlib.contextmanager

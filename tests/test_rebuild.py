@@ -687,3 +687,44 @@ def test_integers_need_no_gradient() -> None:
 def test_conv_mixer_is_small() -> None:
     image = {"dtype": "float32", "shape": [None, 3, 32, 32]}
     assert len(encode_manifest(trace_module(conv_mixer(128, 4), [image]))) <= 400
+
+
+def graph_of(*nodes: dict[str, Any]) -> nn.Module:
+    graph = [{"in": "x"}, *nodes, {"out": f"%{len(nodes)}"}]
+    manifest = {"format": "tree/1", "graphs": {"M": graph}, "tree": {"graph": "M"}}
+    return build_module(manifest, Limits())
+
+
+def doubling(first: Any) -> list[dict[str, Any]]:
+    """Nodes that concatenate what they have with itself, 60 times."""
+    nodes = [{"fn": "operator.add", "args": [first, first]}]
+    return nodes + [{"fn": "operator.add", "args": [f"%{i}", f"%{i}"]} for i in range(1, 60)]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        doubling(["%0"]),
+        doubling({"tuple": ["%0"]}),
+        [{"fn": "operator.mul", "args": [["%0"], 1 << 30]}],
+        [{"fn": "operator.add", "args": [[["%0"]], [["%0"]]]}],
+        [{"fn": "operator.add", "args": ["area", "area"]}],
+        [{"fn": "operator.mod", "args": ["area", 3]}],
+        [{"fn": "operator.pow", "args": [3, 1 << 30]}],
+        [{"fn": "operator.pow", "args": [1 << 30, 3]}],
+        [{"fn": "operator.eq", "args": [[[1]], [[1]]]}],
+    ],
+)
+def test_operators_of_python_are_bounded(nodes: list[dict[str, Any]]) -> None:
+    with pytest.raises((TypeError, OverflowError)):
+        graph_of(*nodes)(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [{"get": "shape", "args": ["%0"]}, {"meth": "expand", "args": ["%0", 2]}],
+)
+@pytest.mark.parametrize("value", ["text", [1], nn.Linear(2, 2), object()])
+def test_methods_are_those_of_tensors(node: dict[str, Any], value: Any) -> None:
+    with pytest.raises(TypeError):
+        graph_of(node)(value)

@@ -1,0 +1,1 @@
+"""Everything between torch and `Contents`."""

@@ -1,0 +1,239 @@
+"""Checkpoint files → state dicts, and the masks that each dialect keeps beside its weights.
+
+Dialects:
+
+* official PEMN: `X.weight` frozen, `X.scores` learned; the mask is the top share `keep` by |score|.
+* `torch.nn.utils.prune`: `X_orig` and `X_mask` in place of `X`.
+* explicit masks, by name of the parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pemncodec.contents import WEIGHT_DTYPES
+from pemncodec.errors import EncodeArgumentError, EncodeError
+from pemncodec.torch.convert import dtype_name
+
+Mask = npt.NDArray[np.bool_]
+StateDict = dict[str, Tensor]
+
+_NESTED = ("state_dict", "model_state_dict", "model", "net")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskedState:
+    """A plain model's state dict with the masks of its frozen weights.
+
+    Attributes:
+        tensors: by name in `state_dict` order; weights not multiplied by their masks.
+        masks: bool [*shape] by name of the weight.
+        aliases: later names of a tensor to its first name; they are not in `tensors`.
+        names: every name, aliases included, in order.
+    """
+
+    tensors: StateDict
+    masks: dict[str, Mask]
+    aliases: dict[str, str]
+    names: tuple[str, ...]
+
+    def effective(self) -> StateDict:
+        """The plain model's state dict: masks applied, masked-out weights +0.0."""
+        effective: StateDict = {}
+        for name in self.names:
+            target = self.aliases.get(name, name)
+            if target in effective:
+                effective[name] = effective[target]
+                continue
+            shape = self.tensors[target].shape
+            # Flat first: a dimension of size 1 may keep a stride that makes kernels round anew.
+            tensor = self.tensors[target].detach().cpu().contiguous().reshape(-1)
+            if target in self.masks:
+                used = torch.from_numpy(self.masks[target].reshape(-1))
+                tensor = torch.where(used, tensor, torch.zeros((), dtype=tensor.dtype))
+            effective[name] = tensor.reshape(shape)
+        return effective
+
+
+def load_checkpoint(path: Path, *, trust_pickle: bool = False) -> nn.Module | StateDict:
+    """A `.safetensors` file, or what `torch.save` wrote.
+
+    Args:
+        path: the file.
+        trust_pickle: also load a pickled module, which runs code from the file.
+
+    Raises:
+        EncodeError: not a checkpoint, or one that only `trust_pickle` would load.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise EncodeError(f"{path}: not a safetensors file ({error})") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except OSError:
+        raise
+    except Exception as error:
+        cause = str(error).partition("\n")[0][:200]
+        if "weights_only" in str(error).lower():
+            cause = "it holds more than tensors; --trust-pickle loads it by running code from it"
+        raise EncodeError(f"{path}: cannot load this checkpoint: {cause}") from None
+    if isinstance(loaded, nn.Module):
+        return loaded
+    for key in _NESTED:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    return check_state_dict(loaded, str(path))
+
+
+def check_state_dict(value: Any, what: str) -> StateDict:
+    """A plain dict of named tensors.
+
+    Raises:
+        EncodeError: anything else.
+    """
+    if not isinstance(value, Mapping) or not value:
+        raise EncodeError(f"{what}: expected a state dict, found {type(value).__name__}")
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise EncodeError(
+                f"{what}: entry {name!r:.80} is {type(tensor).__name__}, expected a tensor"
+            )
+    return dict(value)
+
+
+def read_masks(
+    state: Mapping[str, Tensor],
+    *,
+    keep: float | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+) -> MaskedState:
+    """Weights and masks of a state dict in any of the dialects.
+
+    Args:
+        state: names as in `state_dict`; a `module.` in front of all of them is dropped.
+        keep: share of the weights of a layer that its scores keep; needed when there are scores.
+        masks: more masks, bool (or 0 and 1) [*shape], by name of the weight.
+
+    Raises:
+        EncodeArgumentError: `keep` is missing, needless or outside (0, 1].
+        EncodeError: scores or masks that do not fit, NaN scores, no mask at all.
+    """
+    if keep is not None and not 0 < keep <= 1:
+        raise EncodeArgumentError(f"keep must be above 0 and at most 1, not {keep}")
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = check_state_dict(state, "state dict")
+    found: dict[str, Mask] = {}
+    tensors: StateDict = {}
+    scored = False
+    for name, tensor in state.items():
+        if name.endswith(".scores") or name == "scores":
+            scored = True
+            weight = name.removesuffix("scores") + "weight"
+            if weight not in state:
+                raise EncodeError(f"{name}: there is no {weight} for these scores")
+            if keep is None:
+                raise EncodeArgumentError(
+                    "the checkpoint holds scores but not the keep ratio: give --keep (keep=…), "
+                    "such as 0.5"
+                )
+            _check_shape(name, tensor, weight, state[weight])
+            found[weight] = mask_from_scores(tensor, keep, name)
+        elif name.endswith("_orig"):
+            weight = name.removesuffix("_orig")
+            if f"{weight}_mask" not in state:
+                raise EncodeError(f"{name}: there is no {weight}_mask")
+            tensors[weight] = tensor
+        elif name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in state:
+            weight = name.removesuffix("_mask")
+            _check_shape(name, tensor, f"{weight}_orig", state[f"{weight}_orig"])
+            found[weight] = _binary_mask(tensor, name)
+        else:
+            tensors[name] = tensor
+    if keep is not None and not scored:
+        raise EncodeArgumentError("keep is given, but there are no scores to apply it to")
+    for name, mask in (masks or {}).items():
+        if name not in tensors:
+            raise EncodeError(f"masks: there is no tensor {name}")
+        if name in found:
+            raise EncodeError(f"masks: {name} has a mask in the checkpoint already")
+        _check_shape(f"masks: {name}", mask, name, tensors[name])
+        found[name] = _binary_mask(mask, f"masks: {name}")
+    if not found:
+        raise EncodeError(
+            "no masks found: neither scores (X.scores) nor pruning masks (X_orig, X_mask), "
+            "and none were given"
+        )
+    for name in found:
+        if dtype_name(tensors[name]) not in WEIGHT_DTYPES:
+            raise EncodeError(f"{name}: cannot mask weights of {dtype_name(tensors[name])}")
+    aliases = _find_aliases(tensors, found)
+    return MaskedState(
+        {name: tensor for name, tensor in tensors.items() if name not in aliases},
+        {name: mask for name, mask in found.items() if name not in aliases},
+        aliases,
+        tuple(tensors),
+    )
+
+
+def mask_from_scores(scores: Tensor, keep: float, name: str) -> Mask:
+    """The official rule: of n weights, the `int((1 - keep) * n)` with the least |score| go.
+
+    Ties at the cut go by position, the earlier weight first (a stable ascending sort).
+
+    Returns:
+        bool [*scores.shape].
+    """
+    magnitudes = scores.detach().abs().cpu().contiguous().reshape(-1)
+    if magnitudes.isnan().any():
+        raise EncodeError(f"{name}: the scores hold NaN")
+    order = magnitudes.sort(stable=True).indices.numpy()
+    mask = np.zeros(order.size, np.bool_)
+    mask[order[int((1 - keep) * order.size) :]] = True
+    return mask.reshape(scores.shape)
+
+
+def _binary_mask(mask: Tensor, name: str) -> Mask:
+    plain = mask.detach().cpu().contiguous()
+    if plain.dtype != torch.bool:
+        if not ((plain == 0) | (plain == 1)).all():
+            raise EncodeError(f"{name}: a mask holds only 0 and 1")
+        plain = plain == 1
+    return plain.numpy()
+
+
+def _check_shape(name: str, tensor: Tensor, weight: str, weights: Tensor) -> None:
+    if tensor.shape != weights.shape:
+        raise EncodeError(
+            f"{name} has shape {tuple(tensor.shape)}, {weight} has {tuple(weights.shape)}"
+        )
+
+
+def _find_aliases(tensors: StateDict, masks: Mapping[str, Mask]) -> dict[str, str]:
+    first: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            continue
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        target = first.setdefault(key, name)
+        if target == name:
+            continue
+        own = masks.get(name)
+        if own is None or (target in masks and np.array_equal(own, masks[target])):
+            aliases[name] = target
+    return aliases

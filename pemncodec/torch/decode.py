@@ -1,0 +1,116 @@
+"""A .pemn file → a state dict, or a runnable module, from the file alone."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from pemncodec.contents import SeededPrototype, numel
+from pemncodec.errors import ManifestError
+from pemncodec.file import PemnFile, open_file
+from pemncodec.header import AliasRow, MaskedRow
+from pemncodec.limits import Limits
+from pemncodec.torch.convert import array_to_tensor
+from pemncodec.torch.generator import generate_on
+from pemncodec.torch.rebuild import assign_tensors, build_module, check_tensors
+
+
+def decode(
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    device: torch.device | str = "cpu",
+    limits: Limits | None = None,
+) -> nn.Module:
+    """The module of a .pemn file, in eval mode; needs no code but this package.
+
+    Frozen weights have `requires_grad=False`, trained tensors what they had.
+
+    Args:
+        source: a path, or a binary file object.
+        device: where every tensor goes.
+        limits: bounds on what the file may decode to.
+
+    Raises:
+        ManifestError: the file holds no architecture, or one that is not allowed.
+        DecodeError: the file is damaged, or no .pemn file.
+    """
+    with open_file(source, limits=limits) as file:
+        return load_module(file, device, limits)
+
+
+def load_state_dict(
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    device: torch.device | str = "cpu",
+    limits: Limits | None = None,
+) -> dict[str, Tensor]:
+    """The plain model's state dict: masks applied, masked-out weights +0.0, names in order.
+
+    Tied names share one tensor. Arguments and errors as in `decode`; needs no manifest.
+    """
+    with open_file(source, limits=limits) as file:
+        return load_tensors(file, device)
+
+
+def load_module(
+    file: PemnFile, device: torch.device | str, limits: Limits | None = None
+) -> nn.Module:
+    """The module of an open file; see `decode`."""
+    manifest = file.manifest
+    if manifest is None:
+        raise ManifestError(
+            "no-manifest",
+            "the file holds no architecture, only tensors: use load_state_dict, "
+            "or decode to .safetensors or .pt",
+        )
+    module = build_module(manifest, limits or Limits())
+    check_tensors(module, {name: file.shape(name) for name in file.keys()})  # noqa: SIM118
+    tensors = load_tensors(file, device)
+    aliases = file.aliases
+    frozen = [*manifest.get("frozen", ()), *file.masked_keys()]
+    assign_tensors(
+        module,
+        {name: tensor for name, tensor in tensors.items() if name not in aliases},
+        aliases=aliases,
+        frozen=frozen,
+    )
+    return module.eval()
+
+
+def load_tensors(file: PemnFile, device: torch.device | str) -> dict[str, Tensor]:
+    """The state dict of an open file; see `load_state_dict`. Checks every section."""
+    device = torch.device(device)
+    tensors: dict[str, Tensor] = {}
+    for row in file.header.tensors:
+        if isinstance(row, AliasRow):
+            tensors[row.name] = tensors[row.target]
+        elif device.type != "cpu" and isinstance(row, MaskedRow) and _is_seeded(file, row):
+            tensors[row.name] = _masked_on_device(file, row, device)
+        else:
+            tensors[row.name] = array_to_tensor(file.tensor(row.name), row.dtype, device)
+    file.verify_rest()
+    return tensors
+
+
+def _is_seeded(file: PemnFile, row: MaskedRow) -> bool:
+    return isinstance(file.header.prototypes[row.fill.prototype], SeededPrototype)
+
+
+def _masked_on_device(file: PemnFile, row: MaskedRow, device: torch.device) -> Tensor:
+    """Effective weights made where they are needed: only packed bits travel."""
+    prototype = file.header.prototypes[row.fill.prototype]
+    assert isinstance(prototype, SeededPrototype)
+    count = numel(row.shape)
+    values = generate_on(
+        device, prototype.distribution, prototype.seed, 0, prototype.length, stream=prototype.stream
+    )
+    values = (values * torch.tensor(row.fill.scale, device=device)).to(getattr(torch, row.dtype))
+    index = (torch.arange(count, device=device) + row.fill.offset) % prototype.length
+    packed = torch.from_numpy(file.packed_mask(row.name).copy()).to(device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=device)
+    used = ((packed[:, None] >> shifts) & 1).reshape(-1)[:count].bool()
+    zero = torch.zeros((), dtype=values.dtype, device=device)
+    return torch.where(used, values[index], zero).reshape(row.shape)

@@ -1,0 +1,304 @@
+"""A masked model or checkpoint → a .pemn file, proven by decoding it again before it is written."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from pemncodec.contents import (
+    AliasTensor,
+    Contents,
+    DenseTensor,
+    MaskedTensor,
+    SeededPrototype,
+)
+from pemncodec.contents import Tensor as ContentTensor
+from pemncodec.errors import (
+    EncodeArgumentError,
+    EncodeError,
+    PrototypeMismatchError,
+    UnsupportedModelError,
+)
+from pemncodec.file import open_file
+from pemncodec.info import FileInfo
+from pemncodec.prototype import Layer, recover_prototypes
+from pemncodec.torch.checkpoint import MaskedState, read_masks
+from pemncodec.torch.convert import dtype_name, same_bits, tensor_to_array
+from pemncodec.torch.decode import load_module, load_tensors
+from pemncodec.torch.trace import trace_module
+from pemncodec.writing import encode_contents, write_file
+
+Progress = Callable[[str], None]
+VERIFIED_BATCH_SIZES = (2, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `encode` wrote.
+
+    Attributes:
+        info: the file's bytes, part by part.
+        verified: how the file was proven before it was written, in words.
+    """
+
+    info: FileInfo
+    verified: str
+
+
+def encode(
+    source: nn.Module | Mapping[str, Tensor],
+    target: str | os.PathLike[str] | BinaryIO,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    keep: float | None = None,
+    architecture: nn.Module | None = None,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    manifest: bool = True,
+    prototypes: Sequence[SeededPrototype] = (),
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Write a masked network as a .pemn file.
+
+    Before anything is written the file is decoded again: every tensor must come back bit for bit,
+    and the rebuilt module must give the original's outputs at two batch sizes, in eval and in
+    train mode.
+
+    Args:
+        source: a module, or a state dict; official PEMN (`X.weight`, `X.scores`) or
+            `torch.nn.utils.prune` form, or any with `masks`.
+        target: a path, replaced atomically, or a binary file object.
+        masks: bool [*shape] by name of the parameter, for weights whose masks `source` lacks.
+        keep: share of each layer's weights that its scores keep, in (0, 1].
+        architecture: the plain module whose state dict `source` is, when that is a state dict.
+        example_inputs: what the module's `forward` takes, batch first; needed for a manifest.
+        manifest: False stores the tensors without the architecture.
+        prototypes: seeded prototypes that the frozen weights may come from.
+        metadata: text to keep in the file.
+        progress: called with the name of each step as it begins.
+
+    Raises:
+        EncodeArgumentError: arguments that are missing, out of range, or contradict each other.
+        UnsupportedModelError: the manifest cannot describe the module.
+        PrototypeMismatchError: no weights come from one of `prototypes`.
+        EncodeError: data that cannot be encoded.
+    """
+    step = progress or (lambda _: None)
+    inputs = _check_arguments(source, architecture, example_inputs, manifest)
+    step("reading masks")
+    state = read_masks(_state_dict(source), keep=keep, masks=masks)
+    plain: nn.Module | None = None
+    described: dict[str, Any] | None = None
+    if manifest:
+        step("describing the architecture")
+        plain = _plain_module(architecture if architecture is not None else source, state)
+        described = trace_module(plain, _input_specs(inputs), masked=list(state.masks))
+        state = _in_module_order(state, plain)
+    step("looking for prototypes")
+    contents = _contents(state, described, prototypes, dict(metadata or {}))
+    step("coding")
+    pieces = encode_contents(contents)
+    step("verifying")
+    stream = io.BytesIO(b"".join(pieces))
+    verified = _verify(stream, state, plain, inputs)
+    with open_file(stream) as file:
+        report = Report(file.info(), verified)
+    step("writing")
+    write_file(pieces, target)
+    return report
+
+
+def _check_arguments(
+    source: nn.Module | Mapping[str, Tensor],
+    architecture: nn.Module | None,
+    example_inputs: Tensor | Sequence[Tensor] | None,
+    manifest: bool,
+) -> tuple[Tensor, ...]:
+    if isinstance(source, nn.Module) and architecture is not None:
+        raise EncodeArgumentError("a module is its own architecture: give one of the two")
+    if not manifest:
+        if architecture is not None:
+            raise EncodeArgumentError("an architecture is given, but the manifest is turned off")
+        return ()
+    if not isinstance(source, nn.Module) and architecture is None:
+        raise EncodeArgumentError(
+            "a state dict does not hold its architecture: give --arch pkg.module:factory "
+            "(architecture=…), or --no-manifest (manifest=False) to store the tensors alone"
+        )
+    if example_inputs is None:
+        raise EncodeArgumentError(
+            "the rebuilt module must be checked against the original: give --example-shape, "
+            "such as 3,32,32 (example_inputs=…)"
+        )
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not all(isinstance(x, Tensor) and x.dim() and x.shape[0] for x in inputs):
+        raise EncodeArgumentError("example_inputs must be tensors with a batch dimension")
+    return tuple(x.detach().cpu() for x in inputs)
+
+
+def _state_dict(source: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return source.state_dict(keep_vars=True) if isinstance(source, nn.Module) else source
+
+
+def _plain_module(source: Any, state: MaskedState) -> nn.Module:
+    """A copy on the CPU, pruning removed, that holds the effective weights."""
+    try:
+        module: nn.Module = copy.deepcopy(source).cpu()
+    except Exception as error:
+        raise UnsupportedModelError(f"the module cannot be copied: {error}") from None
+    for child in module.modules():
+        for name in [name for name, _ in child.named_parameters(recurse=False)]:
+            if name.endswith("_orig") and hasattr(child, f"{name.removesuffix('_orig')}_mask"):
+                prune.remove(child, name.removesuffix("_orig"))  # type: ignore[no-untyped-call]
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        module = module.module
+    effective = state.effective()
+    own = module.state_dict(keep_vars=True)
+    for name, tensor in effective.items():
+        if name not in own:
+            raise EncodeError(f"the checkpoint has {name}, the architecture has not")
+        if own[name].shape != tensor.shape:
+            raise EncodeError(
+                f"{name} has shape {tuple(tensor.shape)} in the checkpoint, "
+                f"{tuple(own[name].shape)} in the architecture"
+            )
+    for name in own:
+        if name not in effective:
+            raise EncodeError(f"the architecture has {name}, the checkpoint has not")
+    for name, target in own.items():
+        # In C order, as a decoded module has it: other strides may round differently.
+        target.data = effective[name].clone()
+    return module
+
+
+def _in_module_order(state: MaskedState, module: nn.Module) -> MaskedState:
+    """Names in the plain module's order, which pruning had changed; ties as the module has them."""
+    names = tuple(module.state_dict())
+    first: dict[int, str] = {}
+    aliases = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        target = first.setdefault(id(tensor), name)
+        if target != name:
+            aliases[name] = target
+    effective = {name: state.aliases.get(name, name) for name in names}
+    tensors = {name: state.tensors[effective[name]] for name in names if name not in aliases}
+    masks = {
+        name: state.masks[effective[name]] for name in tensors if effective[name] in state.masks
+    }
+    return MaskedState(tensors, masks, aliases, names)
+
+
+def _input_specs(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:
+    return [{"dtype": dtype_name(x), "shape": [None, *x.shape[1:]]} for x in inputs]
+
+
+def _contents(
+    state: MaskedState,
+    manifest: dict[str, Any] | None,
+    seeded: Sequence[SeededPrototype],
+    metadata: dict[str, str],
+) -> Contents:
+    arrays = {name: tensor_to_array(tensor, name) for name, tensor in state.tensors.items()}
+    layers = [
+        Layer(dtype_name(state.tensors[name]), arrays[name].reshape(-1), mask.reshape(-1))
+        for name, mask in state.masks.items()
+    ]
+    prototypes, fills = recover_prototypes(layers, seeded)
+    unused = [prototype for prototype in seeded if prototype not in prototypes]
+    if unused:
+        raise PrototypeMismatchError(
+            f"no masked layer comes from {unused[0]}: check seed, distribution, stream and length"
+        )
+    fill_of = dict(zip(state.masks, fills, strict=True))
+    tensors: list[ContentTensor] = []
+    for name in state.names:
+        if name in state.aliases:
+            tensors.append(AliasTensor(name, state.aliases[name]))
+            continue
+        dtype, shape = dtype_name(state.tensors[name]), tuple(state.tensors[name].shape)
+        if name in state.masks:
+            tensors.append(MaskedTensor(name, dtype, shape, fill_of[name], state.masks[name]))
+        else:
+            tensors.append(DenseTensor(name, dtype, shape, arrays[name]))
+    return Contents(prototypes, tuple(tensors), manifest, metadata)
+
+
+def _verify(
+    stream: BinaryIO, state: MaskedState, plain: nn.Module | None, inputs: tuple[Tensor, ...]
+) -> str:
+    with open_file(stream) as file:
+        if plain is None:
+            decoded = load_tensors(file, "cpu")
+            compare_states(decoded, state.effective())
+            return "every tensor bit for bit"
+        rebuilt = load_module(file, "cpu")
+    compare_states(rebuilt.state_dict(), state.effective())
+    sizes = " and ".join(map(str, VERIFIED_BATCH_SIZES))
+    for training in (False, True):
+        for size in VERIFIED_BATCH_SIZES:
+            batch = tuple(x[torch.arange(size) % x.shape[0]] for x in inputs)
+            expected = _run(plain, batch, training)
+            actual = _run(rebuilt, batch, training)
+            if not _same_outputs(expected, actual):
+                mode = "train" if training else "eval"
+                raise UnsupportedModelError(
+                    f"the rebuilt module's output differs in {mode} mode at batch size {size}; "
+                    "--no-manifest (manifest=False) stores the tensors alone"
+                )
+    return f"every tensor bit for bit, outputs equal at batch sizes {sizes} in eval and train mode"
+
+
+def compare_states(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Compare two state dicts: names, their order, and every bit.
+
+    Raises:
+        EncodeError: they differ; names the first difference.
+    """
+    if list(actual) != list(expected):
+        missing = [name for name in expected if name not in actual]
+        extra = [name for name in actual if name not in expected]
+        cause = f"missing {missing[0]}" if missing else f"unexpected {extra[0]}" if extra else ""
+        raise EncodeError(f"tensor names differ: {cause or 'other order'}")
+    for name in expected:
+        if not same_bits(actual[name], expected[name]):
+            raise EncodeError(f"{name} differs")
+
+
+def _run(module: nn.Module, batch: tuple[Tensor, ...], training: bool) -> Any:
+    # A copy, since train mode changes running statistics; a seed, since dropout draws numbers.
+    module = copy.deepcopy(module).train(training)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        try:
+            return module(*batch)
+        except Exception as error:
+            cause = str(error).partition("\n")[0]
+            raise UnsupportedModelError(
+                f"the module cannot be run on the example inputs: {cause}"
+            ) from None
+
+
+def _same_outputs(expected: Any, actual: Any) -> bool:
+    if isinstance(expected, Tensor):
+        return isinstance(actual, Tensor) and same_bits(expected, actual)
+    if isinstance(expected, Mapping):
+        return (
+            isinstance(actual, Mapping)
+            and list(expected) == list(actual)
+            and all(_same_outputs(expected[key], actual[key]) for key in expected)
+        )
+    if isinstance(expected, list | tuple):
+        return (
+            isinstance(actual, list | tuple)
+            and len(expected) == len(actual)
+            and all(map(_same_outputs, expected, actual))
+        )
+    return bool(expected == actual)
