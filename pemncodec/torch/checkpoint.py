@@ -130,7 +130,7 @@ def read_masks(
 
     Raises:
         EncodeArgumentError: `keep` is missing, needless or outside (0, 1].
-        EncodeError: scores or masks that do not fit, NaN scores, no mask at all.
+        EncodeError: scores or masks that do not fit, NaN scores.
     """
     if keep is not None and not 0 < keep <= 1:
         raise EncodeArgumentError(f"keep must be above 0 and at most 1, not {keep}")
@@ -173,11 +173,6 @@ def read_masks(
             raise EncodeError(f"masks: {name} has a mask in the checkpoint already")
         _check_shape(f"masks: {name}", mask, name, tensors[name])
         found[name] = _binary_mask(mask, f"masks: {name}")
-    if not found:
-        raise EncodeError(
-            "no masks found: neither scores (X.scores) nor pruning masks (X_orig, X_mask), "
-            "and none were given"
-        )
     for name in found:
         if dtype_name(tensors[name]) not in WEIGHT_DTYPES:
             raise EncodeError(f"{name}: cannot mask weights of {dtype_name(tensors[name])}")

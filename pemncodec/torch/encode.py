@@ -95,6 +95,11 @@ def encode(
     inputs = _check_arguments(source, architecture, example_inputs, manifest)
     step("reading masks")
     state = read_masks(_state_dict(source), keep=keep, masks=masks)
+    if not state.masks:
+        raise EncodeError(
+            "no masks found: neither scores (X.scores) nor pruning masks (X_orig, X_mask), "
+            "and none were given"
+        )
     plain: nn.Module | None = None
     described: dict[str, Any] | None = None
     if manifest:

@@ -1,0 +1,543 @@
+"""`pemn`: the command line. torch is imported only by the commands that need it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+import click
+
+from pemncodec import __version__
+from pemncodec.errors import EncodeArgumentError, EncodeError, PemnError
+from pemncodec.file import PemnFile, open_file
+from pemncodec.info import FileInfo
+from pemncodec.limits import Limits
+from pemncodec.writing import atomic_path, write_file
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+STDIO = "-"
+_STATE_DICT_SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+# ---------------------------------------------------------------------------------- options
+
+
+class _Size(click.ParamType[int]):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+)([KMGT]?)", str(value))
+        if not match:
+            self.fail(f"{value!r} is not a size such as 512M or 32G", param, ctx)
+        return int(match[1]) << (10 * "_KMGT".index(match[2] or "_"))
+
+
+class _Shape(click.ParamType["tuple[str, tuple[int, ...]]"]):
+    """`3,32,32` or `int64:16`: dtype and sizes of one input, without the batch."""
+
+    name = "shape"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        dtype, _, sizes = value.rpartition(":") if ":" in value else ("float32", "", value)
+        if not re.fullmatch(r"\d+(,\d+)*|", sizes) or not re.fullmatch(r"[a-z]+\d*", dtype):
+            self.fail(f"{value!r} is not a shape such as 3,32,32 or int64:16", param, ctx)
+        return dtype, tuple(int(size) for size in sizes.split(",") if size)
+
+
+_quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+_force = click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_keep = click.option(
+    "--keep", type=float, metavar="RATIO", help="Share of each layer's weights that scores keep."
+)
+_trust_pickle = click.option(
+    "--trust-pickle", is_flag=True, help="Load a pickled module; runs code from that file."
+)
+_max_memory = click.option(
+    "--max-memory",
+    type=_Size(),
+    default=Limits().decoded_bytes,
+    show_default="16G",
+    help="Refuse a file that decodes to more, such as 512M or 32G.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="pemn")
+def cli() -> None:
+    """Store masked networks as seed or prototype + coded masks + architecture.
+
+    In place of a file name, - is standard input or output.
+    """
+
+
+# --------------------------------------------------------------------------------- commands
+
+
+@cli.command()
+@click.argument("source", metavar="CHECKPOINT")
+@click.option("-o", "--output", help="File to write  [default: CHECKPOINT with .pemn].")
+@_keep
+@click.option(
+    "--arch", metavar="MODULE:FACTORY", help="pkg.module:factory or path/to/file.py:factory."
+)
+@click.option("--arch-kwargs", default="{}", metavar="JSON", help="Arguments of the factory.")
+@click.option(
+    "--example-shape",
+    "shapes",
+    type=_Shape(),
+    multiple=True,
+    help="An input without its batch: 3,32,32 or int64:16. Once for each input.",
+)
+@click.option("--no-manifest", is_flag=True, help="Store tensors without the architecture.")
+@_trust_pickle
+@_force
+@_quiet
+@click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")
+@_json
+def encode(
+    source: str,
+    output: str | None,
+    keep: float | None,
+    arch: str | None,
+    arch_kwargs: str,
+    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    no_manifest: bool,
+    trust_pickle: bool,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Encode a checkpoint (.pt, .pth, .safetensors) of a masked network.
+
+    Reads official PEMN checkpoints (X.weight + X.scores, with --keep) and those of
+    torch.nn.utils.prune (X_orig + X_mask). The file is decoded again and compared with the
+    original before it is written.
+
+    \b
+    pemn encode model.pt --keep 0.5 --arch models.py:convmixer \\
+        --arch-kwargs '{"dim": 128, "depth": 4}' --example-shape 3,32,32 -o model.pemn
+    """
+    output = output or (STDIO if source == STDIO else str(Path(source).with_suffix(".pemn")))
+    _check_output(output, source, force=force)
+    kwargs = _parse_kwargs(arch_kwargs, arch)
+    if keep is not None and not 0 < keep <= 1:
+        raise click.BadParameter(f"must be above 0 and at most 1, not {keep}", param_hint="--keep")
+    with _steps(quiet=quiet) as step:
+        step("loading torch")
+        from pemncodec.torch.checkpoint import load_checkpoint
+        from pemncodec.torch.encode import encode as encode_model
+
+        architecture = _load_architecture(arch, kwargs) if arch else None
+        step("reading the checkpoint")
+        with _source_path(source) as path:
+            loaded = load_checkpoint(path, trust_pickle=trust_pickle)
+        with _named(source), _target(output) as target:
+            report = encode_model(
+                loaded,
+                target,
+                keep=keep,
+                architecture=architecture,
+                example_inputs=_example_inputs(shapes) if shapes else None,
+                manifest=not no_manifest,
+                progress=step,
+            )
+    if as_json:
+        _print_json({**report.info.to_json(), "verified": report.verified}, output)
+    elif not quiet:
+        _print_info(output, report.info, verbose=verbose, to_stderr=output == STDIO)
+        click.echo(f"verified: {report.verified}", err=output == STDIO)
+
+
+@cli.command()
+@click.argument("source", metavar="FILE")
+@click.option(
+    "-o", "--output", required=True, help=".safetensors, .pt or .pth to write; - is safetensors."
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to decode, such as cuda.")
+@_max_memory
+@_force
+@_quiet
+def decode(
+    source: str, output: str, device: str, max_memory: int, force: bool, quiet: bool
+) -> None:
+    """Decode to a plain state dict: masks applied, masked-out weights 0."""
+    if output != STDIO and Path(output).suffix not in _STATE_DICT_SUFFIXES:
+        raise click.BadParameter(
+            f"{output} must end in {', '.join(_STATE_DICT_SUFFIXES)}", param_hint="-o"
+        )
+    _check_output(output, source, force=force)
+    with _steps(quiet=quiet) as step:
+        step("loading torch")
+        from pemncodec.torch.decode import load_tensors
+
+        step("decoding")
+        with _open(source, max_memory) as file, _named(source):
+            state = load_tensors(file, _check_device(device))
+            metadata = file.metadata
+        step("writing")
+        _save_state_dict(state, metadata, output)
+    if not quiet:
+        click.echo(f"{output}: {len(state)} tensors", err=True)
+
+
+@cli.command()
+@click.argument("source", metavar="FILE")
+@click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")
+@_max_memory
+@_json
+def inspect(source: str, verbose: bool, max_memory: int, as_json: bool) -> None:
+    """Show what a file holds and what every part of it costs."""
+    with _open(source, max_memory) as file, _named(source):
+        info = file.info()
+    if as_json:
+        _print_json(info.to_json(), STDIO if source == STDIO else None)
+    else:
+        _print_info(source, info, verbose=verbose)
+
+
+@cli.command()
+@click.argument("source", metavar="FILE")
+@click.option("--against", metavar="CHECKPOINT", help="Also compare every tensor bit for bit.")
+@_keep
+@_trust_pickle
+@_max_memory
+@_quiet
+def verify(
+    source: str,
+    against: str | None,
+    keep: float | None,
+    trust_pickle: bool,
+    max_memory: int,
+    quiet: bool,
+) -> None:
+    """Decode all of a file and check every rule of the format."""
+    if keep is not None and against is None:
+        raise click.UsageError("--keep belongs to --against")
+    with _steps(quiet=quiet) as step, _open(source, max_memory) as file, _named(source):
+        step("verifying")
+        file.verify()
+        if against is not None:
+            _compare(file, against, keep, trust_pickle=trust_pickle)
+        count = len(file.keys())
+    if not quiet:
+        compared = f", every one bit for bit as in {against}" if against else ""
+        click.echo(f"{source}: valid, {count} tensors{compared}")
+
+
+# ------------------------------------------------------------------------------ what they do
+
+
+def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: bool) -> None:
+    from torch import nn
+
+    from pemncodec.torch.checkpoint import load_checkpoint, read_masks
+    from pemncodec.torch.decode import load_tensors
+    from pemncodec.torch.encode import compare_states
+
+    loaded = load_checkpoint(Path(against), trust_pickle=trust_pickle)
+    state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
+    with _named(against):
+        expected = read_masks(state, keep=keep).effective()
+    decoded = load_tensors(file, "cpu")
+    # Pruning moves a weight behind its layer's other tensors; names and bits are what counts.
+    if sorted(decoded) == sorted(expected):
+        decoded = {name: decoded[name] for name in expected}
+    compare_states(decoded, expected)
+
+
+def _save_state_dict(state: dict[str, Tensor], metadata: dict[str, str], output: str) -> None:
+    import safetensors.torch
+    import torch
+
+    if output != STDIO and Path(output).suffix != ".safetensors":
+        with atomic_path(output) as temporary, temporary.open("wb") as stream:
+            torch.save(state, stream)
+        return
+    # safetensors refuses tensors that share memory: a tied one is written under each name.
+    distinct = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    try:
+        data = safetensors.torch.save(distinct, {"format": "pt", **metadata})
+    except (KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise EncodeError(f"{output}: safetensors cannot hold this: {error}; use .pt") from None
+    with _target(output) as target:
+        write_file([data], target)
+
+
+def _load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
+    import importlib
+    import importlib.util
+
+    from torch import nn
+
+    name, _, factory_name = arch.rpartition(":")
+    try:
+        if name.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(module.__name__, module)
+            spec.loader.exec_module(module)
+        elif name:
+            sys.path.insert(0, str(Path.cwd()))
+            module = importlib.import_module(name)
+        else:
+            raise EncodeArgumentError(f"--arch {arch}: expected module:factory")
+        factory = getattr(module, factory_name)
+    except PemnError:
+        raise
+    except Exception as error:
+        raise EncodeArgumentError(f"--arch {arch}: {_one_line(error)}") from error
+    try:
+        built = factory(**kwargs)
+    except Exception as error:
+        raise EncodeArgumentError(
+            f"--arch {arch} with {json.dumps(kwargs)}: {_one_line(error)}"
+        ) from error
+    if not isinstance(built, nn.Module):
+        raise EncodeArgumentError(f"--arch {arch}: made a {type(built).__name__}, not a module")
+    return built
+
+
+def _parse_kwargs(text: str, arch: str | None) -> dict[str, Any]:
+    try:
+        kwargs = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON ({error})", param_hint="--arch-kwargs") from None
+    if not isinstance(kwargs, dict):
+        raise click.BadParameter("not a JSON object", param_hint="--arch-kwargs")
+    if kwargs and arch is None:
+        raise click.UsageError("--arch-kwargs belongs to --arch")
+    return kwargs
+
+
+def _example_inputs(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[Tensor]:
+    import torch
+
+    from pemncodec.torch.encode import VERIFIED_BATCH_SIZES
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = []
+    for dtype_name, sizes in shapes:
+        dtype = getattr(torch, dtype_name, None)
+        if not isinstance(dtype, torch.dtype):
+            raise EncodeArgumentError(f"--example-shape: torch has no dtype {dtype_name}")
+        shape = (max(VERIFIED_BATCH_SIZES), *sizes)
+        if dtype.is_floating_point or dtype.is_complex:
+            inputs.append(torch.randn(shape, generator=generator).to(dtype))
+        else:
+            # Indices are the usual integer input: 0 and 1 are within every table.
+            inputs.append(torch.randint(0, 2, shape, generator=generator).to(dtype))
+    return inputs
+
+
+def _check_device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise click.BadParameter(_one_line(error), param_hint="--device") from None
+    return name
+
+
+# ---------------------------------------------------------------------------- files and streams
+
+
+def _check_output(output: str, source: str, *, force: bool) -> None:
+    if output == STDIO:
+        if sys.stdout.isatty():
+            raise click.UsageError("will not write binary data to a terminal: give -o FILE")
+        return
+    path = Path(output)
+    if source != STDIO and path.exists() and Path(source).exists() and path.samefile(source):
+        raise click.UsageError(f"{output} is the input: give another name with -o")
+    if path.is_dir():
+        raise click.UsageError(f"{output} is a folder")
+    if path.exists() and not force:
+        raise click.UsageError(f"{output} exists: -f overwrites it")
+    if not path.absolute().parent.is_dir():
+        raise click.UsageError(f"there is no folder {path.parent}")
+
+
+@contextlib.contextmanager
+def _source_path(source: str) -> Iterator[Path]:
+    """A checkpoint's path; standard input is spooled to a file, as its readers need one."""
+    if source != STDIO:
+        yield Path(source)
+        return
+    data = sys.stdin.buffer.read()
+    # safetensors: eight bytes of length, then a JSON object; torch.save writes neither there.
+    suffix = ".safetensors" if data[8:9] == b"{" else ".pt"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"stdin{suffix}"
+        path.write_bytes(data)
+        yield path
+
+
+@contextlib.contextmanager
+def _target(output: str) -> Iterator[str | BinaryIO]:
+    if output != STDIO:
+        yield output
+        return
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _open(source: str, max_memory: int) -> Iterator[PemnFile]:
+    limits = Limits(decoded_bytes=max_memory)
+    with _named(source):
+        file = open_file(
+            io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source, limits=limits
+        )
+    with file:
+        yield file
+
+
+@contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Puts the file's name in front of errors that know only its content."""
+    try:
+        yield
+    except EncodeArgumentError:
+        raise
+    except PemnError as error:
+        _fail(f"{source}: {error}", 1)
+
+
+# -------------------------------------------------------------------------------- what is seen
+
+
+@contextlib.contextmanager
+def _steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Shows the step that is under way, on a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda step: status.update(step)
+
+
+def _print_json(value: dict[str, Any], output: str | None) -> None:
+    click.echo(json.dumps(value, indent=1), err=output == STDIO)
+
+
+def _print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = False) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    width = None if sys.stdout.isatty() else 120
+    console = Console(stderr=to_stderr, width=width, highlight=False)
+    ratio = info.dense_model_bytes / info.file_bytes
+    console.print(
+        f"[bold]{escape(name)}[/]  {info.file_bytes:,} bytes, "
+        f"[bold]{ratio:.1f}×[/] smaller than {info.dense_model_bytes:,} bytes of plain tensors"
+    )
+    parts = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title, justify in (("part", "left"), ("bytes", "right"), ("share", "right"), ("", "left")):
+        parts.add_column(title, justify=justify)  # type: ignore[arg-type]
+    notes = {
+        "manifest": "" if info.manifest_bytes else "none: the file holds no architecture",
+        "prototype": "; ".join(info.prototypes),
+        "mask": _describe_masks(info),
+    }
+    for part in ("header", "manifest", "prototype", "dense", "mask"):
+        size = getattr(info, f"{part}_bytes")
+        parts.add_row(
+            part, f"{size:,}", f"{size / info.file_bytes:.1%}", escape(notes.get(part, ""))
+        )
+    console.print(parts)
+    for key, value in info.metadata.items():
+        console.print(escape(f"{_visible(key)}: {_visible(value)}"))
+    if not verbose:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title, justify in (
+        ("tensor", "left"), ("shape", "left"), ("dtype", "left"), ("kind", "left"),
+        ("density", "right"), ("coder", "left"), ("bytes", "right"), ("order-0", "right"),
+    ):  # fmt: skip
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for tensor in info.tensors:
+        table.add_row(
+            escape(tensor.name),
+            "×".join(map(str, tensor.shape)) or "scalar",
+            tensor.dtype,
+            tensor.kind,
+            "" if tensor.density is None else f"{tensor.density:.4f}",
+            tensor.coder or "",
+            f"{tensor.bytes:,}",
+            "" if tensor.order0_bytes is None else f"{tensor.order0_bytes:,.1f}",
+        )
+    console.print(table)
+
+
+def _describe_masks(info: FileInfo) -> str:
+    if info.bits_per_weight is None:
+        return "none"
+    return (
+        f"{info.masked_weights:,} weights, {info.bits_per_weight:.4f} bits each; "
+        f"order-0 entropy is {info.order0_bytes:,.0f} bytes"
+    )
+
+
+def _visible(text: str) -> str:
+    """Text from a file with control characters escaped, so that it cannot steer a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(f"pemn: {_visible(message)}", err=True)
+    raise SystemExit(status)
+
+
+def main() -> None:
+    """Entry point: every error is one line on stderr; exit 1 for bad data, 2 for wrong options."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        raise SystemExit(error.exit_code) from None
+    except click.Abort:
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f" (see {context.command_path} --help)" if context else ""
+        _fail(error.format_message().replace("\n", " ") + hint, error.exit_code)
+    except EncodeArgumentError as error:
+        _fail(str(error), 2)
+    except PemnError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:
+        # The reader has gone; closing stdout must not report it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except MemoryError:
+        _fail("out of memory", 1)
+
+
+if __name__ == "__main__":
+    main()
