@@ -1,0 +1,35 @@
+# Everything runs in a virtual environment of the project's own: make demo, make test, make lint.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test lint format bench clean
+
+demo: $(STAMP)  ## encode the example checkpoint, inspect it, decode it elsewhere, classify images
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
+
+test: $(STAMP)  ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style, types, import direction
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## sizes of the example and of any official checkpoints at hand
+	$(BIN)/python benchmarks/storage.py
+
+$(STAMP): pyproject.toml setup.py constraints.txt pemncodec/kernels/_native.c
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info pemncodec/kernels/*.so

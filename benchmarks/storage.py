@@ -1,0 +1,140 @@
+"""Bytes of masked checkpoints as .pemn and as what one would use instead, as a table and a CSV.
+
+python benchmarks/storage.py [--official FOLDER] [-o benchmarks/results/storage.csv]
+
+Measures the example checkpoint and, where the folder is there, the two that the official PEMN code
+trained. Every competitor stores the same effective state dict; "packed masks + fp32" is what a
+masked network needs without a codec: one bit a weight, the used prototype values, the rest as it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import lzma
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import safetensors.torch
+import torch
+import zstandard
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import pemncodec
+from pemncodec.torch.checkpoint import load_checkpoint, read_masks
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
+
+CHECKPOINTS = {
+    "example, RP 1e-3, keep 0.5": ("examples/convmixer-rp1e-3-k50.pt", 0.5),
+    "official, RP 1e-3, keep 0.5": ("official-convmixer-rp1e-3-k50.pt", 0.5),
+    "official, One-layer, keep 0.2": ("official-convmixer-onelayer-k20.pt", 0.2),
+}
+
+
+def sparse_bytes(state: dict[str, torch.Tensor], masked: list[str]) -> int:
+    """Masked tensors as CSR (int32 columns, fp32 values), the rest dense, in one torch.save."""
+    rows = {
+        name: tensor.reshape(tensor.shape[0], -1).to_sparse_csr() if name in masked else tensor
+        for name, tensor in state.items()
+    }
+    for name in masked:
+        csr = rows[name]
+        rows[name] = torch.sparse_csr_tensor(
+            csr.crow_indices().int(), csr.col_indices().int(), csr.values(), csr.shape
+        )
+    stream = io.BytesIO()
+    torch.save(rows, stream)
+    return stream.tell()
+
+
+def measure(path: Path, keep: float) -> dict[str, float]:
+    """Bytes of one checkpoint in every form."""
+    from convmixer import convmixer
+
+    loaded = load_checkpoint(path)
+    target = io.BytesIO()
+    info = pemncodec.encode(
+        loaded,
+        target,
+        keep=keep,
+        architecture=convmixer(128, 4, kernel_size=5, patch_size=4),
+        example_inputs=torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+    ).info
+    state = read_masks(loaded, keep=keep).effective()
+    masked = [tensor.name for tensor in info.tensors if tensor.kind == "masked"]
+    with pemncodec.open(target) as file:
+        masks = b"".join(file.packed_mask(name).tobytes() for name in masked)
+        prototypes = [file.prototype(index) for index in range(len(file.header.prototypes))]
+    stored_values = sum(int(np.count_nonzero(values)) for values in prototypes)
+    other = sum(t.numel() * t.element_size() for name, t in state.items() if name not in masked)
+    dense = safetensors.torch.save(state)
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return {
+        "torch.save fp32": stream.tell(),
+        "safetensors fp32": len(dense),
+        "torch.save CSR": sparse_bytes(state, masked),
+        "safetensors + zstd-19": len(zstandard.ZstdCompressor(level=19).compress(dense)),
+        "safetensors + xz -9e": len(lzma.compress(dense, preset=9 | lzma.PRESET_EXTREME)),
+        "packed masks + fp32": len(masks) + 4 * stored_values + other,
+        ".pemn": info.file_bytes,
+        ".pemn header": info.header_bytes,
+        ".pemn manifest": info.manifest_bytes,
+        ".pemn prototype": info.prototype_bytes,
+        ".pemn dense": info.dense_bytes,
+        ".pemn masks": info.mask_bytes,
+        "order-0 entropy of the masks": round(info.order0_bytes, 1),
+    }
+
+
+def environment() -> str:
+    """Machine, versions and commit, for the CSV's first line."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    ).stdout.strip()  # fmt: skip
+    return (
+        f"pemncodec {pemncodec.__version__} ({commit or 'no commit'}), torch {torch.__version__}, "
+        f"zstandard {zstandard.__version__}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}"
+    )
+
+
+@click.command()
+@click.option("--official", type=Path, default=ROOT.parent / "shared" / "checkpoints")
+@click.option("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "storage.csv")
+def main(official: Path, output: Path) -> None:
+    """Measure, print and write the table."""
+    columns: dict[str, dict[str, float]] = {}
+    for title, (name, keep) in track(list(CHECKPOINTS.items()), "measuring", transient=True):
+        path = ROOT / name if name.startswith("examples/") else official / name
+        if path.exists():
+            columns[title] = measure(path, keep)
+        else:
+            click.echo(f"{title}: skipped, there is no {path.name}", err=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table = Table(title=environment(), title_justify="left")
+    table.add_column("bytes")
+    with output.open("w", newline="") as stream:
+        stream.write(f"# {environment()}\n")
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["bytes", *columns])
+        for title in columns:
+            table.add_column(title, justify="right")
+        for form in next(iter(columns.values())):
+            values = [columns[title][form] for title in columns]
+            writer.writerow([form, *values])
+            table.add_row(form, *(f"{value:,}" for value in values))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
