@@ -3,8 +3,9 @@
 python benchmarks/storage.py [--official FOLDER] [-o benchmarks/results/storage.csv]
 
 Measures the example checkpoint and, where the folder is there, the two that the official PEMN code
-trained. Every competitor stores the same effective state dict; "packed masks + fp32" is what a
-masked network needs without a codec: one bit a weight, the used prototype values, the rest as it is.
+trained. Every competitor stores the same effective state dict, and no architecture; "packed masks +
+fp32" is what a masked network needs without a codec: one bit a weight, the used prototype values,
+the rest as it is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import lzma
 import platform
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import click
@@ -41,6 +43,7 @@ CHECKPOINTS = {
 
 def sparse_bytes(state: dict[str, torch.Tensor], masked: list[str]) -> int:
     """Masked tensors as CSR (int32 columns, fp32 values), the rest dense, in one torch.save."""
+    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
     rows = {
         name: tensor.reshape(tensor.shape[0], -1).to_sparse_csr() if name in masked else tensor
         for name, tensor in state.items()
@@ -122,7 +125,7 @@ def main(official: Path, output: Path) -> None:
             click.echo(f"{title}: skipped, there is no {path.name}", err=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     table = Table(title=environment(), title_justify="left")
-    table.add_column("bytes")
+    table.add_column("bytes", no_wrap=True)
     with output.open("w", newline="") as stream:
         stream.write(f"# {environment()}\n")
         writer = csv.writer(stream, lineterminator="\n")

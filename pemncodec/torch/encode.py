@@ -160,9 +160,7 @@ def _plain_module(source: Any, state: MaskedState) -> nn.Module:
     except Exception as error:
         raise UnsupportedModelError(f"the module cannot be copied: {error}") from None
     for child in module.modules():
-        for name in [name for name, _ in child.named_parameters(recurse=False)]:
-            if name.endswith("_orig") and hasattr(child, f"{name.removesuffix('_orig')}_mask"):
-                prune.remove(child, name.removesuffix("_orig"))  # type: ignore[no-untyped-call]
+        _remove_pruning(child)
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         module = module.module
     effective = state.effective()
@@ -182,6 +180,17 @@ def _plain_module(source: Any, state: MaskedState) -> nn.Module:
         # In C order, as a decoded module has it: other strides may round differently.
         target.data = effective[name].clone()
     return module
+
+
+def _remove_pruning(module: nn.Module) -> None:
+    for name in [name for name, _ in module.named_parameters(recurse=False)]:
+        if name.endswith("_orig") and hasattr(module, f"{name.removesuffix('_orig')}_mask"):
+            prune.remove(module, name.removesuffix("_orig"))  # type: ignore[no-untyped-call]
+    # Pruning has moved the weight behind the bias; layers register it first.
+    parameters = module._parameters
+    if next(iter(parameters), "weight") != "weight" and "weight" in parameters:
+        others = {name: parameters.pop(name) for name in list(parameters) if name != "weight"}
+        parameters.update(others)
 
 
 def _in_module_order(state: MaskedState, module: nn.Module) -> MaskedState:

@@ -1,0 +1,238 @@
+"""The command line as a user meets it: files, exit status, what it prints and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "convmixer-rp1e-3-k50.pt"
+ARCH = [
+    "--arch", f"{ROOT / 'examples' / 'convmixer.py'}:convmixer",
+    "--arch-kwargs", '{"dim": 128, "depth": 4, "patch_size": 4}',
+    "--example-shape", "3,32,32",
+]  # fmt: skip
+
+
+def pemn(
+    *arguments: object, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "pemncodec.cli", *map(str, arguments)],
+        cwd=cwd, input=stdin, capture_output=True, check=False, env={**os.environ, **(env or {})},
+    )  # fmt: skip
+
+
+def fails(result: subprocess.CompletedProcess[bytes], status: int, *words: str) -> None:
+    message = result.stderr.decode()
+    assert result.returncode == status, message
+    assert message.count("\n") == 1, message
+    assert message.startswith("pemn: ")
+    for word in words:
+        assert word in message
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("net") / "net.pemn"
+    result = pemn("encode", EXAMPLE, "--keep", 0.5, *ARCH, "-o", path, cwd=path.parent)
+    assert result.returncode == 0, result.stderr
+    return path
+
+
+@pytest.fixture
+def masked_state(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    state = {"fc.weight": torch.randn(6, 4), "fc.scores": torch.randn(6, 4)}
+    path = tmp_path / "model.pt"
+    torch.save(state, path)
+    return path
+
+
+def test_encode_prints_what_the_file_costs(tmp_path: Path) -> None:
+    result = pemn("encode", EXAMPLE, "--keep", 0.5, *ARCH, "-o", "net.pemn", cwd=tmp_path)
+    assert result.returncode == 0
+    size = (tmp_path / "net.pemn").stat().st_size
+    assert f"{size:,} bytes" in result.stdout.decode()
+    assert "verified: every tensor bit for bit" in result.stdout.decode()
+    assert result.stderr == b""
+
+
+def test_inspect_json_adds_up(net: Path) -> None:
+    result = pemn("inspect", net, "--json", cwd=net.parent)
+    info = json.loads(result.stdout)
+    parts = ("header", "manifest", "prototype", "dense", "mask")
+    assert sum(info[f"{part}_bytes"] for part in parts) == info["file_bytes"] == net.stat().st_size
+    assert info["masked_weights"] == 85_760
+    assert info["order0_bytes"] == pytest.approx(10_720)
+    assert info["bits_per_weight"] == pytest.approx(8 * info["mask_bytes"] / 85_760)
+    sections = info["dense_bytes"] + info["mask_bytes"]
+    assert sum(tensor["bytes"] for tensor in info["tensors"]) == sections
+    first = info["tensors"][0]
+    assert (first["name"], first["shape"], first["dtype"]) == (
+        "0.weight",
+        [128, 3, 4, 4],
+        "float32",
+    )
+    assert (first["kind"], first["density"], first["coder"]) == ("masked", 0.5, "packed")
+    assert first["order0_bytes"] == pytest.approx(768)
+
+
+def test_inspect_does_not_import_torch(net: Path) -> None:
+    code = (
+        "import sys; from pemncodec.cli import cli;"
+        f"cli.main(['inspect', {str(net)!r}], standalone_mode=False);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_verify_against(net: Path) -> None:
+    result = pemn("verify", net, "--against", EXAMPLE, "--keep", 0.5, cwd=net.parent)
+    assert (result.returncode, result.stderr) == (0, b"")
+    fails(pemn("verify", net, "--against", EXAMPLE, "--keep", 0.4, cwd=net.parent), 1, "differs")
+    fails(pemn("verify", net, "--keep", 0.5, cwd=net.parent), 2, "--against")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+def test_decode_writes_the_plain_state_dict(net: Path, tmp_path: Path, suffix: str) -> None:
+    output = tmp_path / f"out{suffix}"
+    assert pemn("decode", net, "-o", output, cwd=tmp_path).returncode == 0
+    if suffix == ".safetensors":
+        state = safetensors.torch.load_file(output)
+    else:
+        state = torch.load(output, weights_only=True)
+    original = torch.load(EXAMPLE, weights_only=True)
+    assert set(state) == {name for name in original if not name.endswith(".scores")}
+    assert torch.equal(state["2.bias"], original["2.bias"])
+    assert float((state["0.weight"] == 0).float().mean()) == 0.5
+    result = pemn("verify", net, "--against", output, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_pipes(net: Path, masked_state: Path, tmp_path: Path) -> None:
+    data = net.read_bytes()
+    decoded = pemn("decode", "-", "-o", "-", cwd=tmp_path, stdin=data)
+    assert len(safetensors.torch.load(decoded.stdout)) == 55
+    assert pemn("verify", "-", cwd=tmp_path, stdin=data).returncode == 0
+    assert pemn("inspect", "-", "--json", cwd=tmp_path, stdin=data).returncode == 0
+    encoded = pemn(
+        "encode", "-", "--keep", 0.5, "--no-manifest", cwd=tmp_path, stdin=masked_state.read_bytes()
+    )
+    assert encoded.returncode == 0
+    assert pemn("verify", "-", cwd=tmp_path, stdin=encoded.stdout).returncode == 0
+
+
+def test_encode_twice_gives_the_same_bytes(net: Path, tmp_path: Path) -> None:
+    environment = {"PYTHONHASHSEED": "7"}
+    output = tmp_path / "again.pemn"
+    pemn("encode", EXAMPLE, "--keep", 0.5, *ARCH, "-o", output, cwd=tmp_path, env=environment)
+    assert output.read_bytes() == net.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--no-manifest"], 2, ["--keep"]),
+        (["--keep", "0", "--no-manifest"], 2, ["--keep", "above 0"]),
+        (["--keep", "1.5", "--no-manifest"], 2, ["--keep", "at most 1"]),
+        (["--keep", "nan", "--no-manifest"], 2, ["--keep"]),
+        (["--keep", "half", "--no-manifest"], 2, ["--keep"]),
+        (["--keep", "0.5"], 2, ["--arch", "--no-manifest"]),
+        (["--keep", "0.5", "--arch", "nowhere:net", "--example-shape", "4"], 2, ["nowhere"]),
+        (["--keep", "0.5", "--arch", "torch.nn:nothing", "--example-shape", "4"], 2, ["nothing"]),
+        (["--keep", "0.5", "--arch", "torch.nn:Linear"], 2, ["torch.nn:Linear"]),
+        (["--keep", "0.5", "--arch", "torch.nn:ReLU"], 2, ["--example-shape"]),
+        (["--keep", "0.5", "--arch", "torch.nn:ReLU", "--example-shape", "4"], 1, ["fc.weight"]),
+        (["--keep", "0.5", "--arch-kwargs", "{", "--no-manifest"], 2, ["--arch-kwargs"]),
+        (["--keep", "0.5", "--arch-kwargs", '{"a": 1}', "--no-manifest"], 2, ["--arch"]),
+        (["--keep", "0.5", "--no-manifest", "-o", "nowhere/net.pemn"], 2, ["nowhere"]),
+        (["--keep", "0.5", "--no-manifest", "-o", "model.pt", "-f"], 2, ["input"]),
+    ],
+)
+def test_wrong_options_write_nothing(
+    masked_state: Path, options: list[str], status: int, words: list[str]
+) -> None:
+    before = masked_state.read_bytes()
+    fails(pemn("encode", masked_state, *options, cwd=masked_state.parent), status, *words)
+    assert [path.name for path in masked_state.parent.iterdir()] == ["model.pt"]
+    assert masked_state.read_bytes() == before
+
+
+def test_bad_data_writes_nothing(tmp_path: Path) -> None:
+    cases = {
+        "nan.pt": {"a.weight": torch.ones(3), "a.scores": torch.tensor([1.0, torch.nan, 2.0])},
+        "shape.pt": {"a.weight": torch.ones(3), "a.scores": torch.ones(4)},
+        "orphan.pt": {"a.scores": torch.ones(4)},
+        "integer.pt": {"a.weight": torch.ones(4, dtype=torch.int32), "a.scores": torch.ones(4)},
+        "nested.pt": {"a": [1, 2]},
+    }
+    for name, state in cases.items():
+        torch.save(state, tmp_path / name)
+        fails(pemn("encode", name, "--keep", 0.5, "--no-manifest", cwd=tmp_path), 1, "")
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    fails(pemn("encode", "text.pt", "--keep", 0.5, "--no-manifest", cwd=tmp_path), 1, "text.pt")
+    fails(pemn("encode", "none.pt", "--keep", 0.5, "--no-manifest", cwd=tmp_path), 1, "none.pt")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    result = pemn("encode", "module.pt", "--keep", 0.5, "--no-manifest", cwd=tmp_path)
+    fails(result, 1, "--trust-pickle")
+    assert not list(tmp_path.glob("*.pemn"))
+
+
+def test_nothing_is_overwritten_without_force(net: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.pt"
+    output.write_bytes(b"precious")
+    fails(pemn("decode", net, "-o", output, cwd=tmp_path), 2, "-f")
+    assert output.read_bytes() == b"precious"
+    assert pemn("decode", net, "-o", output, "-f", cwd=tmp_path).returncode == 0
+    assert output.read_bytes() != b"precious"
+
+
+def test_damaged_files(net: Path, tmp_path: Path) -> None:
+    data = bytearray(net.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "bad.pemn").write_bytes(data)
+    (tmp_path / "cut.pemn").write_bytes(data[:1000])
+    for name in ("bad.pemn", "cut.pemn"):
+        fails(pemn("verify", name, cwd=tmp_path), 1, name)
+        fails(pemn("decode", name, "-o", "out.pt", cwd=tmp_path), 1, name)
+    assert not (tmp_path / "out.pt").exists()
+    fails(pemn("inspect", EXAMPLE, cwd=tmp_path), 1, "not a .pemn file")
+    fails(pemn("decode", net, "-o", "out.pt", "--max-memory", "1K", cwd=tmp_path), 1, "limit")
+    fails(pemn("decode", net, "-o", "out.bin", cwd=tmp_path), 2, ".safetensors")
+    fails(pemn("decode", net, "-o", "out.pt", "--device", "abacus", cwd=tmp_path), 2, "--device")
+
+
+def test_pruned_module_needs_trust(tmp_path: Path) -> None:
+    from torch.nn.utils import prune
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    prune.random_unstructured(model[0], "weight", 0.5)
+    torch.save(model, tmp_path / "pruned.pt")
+    options = ["--trust-pickle", "--example-shape", "4"]
+    result = pemn("encode", "pruned.pt", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = pemn("verify", "pruned.pemn", "--against", "pruned.pt", "--trust-pickle", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_demo_images_are_classified(net: Path, tmp_path: Path) -> None:
+    script = ROOT / "examples" / "classify.py"
+    images = ROOT / "examples" / "cifar10-200.npz"
+    result = subprocess.run(
+        [sys.executable, "-I", script, net, images], cwd=tmp_path, capture_output=True, check=True
+    )
+    labels = np.load(images)["labels"]
+    correct, total = (int(word) for word in result.stdout.split()[:3:2])
+    assert total == len(labels) == 200
+    assert correct == 151
