@@ -99,7 +99,7 @@ def cli() -> None:
     "shapes",
     type=_Shape(),
     multiple=True,
-    help="An input without its batch: 3,32,32 or int64:16. Once for each input.",
+    help="An input without its batch, such as 3,32,32 or int64:16; once for each  [default: guess].",
 )
 @click.option("--no-manifest", is_flag=True, help="Store tensors without the architecture.")
 @_trust_pickle
@@ -328,20 +328,14 @@ def _parse_kwargs(text: str, arch: str | None) -> dict[str, Any]:
 def _example_inputs(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[Tensor]:
     import torch
 
-    from pemncodec.torch.encode import VERIFIED_BATCH_SIZES
+    from pemncodec.torch.example import random_input
 
-    generator = torch.Generator().manual_seed(0)
     inputs = []
-    for dtype_name, sizes in shapes:
-        dtype = getattr(torch, dtype_name, None)
+    for name, sizes in shapes:
+        dtype = getattr(torch, name, None)
         if not isinstance(dtype, torch.dtype):
-            raise EncodeArgumentError(f"--example-shape: torch has no dtype {dtype_name}")
-        shape = (max(VERIFIED_BATCH_SIZES), *sizes)
-        if dtype.is_floating_point or dtype.is_complex:
-            inputs.append(torch.randn(shape, generator=generator).to(dtype))
-        else:
-            # Indices are the usual integer input: 0 and 1 are within every table.
-            inputs.append(torch.randint(0, 2, shape, generator=generator).to(dtype))
+            raise EncodeArgumentError(f"--example-shape: torch has no dtype {name}")
+        inputs.append(random_input(dtype, sizes))
     return inputs
 
 

@@ -33,11 +33,16 @@ from pemncodec.prototype import Layer, recover_prototypes
 from pemncodec.torch.checkpoint import MaskedState, read_masks
 from pemncodec.torch.convert import dtype_name, same_bits, tensor_to_array
 from pemncodec.torch.decode import load_module, load_tensors
+from pemncodec.torch.example import (
+    VERIFIED_BATCH_SIZES,
+    ExampleInputs,
+    given_inputs,
+    guessed_inputs,
+)
 from pemncodec.torch.trace import trace_module
 from pemncodec.writing import encode_contents, write_file
 
 Progress = Callable[[str], None]
-VERIFIED_BATCH_SIZES = (2, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,8 @@ def encode(
         masks: bool [*shape] by name of the parameter, for weights whose masks `source` lacks.
         keep: share of each layer's weights that its scores keep, in (0, 1].
         architecture: the plain module whose state dict `source` is, when that is a state dict.
-        example_inputs: what the module's `forward` takes, batch first; needed for a manifest.
+        example_inputs: what the module's `forward` takes, batch first; None guesses it from the
+            first layer.
         manifest: False stores the tensors without the architecture.
         prototypes: seeded prototypes that the frozen weights may come from.
         metadata: text to keep in the file.
@@ -92,7 +98,8 @@ def encode(
         EncodeError: data that cannot be encoded.
     """
     step = progress or (lambda _: None)
-    inputs = _check_arguments(source, architecture, example_inputs, manifest)
+    _check_arguments(source, architecture, manifest)
+    inputs = None if example_inputs is None else given_inputs(example_inputs)
     step("reading masks")
     state = read_masks(_state_dict(source), keep=keep, masks=masks)
     if not state.masks:
@@ -105,7 +112,8 @@ def encode(
     if manifest:
         step("describing the architecture")
         plain = _plain_module(architecture if architecture is not None else source, state)
-        described = trace_module(plain, _input_specs(inputs), masked=list(state.masks))
+        inputs = inputs or guessed_inputs(plain)
+        described = trace_module(plain, inputs.specs, masked=list(state.masks))
         state = _in_module_order(state, plain)
     step("looking for prototypes")
     contents = _contents(state, described, prototypes, dict(metadata or {}))
@@ -124,29 +132,19 @@ def encode(
 def _check_arguments(
     source: nn.Module | Mapping[str, Tensor],
     architecture: nn.Module | None,
-    example_inputs: Tensor | Sequence[Tensor] | None,
     manifest: bool,
-) -> tuple[Tensor, ...]:
+) -> None:
     if isinstance(source, nn.Module) and architecture is not None:
         raise EncodeArgumentError("a module is its own architecture: give one of the two")
     if not manifest:
         if architecture is not None:
             raise EncodeArgumentError("an architecture is given, but the manifest is turned off")
-        return ()
+        return
     if not isinstance(source, nn.Module) and architecture is None:
         raise EncodeArgumentError(
             "a state dict does not hold its architecture: give --arch pkg.module:factory "
             "(architecture=…), or --no-manifest (manifest=False) to store the tensors alone"
         )
-    if example_inputs is None:
-        raise EncodeArgumentError(
-            "the rebuilt module must be checked against the original: give --example-shape, "
-            "such as 3,32,32 (example_inputs=…)"
-        )
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not all(isinstance(x, Tensor) and x.dim() and x.shape[0] for x in inputs):
-        raise EncodeArgumentError("example_inputs must be tensors with a batch dimension")
-    return tuple(x.detach().cpu() for x in inputs)
 
 
 def _state_dict(source: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -210,10 +208,6 @@ def _in_module_order(state: MaskedState, module: nn.Module) -> MaskedState:
     return MaskedState(tensors, masks, aliases, names)
 
 
-def _input_specs(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:
-    return [{"dtype": dtype_name(x), "shape": [None, *x.shape[1:]]} for x in inputs]
-
-
 def _contents(
     state: MaskedState,
     manifest: dict[str, Any] | None,
@@ -246,10 +240,13 @@ def _contents(
 
 
 def _verify(
-    stream: BinaryIO, state: MaskedState, plain: nn.Module | None, inputs: tuple[Tensor, ...]
+    stream: BinaryIO,
+    state: MaskedState,
+    plain: nn.Module | None,
+    inputs: ExampleInputs | None,
 ) -> str:
     with open_file(stream) as file:
-        if plain is None:
+        if plain is None or inputs is None:
             decoded = load_tensors(file, "cpu")
             compare_states(decoded, state.effective())
             return "every tensor bit for bit"
@@ -258,7 +255,7 @@ def _verify(
     sizes = " and ".join(map(str, VERIFIED_BATCH_SIZES))
     for training in (False, True):
         for size in VERIFIED_BATCH_SIZES:
-            batch = tuple(x[torch.arange(size) % x.shape[0]] for x in inputs)
+            batch = inputs.batch(size)
             expected = _run(plain, batch, training)
             actual = _run(rebuilt, batch, training)
             if not _same_outputs(expected, actual):
