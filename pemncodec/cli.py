@@ -99,7 +99,7 @@ def cli() -> None:
     "shapes",
     type=_Shape(),
     multiple=True,
-    help="An input without its batch, such as 3,32,32 or int64:16; once for each  [default: guess].",
+    help="An input without its batch: 3,32,32 or int64:16; once for each  [default: a guess].",
 )
 @click.option("--no-manifest", is_flag=True, help="Store tensors without the architecture.")
 @_trust_pickle

@@ -31,9 +31,10 @@ def tensor_to_array(tensor: Tensor, name: str) -> Array:
 
 
 def array_to_tensor(array: Array, dtype: str, device: torch.device | str = "cpu") -> Tensor:
-    """A tensor of its own memory with an array's bits."""
+    """A tensor with an array's bits, in the array's memory where that is writable."""
     torch_dtype = getattr(torch, dtype)
-    flat = np.array(array, order="C").reshape(-1)
+    # Arrays that are shared, such as a group of small tensors, are read-only.
+    flat = (array if array.flags.writeable else array.copy()).reshape(-1)
     if not flat.size:
         return torch.empty(array.shape, dtype=torch_dtype, device=device)
     as_bytes = torch.from_numpy(flat.view(np.uint8))
