@@ -43,7 +43,7 @@ CHECKPOINTS = {
 
 def sparse_bytes(state: dict[str, torch.Tensor], masked: list[str]) -> int:
     """Masked tensors as CSR (int32 columns, fp32 values), the rest dense, in one torch.save."""
-    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+    warnings.filterwarnings("ignore", "Sparse")
     rows = {
         name: tensor.reshape(tensor.shape[0], -1).to_sparse_csr() if name in masked else tensor
         for name, tensor in state.items()

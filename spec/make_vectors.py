@@ -1,0 +1,651 @@
+"""Writes the conformance vectors: small files in `vectors/`, and `index.json` about them.
+
+    python spec/make_vectors.py
+
+Not run by tests: the files are golden. What a valid file decodes to is taken from the reference
+decoder; the tests compare this package with it. Files are put together from the bytes of each
+part, so that each invalid one breaks one rule and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import reference_decoder as reference
+import zstandard
+
+from pemncodec.coders.rans import encode_rans
+from pemncodec.coders.varint import encode_varint
+
+FOLDER = Path(__file__).parent / "vectors"
+SIGNATURE = bytes.fromhex("89504d4e0d0a1a0a")
+
+
+def frame(content: bytes, **parameters: Any) -> bytes:
+    options = {"level": 19, "write_checksum": False, "write_content_size": True} | parameters
+    return zstandard.ZstdCompressor(**options).compress(content)
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def pack(header: Any, *sections: bytes, **changed: Any) -> bytes:
+    """A file; `changed` replaces parts of its front."""
+    text = header if isinstance(header, bytes) else canonical(header)
+    coded = changed.get("frame", frame(text))
+    table = b"".join(encode_varint(len(s)) + struct.pack("<I", zlib.crc32(s)) for s in sections)
+    table = changed.get("table", table)
+    sizes = changed.get("header_size", len(text)), len(coded), changed.get("table_size", len(table))
+    front = SIGNATURE + bytes(changed.get("version", (0, 1))) + struct.pack("<III", *sizes)
+    front += coded + table
+    crc = zlib.crc32(front) ^ changed.get("crc", 0)
+    return front + struct.pack("<I", crc) + b"".join(sections)
+
+
+def masked(
+    mask: bytes,
+    shape: list[int],
+    *,
+    prototype: Any = None,
+    stored: bytes | None = None,
+    **more: Any,
+) -> bytes:
+    """A file of one masked tensor on one prototype, seeded unless `stored` is its section."""
+    header: dict[str, Any] = {
+        "tensors": {"name": ["w"], "kind": ["masked"], "shape": [shape]},
+        "masks": {"section": [0]},
+        "sections": [["mask", 1]],
+    }
+    sections = [mask]
+    if stored is None:
+        header["prototypes"] = {"kind": ["seeded"], "length": [more.pop("length", 10)]}
+        header["seeded"] = prototype or {"seed": ["0123456789abcdef"]}
+    else:
+        header["prototypes"] = {"length": [more.pop("length")]}
+        header["stored"] = {"section": [1]} | (prototype or {})
+        header["sections"].append(["prototype", 1])
+        sections.append(stored)
+    for key, value in more.items():
+        header[key] = header.get(key, {}) | value
+    return pack(header, *sections)
+
+
+def dense(section: bytes, shape: list[int], dtype: str = "float32", **more: Any) -> bytes:
+    """A file of one dense tensor."""
+    header = {
+        "tensors": {"name": ["b"], "dtype": [dtype], "shape": [shape]},
+        "dense": {"section": [0]},
+        "sections": [["dense", 1]],
+    }
+    return pack(header | more, section)
+
+
+def constant(value: str, shape: list[int], dtype: str = "float32", **more: Any) -> bytes:
+    """A file of one constant."""
+    tensors = {"name": ["c"], "kind": ["constant"], "dtype": [dtype], "shape": [shape]}
+    return pack({"tensors": tensors, "constant": {"value": [value]}} | more)
+
+
+def floats(*values: float, code: str = "f") -> bytes:
+    return struct.pack(f"<{len(values)}{code}", *values)
+
+
+def rans(n: int, ones: set[int]) -> bytes:
+    bits = bytearray(-(-n // 8))
+    for i in ones:
+        bits[i // 8] |= 1 << i % 8
+    return b"\2" + encode_rans(np.frombuffer(bytes(bits), np.uint8), n)
+
+
+SHORT_FRAME = bytes.fromhex("28b52ffd2003110000") + b"{}"  # says that it has 3 bytes
+SKIPPABLE_FRAME = bytes.fromhex("502a4d1802000000") + b"{}"
+CHECKED_FRAME = frame(b"{}", write_checksum=True)
+ONES = b"\0\1"
+PACKED_10 = bytes([1, 0b10110101, 0b01])  # of ten weights
+DENSE_1 = {"sections": [["dense", 1]], "dense": {"section": [0]}}
+TWO = b"\0" + floats(0.5, -0.25)
+
+
+def valid() -> dict[str, bytes]:
+    files: dict[str, bytes] = {"empty-model": pack({})}
+    sections, names = [], list(reference.DTYPES)
+    for name in names:
+        size = reference.DTYPES[name][0]
+        pattern = bytes(range(1, 3 * size + 1)) if name != "bool" else b"\1\0\1"
+        sections.append(b"\0" + pattern)
+    files["every-dtype"] = pack(
+        {
+            "tensors": {"name": names, "dtype": names, "shape": [[3]] * len(names)},
+            "dense": {"section": list(range(len(names)))},
+            "sections": [["dense", len(names)]],
+        },
+        *sections,
+    )
+    files["zero-dimensional"] = pack(
+        {
+            "tensors": {"name": ["w", "b", "c"], "kind": ["masked", "dense", "constant"]},
+            "masks": {"section": [0]},
+            "dense": {"section": [1]},
+            "constant": {"value": ["0000803f"]},
+            "prototypes": {"kind": ["seeded"], "length": [1]},
+            "sections": [["mask", 1], ["dense", 1]],
+        },
+        ONES,
+        b"\0" + floats(2.5),
+    )
+    files["no-elements"] = pack(
+        {
+            "tensors": {
+                "name": ["w", "b", "c", "v"],
+                "kind": ["masked", "dense", "constant", "masked"],
+                "shape": [[0], [0, 3], [2, 0], [3, 0]],
+            },
+            "masks": {"section": [0, 2]},
+            "dense": {"section": [1]},
+            "constant": {"value": [""]},
+            "prototypes": {"kind": ["seeded"], "length": [4]},
+            "sections": [["mask", 1], ["dense", 1], ["mask", 1]],
+        },
+        ONES,
+        b"\0",
+        b"\1",
+    )
+    files["constant-every-bit"] = constant("0100c07f", [2, 2])  # a NaN's payload
+    files["constant-complex128"] = constant("000000000000f03f000000000000f0bf", [2], "complex128")
+    files["constant-bool"] = constant("01", [3], "bool")
+    trained = floats(*[1.0 + i / 7 for i in range(64)])
+    columns = [trained[j::4] for j in range(4)]
+    stored = b"".join(b"\0" + plane for plane in columns)
+    zipped = b"\2" + encode_varint(len(frame(columns[3]))) + frame(columns[3])
+    files["dense-raw-negative-zero-nan"] = dense(
+        b"\0" + struct.pack("<4I", 0x80000000, 0xFF812345, 1, 0x7F800000), [2, 2]
+    )
+    files["dense-planes-stored"] = dense(b"\1" + stored, [64])
+    files["dense-planes-zstd-frame"] = dense(b"\1" + stored[:195] + zipped, [64])
+    checked = frame(columns[3], write_checksum=True)
+    files["dense-planes-zstd-frame-with-checksum"] = dense(
+        b"\1" + stored[:195] + b"\2" + encode_varint(len(checked)) + checked, [64]
+    )
+    files["dense-planes-constant"] = dense(b"\1\1\0\1\0\0abc\1\x3f", [3])
+    files["dense-planes-complex64"] = dense(b"\1\1\0\1\0\0abcd\1\x3f", [2], "complex64")
+    files["dense-rotated-planes-float32"] = dense(b"\2\1\1\0\0\1\1\0\0\x7f\x7e", [2])
+    files["dense-rotated-planes-uint8"] = dense(b"\2\0\x81\x02", [2], "uint8")
+    files["dense-rotated-planes-int64"] = dense(b"\2" + b"\1\1" * 7 + b"\1\x80", [2], "int64")
+    files["dense-palette"] = dense(
+        b"\3\2" + struct.pack("<3H", 5, 6, 700) + b"\0\2\0\1\2", [4], "int16"
+    )
+    files["dense-palette-one-value"] = dense(b"\3\0" + floats(1.5) + b"\1\0", [5])
+    files["dense-palette-complex128"] = dense(
+        b"\3\1" + floats(0.0, 1.0, code="d") + b"\0\0\1", [1], "complex128"
+    )
+    files["dense-group"] = pack(
+        {
+            "tensors": {"name": ["a", "z", "b"], "shape": [[2], [0], []]},
+            "dense": {"section": [0, 0, 0]},
+            "sections": [["dense", 1]],
+        },
+        b"\0" + floats(1, 2, 3),
+    )
+    files["alias"] = pack(
+        {
+            "tensors": {
+                "name": ["w", "a", "v"],
+                "kind": ["dense", "alias", "alias"],
+                "shape": [[2], [], []],
+            },
+            "alias": {"target": ["w", "w"]},
+        }
+        | DENSE_1,
+        TWO,
+    )
+    for distribution in ("uniform", "signed-constant", "normal"):
+        files[f"seeded-{distribution}"] = masked(
+            ONES,
+            [3, 4],
+            prototype={"distribution": [distribution], "seed": ["fedcba9876543210"]},
+            length=12,
+        )
+        for dtype in ("float16", "bfloat16", "float64"):
+            files[f"seeded-{distribution}-scaled-{dtype}"] = masked(
+                PACKED_10,
+                [10],
+                prototype={"distribution": [distribution]},
+                masked={"scale": ["3d93cd3a"]},
+                tensors={"dtype": [dtype]},
+            )
+    files["seeded-stream"] = masked(ONES, [10], prototype={"stream": ["8000000000000001"]})
+    files["seeded-scaled-float32"] = masked(ONES, [10], masked={"scale": ["bdcccccd"]})
+    files["seeded-scale-zero"] = masked(ONES, [10], masked={"scale": ["00000000"]})
+    files["seeded-scale-subnormal"] = masked(ONES, [10], masked={"scale": ["00000003"]})
+    files["seeded-scale-to-infinity-float16"] = masked(
+        ONES, [10], masked={"scale": ["47ffe000"]}, tensors={"dtype": ["float16"]}
+    )
+    files["seeded-scale-to-subnormal-float16"] = masked(
+        ONES, [10], masked={"scale": ["35000001"]}, tensors={"dtype": ["float16"]}
+    )
+    files["seeded-scale-one-bfloat16"] = masked(ONES, [10], tensors={"dtype": ["bfloat16"]})
+    files["fill-offset-wraps"] = masked(PACKED_10, [10], masked={"offset": [6]})
+    files["fill-tiled-no-divisor"] = masked(PACKED_10, [10], length=3)
+    files["fill-one-value"] = masked(PACKED_10, [2, 5], length=1)
+    files["fill-longer-prototype"] = masked(PACKED_10, [10], length=17)
+    files["shared-prototype"] = pack(
+        {
+            "tensors": {"name": ["v", "w"], "kind": ["masked"] * 2, "shape": [[5], [10]]},
+            "masked": {"offset": [3, 0], "scale": ["3f800000", "40000000"]},
+            "masks": {"section": [1, 0]},
+            "prototypes": {"kind": ["seeded"], "length": [4]},
+            "sections": [["mask", 2]],
+        },
+        PACKED_10,
+        b"\1\x15",
+    )
+    values = floats(1, 2, 3, -4)
+    files["stored-all"] = masked(PACKED_10, [10], stored=b"\0" + values, length=4)
+    files["stored-masks"] = masked(  # weights 0 and 2 use values 3 and 0
+        b"\1\x05",
+        [3],
+        stored=b"\0" + floats(7, 8),
+        length=5,
+        prototype={"used": ["masks"]},
+        masked={"offset": [3]},
+    )
+    files["stored-masks-tiled"] = masked(
+        b"\1\x88", [8], stored=b"\0" + floats(7, 8), length=3, prototype={"used": ["masks"]}
+    )
+    files["stored-masks-none-used"] = masked(
+        b"\0\0", [3], stored=b"\0", length=5, prototype={"used": ["masks"]}
+    )
+    files["stored-without-user"] = pack(
+        {
+            "prototypes": {"length": [2]},
+            "stored": {"section": [0]},
+            "sections": [["prototype", 1]],
+        },
+        TWO,
+    )
+    halves = struct.pack("<4H", 0x7C01, 0x8000, 0x3C00, 0xFBFF)
+    for dtype in ("float16", "bfloat16"):
+        files[f"stored-{dtype}-copied-bit-for-bit"] = masked(
+            ONES,
+            [4],
+            stored=b"\0" + halves,
+            length=4,
+            prototype={"dtype": [dtype]},
+            tensors={"dtype": [dtype]},
+        )
+    files["stored-float64-rounded-to-float32"] = masked(
+        ONES,
+        [4],
+        stored=b"\0" + floats(0.1, -1 / 3, 1e-45, 1.0000000596046448, code="d"),
+        length=4,
+        prototype={"dtype": ["float64"]},
+    )
+    files["stored-bfloat16-to-float16"] = masked(
+        ONES,
+        [4],
+        stored=b"\0" + struct.pack("<4H", 0x3F81, 0xBF80, 0x0001, 0x4049),
+        length=4,
+        prototype={"dtype": ["bfloat16"]},
+        tensors={"dtype": ["float16"]},
+    )
+    files["mask-constant-0"] = masked(b"\0\0", [10])
+    files["mask-constant-1"] = masked(ONES, [10])
+    files["mask-packed"] = masked(PACKED_10, [10])
+    files["mask-packed-whole-bytes"] = masked(b"\1\xa5\x3c", [16])
+    files["mask-rans-1-lane"] = masked(rans(40, {3, 17}), [40])
+    some = random.Random(1)
+    files["mask-rans-words"] = masked(rans(1003, set(some.sample(range(1003), 90))), [17, 59])
+    files["mask-rans-dense"] = masked(rans(500, set(range(500)) - {7, 499}), [500])
+    for name, n in (
+        ("8-lanes", 1 << 18),
+        ("below-8-lanes", (1 << 18) - 1),
+        ("2-blocks", (1 << 20) + 13),
+    ):
+        ones = set(some.sample(range(n), n // 1000)) | {n - 1}
+        files[f"mask-rans-{name}"] = masked(rans(n, ones), [n], length=3)
+    manifest = {"format": "tree/1", "tree": {"cls": "Linear", "in_features": 2, "out_features": 1}}
+    files["manifest"] = pack(
+        {
+            "tensors": {
+                "name": ["weight", "bias"],
+                "kind": ["masked", "dense"],
+                "shape": [[1, 2], [1]],
+            },
+            "masks": {"section": [2]},
+            "dense": {"section": [1]},
+            "prototypes": {"kind": ["seeded"], "length": [2]},
+            "sections": [["manifest", 1], ["dense", 1], ["mask", 1]],
+        },
+        frame(canonical(manifest)),
+        b"\0" + floats(0.5),
+        ONES,
+    )
+    files["metadata"] = pack({"metadata": {"": "", "author": "Grüße, 世界 🦜", "line": "a\nb"}})
+    files["optional-fields"] = dense(
+        TWO,
+        [2],
+        **{
+            "?later": [{"x": [1.5e3, None, True]}],
+            "tensors": {"name": ["b"], "shape": [[2]], "?unit": "any"},
+        },
+    )
+    files["name-of-any-language"] = constant(
+        "00000000", [], tensors={"name": ['層 1/weight "ß"'], "kind": ["constant"], "shape": [[]]}
+    )
+    files["minor-version-255"] = pack({}, version=(0, 255))
+    files["json-spelled-otherwise"] = pack(
+        b' {"tensors" : {"shape":[[2]],\n"name":["\\u0062"],"kind":["dense"],'
+        b'"dtype":["float32"]},"sections":[["dense",1]],"dense":{"section":[0]},"alias":{}}\t',
+        TWO,
+    )
+    files["front-frame-with-checksum"] = pack(b"{}", frame=CHECKED_FRAME)
+    files["sections-in-any-order"] = pack(
+        {
+            "tensors": {"name": ["b", "a"], "shape": [[2], [1]]},
+            "dense": {"section": [1, 0]},
+            "sections": [["dense", 2]],
+        },
+        b"\0" + floats(9),
+        TWO,
+    )
+    return files
+
+
+def invalid_front() -> dict[str, tuple[str, bytes]]:
+    good = dense(TWO, [2])
+    wide = b"\x80" * 9
+    return {
+        "signature-empty-file": ("not-pemn", b""),
+        "signature-other": ("not-pemn", b"PK\3\4" + good[4:]),
+        "signature-line-ends-changed": ("not-pemn", good.replace(b"\r\n", b"\n")),
+        "signature-cut": ("truncated", good[:5]),
+        "front-cut-in-sizes": ("truncated", good[:20]),
+        "front-cut-in-header": ("truncated", good[:40]),
+        "front-cut-in-checksum": ("truncated", pack({})[:-1]),
+        "version-1": ("version", pack({}, version=(1, 0))),
+        "front-checksum": ("checksum", pack({}, crc=1)),
+        "section-cut": ("truncated", good[:-1]),
+        "section-missing": ("truncated", good[:-9]),
+        "file-trailing-byte": ("trailing", good + b"\0"),
+        "section-checksum": ("checksum", good[:-1] + b"\xbf"),
+        "table-cut-in-checksum": ("truncated", pack({}, table=b"\0\0\0\0")),
+        "table-cut-in-varint": ("truncated", pack({}, table=b"\x80")),
+        "table-varint-not-shortest": ("section", pack({}, table=b"\x80\0\0\0\0\0")),
+        "table-varint-65-bits": ("section", pack({}, table=wide + b"\2\0\0\0\0")),
+        "table-varint-11-bytes": ("section", pack({}, table=wide + b"\x80\1\0\0\0\0")),
+        "table-section-of-2-to-the-63": ("truncated", pack({}, table=wide + b"\1\0\0\0\0")),
+        "limit-header-size": ("limit", pack({}, header_size=(1 << 26) + 1)),
+        "limit-table-size": ("limit", pack({}, table_size=14 * (1 << 20) + 1)),
+        "limit-json-depth": ("limit", pack(b'{"?":' + b"[" * 256 + b"]" * 256 + b"}")),
+        "limit-decoded-bytes": ("limit", masked(ONES, [1 << 33])),
+        "limit-decoded-bytes-prototype": ("limit", masked(ONES, [1], length=1 << 62)),
+        "limit-dimensions": ("limit", dense(TWO, [2] + [1] * 16)),
+        "zstd-no-frame": ("zstd", pack(b"{}", frame=b"{}")),
+        "zstd-empty": ("zstd", pack(b"{}", frame=b"")),
+        "zstd-cut": ("zstd", pack(b"{}", frame=frame(b"{}")[:-1])),
+        "zstd-no-content-size": ("zstd", pack(b"{}", frame=frame(b"{}", write_content_size=False))),
+        "zstd-other-content-size": ("zstd", pack(b"{}", header_size=3)),
+        "zstd-content-size-lies": ("zstd", pack(b"{} ", frame=SHORT_FRAME)),
+        "zstd-two-frames": ("zstd", pack(b"{}", frame=frame(b"{}") * 2)),
+        "zstd-byte-behind": ("zstd", pack(b"{}", frame=frame(b"{}") + b"\0")),
+        "zstd-checksum": ("zstd", pack(b"{}", frame=CHECKED_FRAME[:-1] + b"\0")),
+        "zstd-skippable-frame": ("zstd", pack(b"{}", frame=SKIPPABLE_FRAME)),
+        "json-malformed": ("json", pack(b'{"a"}')),
+        "json-empty": ("json", pack(b"")),
+        "json-not-utf-8": ("json", pack(b'{"metadata":{"a":"\xff"}}')),
+        "json-byte-order-mark": ("json", pack(b"\xef\xbb\xbf{}")),
+        "json-duplicate-key": ("json", pack(b'{"metadata":{"a":"1","a":"1"}}')),
+        "json-nan": ("json", pack(b'{"?":NaN}')),
+        "json-infinity": ("json", pack(b'{"?":-Infinity}')),
+        "json-number-above-binary64": ("json", pack(b'{"?":1e999}')),
+        "json-two-values": ("json", pack(b"{}{}")),
+        "json-surrogate-as-bytes": ("json", pack(b'{"?":"\xed\xa0\x80"}')),
+    }
+
+
+def invalid_header() -> dict[str, tuple[str, bytes]]:
+    def one(**tensors: Any) -> bytes:
+        return dense(TWO, [2], tensors={"name": ["b"], "shape": [[2]]} | tensors)
+
+    def weight(**fields: Any) -> bytes:
+        return masked(ONES, [10], **fields)
+
+    def alias(names: list[str], targets: list[str], **tensors: Any) -> bytes:
+        kinds = ["dense"] + ["alias"] * len(targets)
+        shapes = [[2]] + [[]] * len(targets)
+        rows = {"name": names, "kind": kinds, "shape": shapes} | tensors
+        return pack({"tensors": rows, "alias": {"target": targets}} | DENSE_1, TWO)
+
+    both = {"name": ["a", "b"], "shape": [[2], [2]]}
+    masks = {"name": ["a", "b"], "kind": ["masked"] * 2, "shape": [[1], [1]]}
+    seeded = {"kind": ["seeded"], "length": [1]}
+    header: dict[str, bytes] = {
+        "not-an-object": pack([]),
+        "table-not-an-object": pack({"tensors": []}),
+        "column-not-an-array": one(name="b"),
+        "value-of-another-type": one(name=[1]),
+        "index-true": dense(TWO, [2], dense={"section": [False]}),
+        "index-float": dense(TWO, [2], dense={"section": [0.0]}),
+        "index-negative": dense(TWO, [2], dense={"section": [-1]}),
+        "name-empty": one(name=[""]),
+        "name-control-character": one(name=["a\x1b[2J"]),
+        "name-format-character": one(name=["a\u202eb"]),
+        "name-4097-characters": one(name=["x" * 4097]),
+        "unknown-tensor-kind": one(kind=["sparse"]),
+        "unknown-dtype": one(dtype=["int4"]),
+        "shape-negative": one(shape=[[-2]]),
+        "shape-not-an-array": one(shape=[2]),
+        "shape-above-63-bits": one(shape=[[1 << 62, 2, 2]]),
+        "shape-above-63-bits-with-zero": one(shape=[[1 << 62, 0, 2]]),
+        "column-longer": one(dtype=["float32", "float32"]),
+        "column-shorter": pack({"tensors": both | {"dtype": ["int8"]}} | DENSE_1, TWO),
+        "column-missing": pack({"tensors": {"name": ["c"], "kind": ["constant"]}}),
+        "rows-without-name": pack({"tensors": {"dtype": ["int8"]}}),
+        "rows-without-owner": pack({"constant": {"value": ["00"]}}),
+        "prototype-length-0": weight(length=0),
+        "prototype-length-missing": pack({"prototypes": {"kind": ["seeded"]}}),
+        "unknown-prototype-kind": weight(prototypes={"kind": ["shuffled"]}),
+        "unknown-distribution": weight(prototype={"distribution": ["cauchy"]}),
+        "seed-upper-case": weight(prototype={"seed": ["ABCDEF0123456789"]}),
+        "seed-15-digits": weight(prototype={"seed": ["123456789abcdef"]}),
+        "seed-integer": weight(prototype={"seed": [1]}),
+        "stored-dtype": masked(ONES, [2], stored=TWO, length=2, prototype={"dtype": ["int32"]}),
+        "unknown-used": masked(ONES, [2], stored=TWO, length=2, prototype={"used": ["explicit"]}),
+        "sections-not-an-array": pack({"sections": {}}),
+        "sections-not-pairs": dense(TWO, [2], sections=["dense"]),
+        "sections-count-0": dense(TWO, [2], sections=[["dense", 1], ["mask", 0]]),
+        "sections-too-few": pack(
+            {"tensors": both, "dense": {"section": [0, 0]}}, b"\0" + bytes(16)
+        ),
+        "sections-too-many": pack({"sections": [["manifest", 1]]}),
+        "sections-neighbouring-runs": pack(
+            {"tensors": both, "dense": {"section": [0, 1]}, "sections": [["dense", 1]] * 2},
+            TWO,
+            TWO,
+        ),
+        "sections-two-manifests": pack({"sections": [["manifest", 2]]}, b"", b""),
+        "name-twice": pack(
+            {
+                "tensors": both | {"name": ["a", "a"]},
+                "dense": {"section": [0, 0]},
+                "sections": [["dense", 1]],
+            },
+            b"\0" + bytes(16),
+        ),
+        "masked-integer": weight(tensors={"dtype": ["int32"]}),
+        "no-such-prototype": weight(masked={"prototype": [1]}),
+        "offset-behind-prototype": weight(masked={"offset": [10]}),
+        "scale-infinite": weight(masked={"scale": ["7f800000"]}),
+        "scale-nan": weight(masked={"scale": ["7fc00000"]}),
+        "scale-number": weight(masked={"scale": [1.0]}),
+        "alias-of-nothing": alias(["b", "a"], ["x"]),
+        "alias-of-later": pack(
+            {
+                "tensors": {"name": ["a", "b"], "kind": ["alias", "dense"], "shape": [[], [2]]},
+                "alias": {"target": ["b"]},
+            }
+            | DENSE_1,
+            TWO,
+        ),
+        "alias-of-alias": alias(["b", "a", "c"], ["b", "a"]),
+        "alias-of-itself": alias(["b", "a"], ["a"]),
+        "alias-with-shape": alias(["b", "a"], ["b"], shape=[[2], [2]]),
+        "alias-with-dtype": alias(["b", "a"], ["b"], dtype=["float32", "int8"]),
+        "constant-too-long": constant("0000000000", [1]),
+        "constant-too-short": constant("000000", [1]),
+        "constant-of-no-elements": constant("00000000", [0]),
+        "constant-odd-digits": constant("0000000", [1]),
+        "constant-bool-2": constant("02", [1], "bool"),
+        "section-not-there": dense(TWO, [2], dense={"section": [1]}),
+        "section-of-another-kind": dense(TWO, [2], sections=[["mask", 1]]),
+        "section-of-nothing": pack({"sections": [["dense", 1]]}, TWO),
+        "mask-shared": pack(
+            {
+                "tensors": masks,
+                "masks": {"section": [0, 0]},
+                "prototypes": seeded,
+                "sections": [["mask", 1]],
+            },
+            ONES,
+        ),
+        "prototype-section-shared": pack(
+            {
+                "prototypes": {"length": [2, 2]},
+                "stored": {"section": [0, 0]},
+                "sections": [["prototype", 1]],
+            },
+            TWO,
+        ),
+        "group-of-two-dtypes": pack(
+            {
+                "tensors": both | {"dtype": ["float32", "int32"]},
+                "dense": {"section": [0, 0]},
+                "sections": [["dense", 1]],
+            },
+            b"\0" + bytes(16),
+        ),
+        "metadata-not-an-object": pack({"metadata": []}),
+        "metadata-number": pack({"metadata": {"a": 1}}),
+    }
+    unknown = {
+        "unknown-field-top-level": pack({"later": 1}),
+        "unknown-field-column": dense(TWO, [2], tensors={"name": ["b"], "shape": [[2]], "x": [1]}),
+        "unknown-field-masks-parent": masked(ONES, [10], masks={"section": [0], "parent": [0]}),
+        "unknown-field-section-kind": dense(TWO, [2], sections=[["graph", 1]]),
+    }
+    return {f"header-{name}": ("header", data) for name, data in header.items()} | {
+        name: ("unknown-field", data) for name, data in unknown.items()
+    }
+
+
+def invalid_sections() -> dict[str, tuple[str, bytes]]:
+    block = rans(40, {3, 17})
+    two = rans((1 << 20) + 13, {5, (1 << 20) + 12})
+    eight = rans(1 << 18, {9})
+    cases: dict[str, tuple[str, bytes, list[int]]] = {
+        "mask-empty": ("truncated", b"", [10]),
+        "mask-unknown-coder": ("unknown-field", b"\3", [10]),
+        "mask-constant-2": ("section", b"\0\2", [10]),
+        "mask-constant-without-bit": ("section", b"\0", [10]),
+        "mask-constant-trailing": ("section", b"\0\1\1", [10]),
+        "mask-packed-short": ("truncated", PACKED_10[:-1], [10]),
+        "mask-packed-long": ("trailing", PACKED_10 + b"\0", [10]),
+        "mask-packed-padding": ("section", b"\1\xb5\x05", [10]),
+        "mask-rans-no-weights": ("section", block, [0]),
+        "mask-rans-without-density": ("truncated", b"\2\1", [40]),
+        "mask-rans-density-0": ("section", b"\2\0\0" + block[3:], [40]),
+        "mask-rans-state-cut": ("section", block[:-2], [40]),
+        "mask-rans-odd-bytes": ("section", block + b"\0", [40]),
+        "mask-rans-initial-state": ("section", block[:5] + b"\0\0", [40]),
+        "mask-rans-words-missing": ("section", rans(103, set(range(0, 103, 5)))[:-2], [103]),
+        "mask-rans-words-left-over": ("section", block + b"\0\0", [40]),
+        "mask-rans-final-state": ("section", block[:3] + b"\x81" + block[4:], [40]),
+        "mask-rans-padding": ("section", rans(40, {3, 39}), [39]),
+        "mask-rans-lanes-cut": ("section", eight[:20], [1 << 18]),
+        "mask-rans-index-cut": ("truncated", two[:7], [(1 << 20) + 13]),
+        "mask-rans-index-too-small": ("section", two[:5] + b"\0" + two[6:], [(1 << 20) + 13]),
+    }
+    files = {name: (code, masked(data, shape)) for name, (code, data, shape) in cases.items()}
+    palette = b"\3\1" + struct.pack("<2H", 5, 6)
+    short = frame(bytes(5))
+    items = {
+        "dense-empty": ("truncated", b"", "float32"),
+        "dense-unknown-coder": ("unknown-field", b"\4" + bytes(8), "float32"),
+        "dense-raw-short": ("section", TWO[:-1], "float32"),
+        "dense-raw-long": ("section", TWO + b"\0", "float32"),
+        "dense-bool-2": ("section", b"\0\1\2", "bool"),
+        "dense-planes-missing": ("truncated", b"\1\1\0", "int16"),
+        "dense-planes-stored-cut": ("truncated", b"\1\1\0\0\0", "int16"),
+        "dense-planes-constant-cut": ("truncated", b"\1\1\0\1", "int16"),
+        "dense-planes-frame-cut": ("truncated", b"\1\2\x10" + frame(b"ab"), "int8"),
+        "dense-planes-size-cut": ("truncated", b"\1\2\x80", "int8"),
+        "dense-planes-size-not-shortest": ("section", b"\1\2\x80\0", "int8"),
+        "dense-planes-trailing": ("trailing", b"\1\1\0\1\0\0", "int16"),
+        "dense-planes-unknown-method": ("unknown-field", b"\1\3\0", "int8"),
+        "dense-planes-frame-of-another-size": (
+            "zstd",
+            b"\1\2" + bytes([len(short)]) + short,
+            "int8",
+        ),
+        "dense-palette-empty": ("truncated", b"\3", "int16"),
+        "dense-palette-cut": ("truncated", palette[:-1], "int16"),
+        "dense-palette-without-indices": ("truncated", palette, "int16"),
+        "dense-palette-descending": ("section", b"\3\1\6\0\5\0\0\0\1", "int16"),
+        "dense-palette-value-twice": ("section", b"\3\1\5\0\5\0\0\0\1", "int16"),
+        "dense-palette-index": ("section", palette + b"\0\0\2", "int16"),
+        "dense-palette-bool-2": ("section", b"\3\1\1\2\0\0\1", "bool"),
+    }
+    files |= {name: (code, dense(data, [2], dtype)) for name, (code, data, dtype) in items.items()}
+    files["prototype-longer-than-used"] = (
+        "section",
+        masked(b"\1\1", [2], stored=TWO, length=2, prototype={"used": ["masks"]}),
+    )
+    files["prototype-without-user-broken"] = (
+        "section",
+        pack(
+            {
+                "prototypes": {"length": [3]},
+                "stored": {"section": [0]},
+                "sections": [["prototype", 1]],
+            },
+            TWO,
+        ),
+    )
+    only_manifest = {"sections": [["manifest", 1]]}
+    files["manifest-no-frame"] = ("zstd", pack(only_manifest, b"{}"))
+    files["manifest-byte-behind"] = ("zstd", pack(only_manifest, frame(b"{}") + b"\0"))
+    files["manifest-not-json"] = ("json", pack(only_manifest, frame(b"{")))
+    files["manifest-too-large"] = ("limit", pack(only_manifest, frame(bytes((1 << 24) + 1))))
+    files["manifest-too-deep"] = ("limit", pack(only_manifest, frame(b"[" * 257 + b"]" * 257)))
+    return files
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob("*.pemn"):
+        old.unlink()
+    index: list[dict[str, Any]] = []
+    for name, data in valid().items():
+        tensors = {
+            key: {"dtype": dtype, "shape": shape, "crc32": f"{zlib.crc32(items):08x}"}
+            for key, (dtype, shape, items) in reference.Decoder(data).tensors.items()
+        }
+        index.append({"name": name, "file": f"{name}.pemn", "tensors": tensors})
+        (FOLDER / f"{name}.pemn").write_bytes(data)
+    for name, (code, data) in (invalid_front() | invalid_header() | invalid_sections()).items():
+        file = f"invalid-{name}.pemn"
+        index.append({"name": f"invalid-{name}", "file": file, "error": code})
+        (FOLDER / file).write_bytes(data)
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in index)
+    (FOLDER / "index.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,551 @@
+"""An educational decoder of .pemn files in plain Python, in the order of pemn.md.
+
+Slow on purpose: nothing here is clever. It checks every rule that it meets, and returns the
+manifest as JSON without building anything from it.
+
+    python spec/reference_decoder.py FILE
+
+prints name, dtype, shape and CRC-32 of the bytes of every tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+import sys
+import unicodedata
+import zlib
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import zstandard
+
+
+class PemnError(Exception):
+    """The file is invalid; `code` is one of section 10."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+def require(condition: bool, code: str, message: str) -> None:
+    if not condition:
+        raise PemnError(code, message)
+
+
+# Section 9.
+HEADER_BYTES, MANIFEST_BYTES, DECODED_BYTES = 1 << 26, 1 << 24, 1 << 34
+SECTIONS = TENSORS = 1 << 20
+JSON_DEPTH, DIMENSIONS = 256, 16
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """3.2: value, and the position behind it."""
+    value = shift = 0
+    while True:
+        require(at < len(data), "truncated", "varint")
+        byte, at = data[at], at + 1
+        value |= (byte & 0x7F) << shift
+        require(value < 1 << 64 and shift < 70, "section", "a varint above 2^64 - 1")
+        if byte < 0x80:
+            require(byte > 0 or shift == 0, "section", "a varint is not in its shortest form")
+            return value, at
+        shift += 7
+
+
+def read_frame(frame: bytes, size: int | None, limit: int) -> bytes:
+    """3.3: "exactly one frame. It must give its content size, [...] not be a skippable frame"."""
+    require(frame[:4] == bytes.fromhex("28b52ffd"), "zstd", "not a Zstandard frame")
+    try:
+        declared = zstandard.frame_content_size(frame)
+        require(declared >= 0, "zstd", "a frame without content size")
+        require(size in (None, declared), "zstd", "another size than expected")
+        require(declared <= limit, "limit", "content size")
+        decompressor = zstandard.ZstdDecompressor().decompressobj()
+        content = decompressor.decompress(frame)
+    except zstandard.ZstdError as error:
+        raise PemnError("zstd", str(error)) from None
+    whole = decompressor.eof and not decompressor.unused_data
+    require(whole and len(content) == declared, "zstd", "cut off, or bytes behind the frame")
+    return content
+
+
+def read_json(data: bytes) -> Any:
+    """3.4."""
+    depth, at, in_string = 0, 0, False
+    while at < len(data):  # "brackets within strings do not count"
+        byte = data[at : at + 1]
+        if in_string:
+            at += byte == b"\\"
+        else:
+            depth += (byte in b"[{") - (byte in b"]}")
+            require(depth <= JSON_DEPTH, "limit", "JSON depth")
+        in_string ^= byte == b'"'
+        at += 1
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        require(len(dict(pairs)) == len(pairs), "json", "a key twice")
+        return dict(pairs)
+
+    def finite(text: str) -> float:
+        require(math.isfinite(float(text)), "json", text)
+        return float(text)
+
+    try:
+        value = json.loads(
+            data.decode(), object_pairs_hook=unique, parse_float=finite, parse_constant=finite
+        )
+        json.dumps(value, ensure_ascii=False).encode()  # fails on a lone surrogate
+    except ValueError as error:
+        raise PemnError("json", str(error)) from None
+    return value
+
+
+# 7.5: dtype -> bytes of an element, W
+# fmt: off
+DTYPES = {
+    "bool": (1, 1), "uint8": (1, 1), "uint16": (2, 2), "uint32": (4, 4), "uint64": (8, 8),
+    "int8": (1, 1), "int16": (2, 2), "int32": (4, 4), "int64": (8, 8),
+    "float16": (2, 2), "bfloat16": (2, 2), "float32": (4, 4), "float64": (8, 8),
+    "complex32": (4, 2), "complex64": (8, 4), "complex128": (16, 8),
+    "float8_e4m3fn": (1, 1), "float8_e4m3fnuz": (1, 1), "float8_e5m2": (1, 1),
+    "float8_e5m2fnuz": (1, 1), "float8_e8m0fnu": (1, 1), "float4_e2m1fn_x2": (1, 1),
+}
+# fmt: on
+WEIGHTS = ("float32", "float64", "float16", "bfloat16")
+SECTION_KINDS = {"masked": "mask", "dense": "dense", "stored": "prototype"}
+
+
+def is_index(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def is_length(value: Any) -> bool:
+    return is_index(value) and value > 0
+
+
+def is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_index, value))
+
+
+def is_name(value: Any) -> bool:
+    if not isinstance(value, str) or any(unicodedata.category(c)[0] == "C" for c in value):
+        return False
+    return 1 <= len(value) <= 4096
+
+
+# 4.2: table -> column -> check (a function, a regular expression or choices), default
+Columns = dict[str, tuple[Any, Any]]
+SECTION: Columns = {"section": (is_index, None)}
+COLUMNS: dict[str, Columns] = {
+    "tensors": {
+        "name": (is_name, None),
+        "kind": (("masked", "dense", "constant", "alias"), "dense"),
+        "dtype": (tuple(DTYPES), "float32"),
+        "shape": (is_shape, []),
+    },
+    "masked": {
+        "prototype": (is_index, 0),
+        "offset": (is_index, 0),
+        "scale": ("[0-9a-f]{8}", "3f800000"),
+    },
+    "masks": SECTION,
+    "dense": SECTION,
+    "constant": {"value": ("([0-9a-f]{2})*", None)},
+    "alias": {"target": (is_name, None)},
+    "prototypes": {"length": (is_length, None), "kind": (("seeded", "stored"), "stored")},
+    "seeded": {
+        "distribution": (("uniform", "signed-constant", "normal"), "normal"),
+        "seed": ("[0-9a-f]{16}", "0" * 16),
+        "stream": ("[0-9a-f]{16}", "0" * 16),
+    },
+    "stored": {"dtype": (WEIGHTS, "float32"), "used": (("all", "masks"), "all")} | SECTION,
+}
+
+
+def is_valid(check: Any, value: Any) -> bool:
+    if callable(check):
+        return bool(check(value))
+    if isinstance(check, str):
+        return isinstance(value, str) and re.fullmatch(check, value) is not None
+    return isinstance(value, str) and value in check
+
+
+def read_rows(header: dict[str, Any], table: str, count: int | None = None) -> list[Any]:
+    """4.2: the rows of one table, defaults filled in."""
+    columns = header.get(table, {})
+    require(isinstance(columns, dict), "header", f"{table} is not an object")
+    for key, values in columns.items():
+        if not key.startswith("?"):
+            require(key in COLUMNS[table], "unknown-field", f"{table}.{key}")
+            require(isinstance(values, list), "header", f"{table}.{key} is not an array")
+            require(len(values) <= TENSORS, "limit", f"rows of {table}")
+            check = COLUMNS[table][key][0]
+            require(all(is_valid(check, value) for value in values), "header", f"{table}.{key}")
+    if count is None:
+        count = len(columns.get("name" if table == "tensors" else "length", []))
+    rows: list[dict[str, Any]] = [{} for _ in range(count)]
+    for key, (_, default) in COLUMNS[table].items():
+        values = columns.get(key, [] if default is None else [default] * count)
+        require(len(values) == count, "header", f"rows of {table}.{key}")
+        for row, value in zip(rows, values, strict=True):
+            row[key] = value
+    return rows
+
+
+def numel(row: dict[str, Any]) -> int:
+    return math.prod(row["shape"])
+
+
+class Decoder:
+    """A whole file. `tensors` is name -> dtype, shape, bytes; `manifest` is JSON or None."""
+
+    def __init__(self, data: bytes) -> None:
+        self.payloads: list[bytes] = []
+        self.items: dict[int, list[int]] = {}  # of dense sections, those not yet taken
+        self.read_header(self.read_container(data))
+        self.values = [self.read_prototype(index) for index in range(len(self.prototypes))]
+        self.tensors: dict[str, tuple[str, list[int], bytes]] = {}
+        for row in self.rows:
+            self.tensors[row["name"]] = self.read_tensor(row)
+        self.manifest: Any = None
+        if "manifest" in self.kinds:
+            frame = self.payloads[self.kinds.index("manifest")]
+            self.manifest = read_json(read_frame(frame, None, MANIFEST_BYTES))
+
+    def read_container(self, data: bytes) -> Any:
+        """4.1: front and sections; returns the header's JSON."""
+        signature = bytes.fromhex("89504d4e0d0a1a0a")
+        if data and signature.startswith(data[:8]):
+            require(len(data) >= 22, "truncated", "front")
+        require(data[:8] == signature, "not-pemn", "signature")
+        major, _, header_size, frame_size, table_size = struct.unpack_from("<BBIII", data, 8)
+        require(major == 0, "version", f"major version {major}")
+        require(max(header_size, frame_size - 1024) <= HEADER_BYTES, "limit", "header")
+        require(table_size <= 14 * SECTIONS, "limit", "sections")
+        end = 22 + frame_size + table_size
+        require(len(data) >= end + 4, "truncated", "front")
+        crc = struct.pack("<I", zlib.crc32(data[:end]))
+        require(crc == data[end : end + 4], "checksum", "front")
+        header = read_frame(data[22 : 22 + frame_size], header_size, HEADER_BYTES)
+        table, at, start = data[22 + frame_size : end], 0, end + 4
+        entries: list[tuple[int, int, int]] = []
+        while at < len(table):
+            require(len(entries) < SECTIONS, "limit", "sections")
+            length, at = read_varint(table, at)
+            require(at + 4 <= len(table), "truncated", "section table")
+            entries.append((start, start + length, *struct.unpack_from("<I", table, at)))
+            at, start = at + 4, start + length
+        require(len(data) >= start, "truncated", "sections")
+        require(len(data) == start, "trailing", "bytes behind the last section")
+        for start, stop, crc in entries:
+            require(zlib.crc32(data[start:stop]) == crc, "checksum", "section")
+            self.payloads.append(data[start:stop])
+        return read_json(header)
+
+    def read_header(self, header: Any) -> None:
+        """4.2: the ten rules."""
+        require(isinstance(header, dict), "header", "not an object")  # rule 1
+        for key in header:
+            known = key in COLUMNS or key in ("sections", "metadata") or key.startswith("?")
+            require(known, "unknown-field", key)
+        runs, count = header.get("sections", []), len(self.payloads)
+        require(isinstance(runs, list), "header", "sections")  # rule 3
+        self.kinds: list[str] = []
+        for run in runs:
+            pair = isinstance(run, list) and len(run) == 2 and is_length(run[1])
+            require(pair and run[1] <= count - len(self.kinds), "header", "a run of sections")
+            known = run[0] in ("manifest", *SECTION_KINDS.values())
+            require(known, "unknown-field", f"section kind {run[0]}")
+            require(self.kinds[-1:] != [run[0]], "header", "neighbouring runs")
+            self.kinds += [run[0]] * run[1]
+        require(len(self.kinds) == count, "header", "number of sections")
+        require(self.kinds.count("manifest") <= 1, "header", "two manifests")
+        self.prototypes = read_rows(header, "prototypes")  # rule 2
+        self.rows = read_rows(header, "tensors")
+        for kind in ("seeded", "stored", "masked", "masks", "dense", "constant", "alias"):
+            owner = "masked" if kind == "masks" else kind
+            mine = [row for row in self.prototypes + self.rows if row["kind"] == owner]
+            for row, own in zip(mine, read_rows(header, kind, len(mine)), strict=True):
+                row |= own
+        seen: dict[str, dict[str, Any]] = {}
+        for row in self.rows:
+            require(row["name"] not in seen, "header", "two tensors of one name")  # rule 4
+            self.check_tensor(row, seen)
+            seen[row["name"]] = row
+        self.check_sections()
+        total = sum(numel(r) * DTYPES[r["dtype"]][0] for r in self.rows if r["kind"] != "alias")
+        for row in self.prototypes:
+            total += row["length"] * DTYPES[row.get("dtype", "float32")][0]
+        require(total <= DECODED_BYTES, "limit", "decoded bytes")
+        self.metadata = header.get("metadata", {})  # rule 10
+        require(isinstance(self.metadata, dict), "header", "metadata")
+        text = all(isinstance(value, str) for value in self.metadata.values())
+        require(text, "header", "metadata")
+
+    def check_tensor(self, row: dict[str, Any], seen: dict[str, dict[str, Any]]) -> None:
+        size = DTYPES[row["dtype"]][0]
+        require(len(row["shape"]) <= DIMENSIONS, "limit", "dimensions")
+        span = math.prod(max(n, 1) for n in row["shape"]) * size
+        require(is_index(span), "header", "shape out of range")  # rule 5
+        if row["kind"] == "masked":  # rule 6
+            require(row["dtype"] in WEIGHTS, "header", "dtype of a masked tensor")
+            require(row["prototype"] < len(self.prototypes), "header", "no such prototype")
+            length = self.prototypes[row["prototype"]]["length"]
+            require(row["offset"] < length, "header", "offset behind the prototype")
+            (row["scale"],) = struct.unpack(">f", bytes.fromhex(row["scale"]))
+            require(math.isfinite(row["scale"]), "header", "scale")
+        elif row["kind"] == "alias":  # rule 7
+            target = seen.get(row["target"], row)
+            require(target["kind"] != "alias", "header", "target of an alias")
+            plain = (row["dtype"], row["shape"]) == ("float32", [])
+            require(plain, "header", "an alias with dtype or shape")
+        elif row["kind"] == "constant":  # rule 8
+            row["value"] = value = bytes.fromhex(row["value"])
+            require(len(value) == (size if numel(row) else 0), "header", "bytes of a constant")
+            require(row["dtype"] != "bool" or value <= b"\1", "header", "a constant bool")
+
+    def check_sections(self) -> None:
+        used: dict[int, Any] = {}  # rule 9: section -> its owner, or the dtype of its group
+        for row in self.prototypes + self.rows:
+            if row["kind"] in SECTION_KINDS:
+                index, kind = row["section"], SECTION_KINDS[row["kind"]]
+                named = index < len(self.kinds) and self.kinds[index] == kind
+                require(named, "header", f"section {index} is no {kind} section")
+                owner = row["dtype"] if kind == "dense" else id(row)
+                require(used.setdefault(index, owner) == owner, "header", "a shared section")
+        for index, kind in enumerate(self.kinds):
+            require(index in used or kind == "manifest", "header", "a section of nothing")
+
+    def read_prototype(self, index: int) -> list[int]:
+        """5: the bits of P[0] ... P[L - 1]."""
+        row = self.prototypes[index]
+        length = row["length"]
+        if row["kind"] == "seeded":
+            seed, stream = int(row["seed"], 16), int(row["stream"], 16)
+            value = DISTRIBUTIONS[row["distribution"]]
+            return [value(philox(seed, stream, i // 4)[i % 4]) for i in range(length)]
+        stored = set(range(length))
+        if row["used"] == "masks":  # 5.4
+            stored = set()
+            for user in self.rows:
+                if user["kind"] == "masked" and user["prototype"] == index:
+                    mask = read_mask(self.payloads[user["section"]], numel(user))
+                    stored |= {(user["offset"] + i) % length for i, bit in enumerate(mask) if bit}
+        kept = read_items(self.payloads[row["section"]], len(stored), row["dtype"])
+        values = dict(zip(sorted(stored), kept, strict=True))
+        return [values.get(j, 0) for j in range(length)]
+
+    def read_tensor(self, row: dict[str, Any]) -> tuple[str, list[int], bytes]:
+        if row["kind"] == "alias":
+            return self.tensors[row["target"]]
+        dtype, shape, count = row["dtype"], row["shape"], numel(row)
+        size, width = DTYPES[dtype]
+        if row["kind"] == "constant":  # 7.4
+            return dtype, shape, row["value"] * count
+        section = row["section"]
+        if row["kind"] == "dense":
+            if section not in self.items:  # 7: "one tensor after the other"
+                group = [
+                    r for r in self.rows if (r["kind"], r.get("section")) == ("dense", section)
+                ]
+                whole = sum(map(numel, group))
+                self.items[section] = read_items(self.payloads[section], whole, dtype)
+            end = count * (size // width)
+            items, self.items[section] = self.items[section][:end], self.items[section][end:]
+            return dtype, shape, b"".join(item.to_bytes(width, "little") for item in items)
+        values = self.values[row["prototype"]]
+        source = self.prototypes[row["prototype"]].get("dtype", "float32")
+        if (row["scale"], source) != (1.0, dtype):
+            values = [scale(item, source, row["scale"], dtype) for item in values]
+        result = bytearray()
+        for i, bit in enumerate(read_mask(self.payloads[section], count)):
+            item = values[(row["offset"] + i) % len(values)] if bit else 0  # "+0.0 (all bits 0)"
+            result += item.to_bytes(size, "little")
+        return dtype, shape, bytes(result)
+
+
+def philox(seed: int, stream: int, block: int) -> list[int]:
+    """5.1: one block of four words."""
+    low = 0xFFFFFFFF
+    c0, c1, c2, c3 = block & low, block >> 32, stream & low, stream >> 32
+    k0, k1 = seed & low, seed >> 32
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & low, (p0 >> 32) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return [c0, c1, c2, c3]
+
+
+FORMATS = {"float16": ("<e", 2), "float32": ("<f", 4), "float64": ("<d", 8)}
+INFINITIES = {"float16": 0x7C00, "float32": 0x7F800000, "float64": 0x7FF << 52}
+NANS = {"float16": 0x7E00, "bfloat16": 0x7FC0, "float32": 0x7FC00000, "float64": 0x7FF8 << 48}
+
+
+def pack(value: float, dtype: str = "float32") -> int:
+    """Bits of the number of a dtype that is nearest to a binary64 (for bfloat16: a binary32)."""
+    if math.isnan(value):
+        return NANS[dtype]
+    if dtype == "bfloat16":
+        bits = pack(value)
+        return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    code, size = FORMATS[dtype]
+    try:
+        return int.from_bytes(struct.pack(code, value), "little")
+    except OverflowError:
+        return INFINITIES[dtype] | (value < 0) << 8 * size - 1
+
+
+def unpack(bits: int, dtype: str = "float32") -> float:
+    if dtype == "bfloat16":
+        bits, dtype = bits << 16, "float32"
+    code, size = FORMATS[dtype]
+    return float(struct.unpack(code, bits.to_bytes(size, "little"))[0])
+
+
+def scale(bits: int, source: str, factor: float, dtype: str) -> int:
+    """5.3: to binary32, times `scale`, to the tensor's dtype; each step rounds once."""
+    value = unpack(pack(unpack(bits, source)))
+    return pack(unpack(pack(value * factor)), dtype)  # the product is exact in binary64
+
+
+# 5.2: "the binary32 nearest to" the quantile of (j + 1/2) / 4096.
+UPPER = [pack(NormalDist().inv_cdf((2 * j + 1) / 8192)) for j in range(2048, 4096)]
+if zlib.crc32(struct.pack("<2048I", *UPPER)) != 0xE6C06AFF:
+    raise RuntimeError("this Python computes other quantiles of the normal distribution")
+QUANTILES = [bits | 1 << 31 for bits in reversed(UPPER)] + UPPER
+DISTRIBUTIONS = {
+    "uniform": lambda w: pack((2 * (w >> 8) + 1 - 2**24) / 2**24),
+    "signed-constant": lambda w: 0x3F800000 | (w & 0x80000000),
+    "normal": lambda w: QUANTILES[w >> 20],
+}
+
+# ------------------------------------------------------------------------------------ 6 Masks
+
+
+def read_mask(section: bytes, n: int) -> list[int]:
+    """The mask's n bits."""
+    require(len(section) > 0, "truncated", "an empty mask section")
+    coder, body = section[0], section[1:]
+    require(coder <= 2, "unknown-field", f"mask coder {coder}")
+    if coder == 0:  # 6.1
+        require(body in (b"\0", b"\1"), "section", "a constant mask")
+        return [body[0]] * n
+    size = -(-n // 8)
+    if coder == 2:
+        require(n > 0, "section", "rANS without weights")
+        body = read_rans(body, n)
+    require(len(body) >= size, "truncated", "a packed mask")
+    require(len(body) == size, "trailing", "a packed mask")
+    bits = [body[i // 8] >> i % 8 & 1 for i in range(8 * size)]
+    require(not any(bits[n:]), "section", "padding bits")
+    return bits[:n]
+
+
+def read_rans(body: bytes, n: int) -> bytes:
+    """6.3: packed bits."""
+    weights = [min(1 << 20, n - start) for start in range(0, n, 1 << 20)]
+    sizes, at = [len(body)], 0
+    if len(weights) > 1:
+        at = 4 * len(weights)
+        require(len(body) >= at, "truncated", "block index")
+        sizes = list(struct.unpack_from(f"<{len(weights)}I", body))
+        require(sum(sizes) == len(body) - at, "section", "block sizes")
+    result = b""
+    for m, size in zip(weights, sizes, strict=True):
+        result += read_block(body[at : at + size], m)
+        at += size
+    return result
+
+
+def read_block(block: bytes, m: int) -> bytes:
+    lanes = 8 if m >= 1 << 18 else 1
+    require(len(block) >= 2, "truncated", "a block's density")
+    q = block[0] | block[1] << 8
+    require(q > 0, "section", "density 0")
+    powers = [q**k * (65536 - q) ** (8 - k) for k in range(9)]
+    frequency = [max(1, (powers[s.bit_count()] + (1 << 112)) >> 113) for s in range(256)]
+    frequency[0x00 if q <= 32768 else 0xFF] += 32768 - sum(frequency)
+    start = [sum(frequency[:s]) for s in range(256)]
+    byte_of = [s for s in range(256) for _ in range(frequency[s])]
+    fits = len(block) >= 2 + 4 * lanes and len(block) % 2 == 0
+    require(fits, "section", "states are cut off, or an odd number of bytes")
+    states = list(struct.unpack_from(f"<{lanes}I", block, 2))
+    require(min(states) >= 1 << 16, "section", "initial state")
+    at, symbols = 2 + 4 * lanes, bytearray()
+    for j in range(-(-m // 8)):
+        x = states[j % lanes]
+        slot = x % 32768
+        s = byte_of[slot]
+        x = frequency[s] * (x >> 15) + slot - start[s]
+        if x < 1 << 16:
+            require(at < len(block), "section", "words are missing")
+            x = x << 16 | block[at] | block[at + 1] << 8
+            at += 2
+        states[j % lanes] = x
+        symbols.append(s)
+    require(at == len(block), "section", "words are left over")
+    require(set(states) == {1 << 16}, "section", "final state")
+    return bytes(symbols)
+
+
+# ------------------------------------------------------------------------------------ 7 Dense
+
+
+def read_items(section: bytes, elements: int, dtype: str) -> list[int]:
+    """The items of a group, of W bytes each."""
+    size, w = DTYPES[dtype]
+    n = elements * (size // w)
+    require(len(section) > 0, "truncated", "an empty dense section")
+    coder, body = section[0], section[1:]
+    require(coder <= 3, "unknown-field", f"dense coder {coder}")
+    if coder == 0:  # 7.1
+        require(len(body) == n * w, "section", "length of raw items")
+        items = [int.from_bytes(body[i * w : i * w + w], "little") for i in range(n)]
+    elif coder == 3:  # 7.3
+        end = 1 + (body[0] + 1) * w if body else 1
+        require(len(body) >= end, "truncated", "palette")
+        values = [int.from_bytes(body[i : i + w], "little") for i in range(1, end, w)]
+        require(values == sorted(set(values)), "section", "the values do not ascend")
+        indices = read_planes(body[end:], n, 1)
+        require(max(indices, default=0) < len(values), "section", "an index above count")
+        items = [values[i] for i in indices]
+    else:  # 7.2: rotated planes "are rotated right by one bit after they are put together"
+        items = read_planes(body, n, w)
+        if coder == 2:
+            items = [item >> 1 | (item & 1) << 8 * w - 1 for item in items]
+    require(dtype != "bool" or max(items, default=0) <= 1, "section", "a bool")
+    return items
+
+
+def read_planes(body: bytes, n: int, w: int) -> list[int]:
+    """7.2: w planes of n bytes."""
+    at, items = 0, [0] * n
+    for j in range(w):
+        require(at < len(body), "truncated", "a plane is missing")
+        method, at = body[at], at + 1
+        require(method <= 2, "unknown-field", f"plane method {method}")
+        size = (n, 1)[method] if method < 2 else 0
+        if method == 2:
+            size, at = read_varint(body, at)
+        require(at + size <= len(body), "truncated", "a plane is cut off")
+        plane, at = body[at : at + size], at + size
+        if method == 1:
+            plane *= n
+        elif method == 2:
+            plane = read_frame(plane, n, n)
+        items = [item | byte << 8 * j for item, byte in zip(items, plane, strict=True)]
+    require(at == len(body), "trailing", "bytes behind the last plane")
+    return items
+
+
+if __name__ == "__main__":
+    try:
+        for name, (dtype, shape, data) in Decoder(Path(sys.argv[1]).read_bytes()).tensors.items():
+            print(f"{name} {dtype} {shape} {zlib.crc32(data):08x}")
+    except PemnError as error:
+        sys.exit(f"{sys.argv[1]}: {error}")

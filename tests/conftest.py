@@ -1,0 +1,179 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor, nn
+
+from pemncodec import kernels
+from pemncodec.kernels import numpy_twin
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ("expand", "philox4x32", "rans_decode", "rans_encode")
+
+# The kernels stay exchanged for all examples of a test, so a fixture per function is right.
+settings.register_profile(
+    "pemncodec", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("pemncodec")
+
+
+def native_kernels() -> ModuleType:
+    if importlib.util.find_spec("pemncodec.kernels._native") is None:
+        pytest.skip("the C extension is not built")
+    return importlib.import_module("pemncodec.kernels._native")
+
+
+@pytest.fixture(params=["native", "numpy"])
+def kernels_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs the test over both implementations of the inner loops."""
+    module = native_kernels() if request.param == "native" else numpy_twin
+    for name in KERNELS:
+        monkeypatch.setattr(kernels, name, getattr(module, name))
+    return request.param
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Changes the implementation in the middle of a test."""
+
+    def change(which: str) -> None:
+        module = native_kernels() if which == "native" else numpy_twin
+        for name in KERNELS:
+            monkeypatch.setattr(kernels, name, getattr(module, name))
+
+    return change
+
+
+def shared_folder(name: str) -> Path:
+    folder = ROOT.parent / "shared" / name
+    if not folder.is_dir():
+        pytest.skip(f"there is no folder ../shared/{name} beside the repository")
+    return folder
+
+
+@dataclass(frozen=True)
+class Official:
+    """A checkpoint of the official code, and what is known of it."""
+
+    path: Path
+    keep: float
+    most_bytes: int
+
+    def state(self) -> dict[str, Tensor]:
+        return torch.load(self.path, weights_only=True)
+
+
+OFFICIAL = {
+    "rp": ("official-convmixer-rp1e-3-k50.pt", 0.5, 27_400),
+    "onelayer": ("official-convmixer-onelayer-k20.pt", 0.2, 68_800),
+}
+
+
+@pytest.fixture(scope="session", params=sorted(OFFICIAL))
+def official(request: pytest.FixtureRequest) -> Official:
+    return official_checkpoint(request.param)
+
+
+@pytest.fixture(scope="session")
+def official_rp() -> Official:
+    return official_checkpoint("rp")
+
+
+def official_checkpoint(which: str) -> Official:
+    name, keep, most_bytes = OFFICIAL[which]
+    path = shared_folder("checkpoints") / name
+    if not path.is_file():
+        pytest.skip(f"there is no {name} in ../shared/checkpoints")
+    return Official(path, keep, most_bytes)
+
+
+@pytest.fixture(scope="session")
+def convmixer() -> Callable[..., nn.Module]:
+    """The factory in examples/convmixer.py."""
+    path = ROOT / "examples" / "convmixer.py"
+    spec = importlib.util.spec_from_file_location("examples_convmixer", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.convmixer
+
+
+class Residual(nn.Module):
+    """A class of the user, so that manifests hold a graph."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x) + x
+
+
+def small_net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        Residual(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+
+
+def random_masks(module: nn.Module, keep: float = 0.5, seed: int = 0) -> dict[str, Tensor]:
+    """Masks for every weight of two dimensions or more."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(tensor.shape, generator=generator) < keep
+        for name, tensor in module.named_parameters()
+        if tensor.dim() > 1
+    }
+
+
+def masked_module(module: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
+    """The module with its masks applied: what a decoder must give back."""
+    module = copy.deepcopy(module)
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            if name in masks:
+                tensor.copy_(torch.where(masks[name], tensor, torch.zeros_like(tensor)))
+    return module
+
+
+@dataclass(frozen=True)
+class MaskedNet:
+    """A module, its masks, an input, and the module with its masks applied."""
+
+    module: nn.Module
+    masks: dict[str, Tensor]
+    inputs: Tensor
+
+    @property
+    def effective(self) -> nn.Module:
+        return masked_module(self.module, self.masks)
+
+    def encode(self, target: Any, **options: Any) -> Any:
+        import pemncodec
+
+        if options.get("manifest", True):
+            options.setdefault("example_inputs", self.inputs)
+        return pemncodec.encode(self.module, target, masks=self.masks, **options)
+
+
+@pytest.fixture
+def small() -> MaskedNet:
+    module = small_net()
+    return MaskedNet(module, random_masks(module), torch.randn(2, 3, 8, 8))

@@ -1,0 +1,213 @@
+"""Masks through every coder and back; sizes; hostile sections."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pemncodec.coders.packed import unpack
+from pemncodec.errors import CorruptError, DecodeError, TruncatedError
+from pemncodec.masks import (
+    CONSTANT,
+    PACKED,
+    RANS,
+    decode_mask,
+    encode_mask,
+    mask_coder,
+    order0_bits,
+)
+
+Mask = NDArray[np.bool_]
+BOTH = pytest.mark.usefixtures("kernels_implementation")
+COUNTS = st.integers(0, 40) | st.integers(0, 5000)
+DENSITIES = st.sampled_from([0.0, 0.001, 0.01, 0.1, 0.2, 0.5, 0.8, 0.99, 1.0]) | st.floats(0, 1)
+
+
+def random_mask(count: int, density: float, seed: int = 0) -> Mask:
+    return np.random.default_rng(seed).random(count) < density
+
+
+def decoded(section: bytes, count: int) -> Mask:
+    packed = decode_mask(section, count)
+    assert packed.dtype == np.uint8
+    assert packed.shape == (-(-count // 8),)
+    assert not np.unpackbits(packed, bitorder="little")[count:].any()
+    return unpack(packed, count)
+
+
+masks = st.builds(random_mask, COUNTS, DENSITIES, st.integers(0, 2**32 - 1)) | st.lists(
+    st.booleans(), max_size=70
+).map(lambda bits: np.array(bits, np.bool_))
+
+
+@BOTH
+@given(mask=masks)
+def test_round_trip(mask: Mask) -> None:
+    section = encode_mask(mask)
+    assert np.array_equal(decoded(section, mask.size), mask)
+    assert len(section) <= max(2, 1 + -(-mask.size // 8))
+
+
+@given(mask=masks)
+def test_both_implementations_write_the_same_bytes(
+    with_kernels: Callable[[str], None], mask: Mask
+) -> None:
+    with_kernels("native")
+    section = encode_mask(mask)
+    with_kernels("numpy")
+    assert encode_mask(mask) == section
+    assert np.array_equal(decoded(section, mask.size), mask)
+
+
+@BOTH
+@pytest.mark.parametrize("density", [0.001, 0.01, 0.05, 0.2, 0.3, 0.45, 0.7, 0.9, 0.99])
+@pytest.mark.parametrize("count", [2_000, 100_000, 1 << 18])
+def test_size_is_near_order0(density: float, count: int) -> None:
+    mask = random_mask(count, density)
+    section = encode_mask(mask)
+    bound = order0_bits(int(mask.sum()), count) / 8
+    # Coder, density and states; what a floor of 1/32768 for rare bytes costs; what rounding does.
+    assert len(section) <= 1 + 2 + 4 * 8 + bound * 1.005 + count / 8 * 0.012
+    assert len(section) <= 1 + -(-count // 8)
+    assert mask_coder(section) == RANS or count == 2_000
+
+
+@pytest.mark.parametrize(
+    ("mask", "coder"),
+    [
+        (np.zeros(0, np.bool_), CONSTANT),
+        (np.zeros(1000, np.bool_), CONSTANT),
+        (np.ones(1001, np.bool_), CONSTANT),
+        (random_mask(1000, 0.5), PACKED),
+        (random_mask(1000, 0.05), RANS),
+        (random_mask(1000, 0.95), RANS),
+        (random_mask(7, 0.5), PACKED),
+    ],
+)
+def test_the_smallest_coder_is_chosen(mask: Mask, coder: int) -> None:
+    assert mask_coder(encode_mask(mask)) == coder
+
+
+@BOTH
+@pytest.mark.parametrize("count", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, (1 << 21) + 12_345])
+@pytest.mark.parametrize("density", [0.02, 0.3])
+def test_many_blocks(count: int, density: float) -> None:
+    mask = random_mask(count, density)
+    section = encode_mask(mask)
+    assert mask_coder(section) == RANS
+    assert np.array_equal(decoded(section, count), mask)
+
+
+def test_blocks_of_different_densities(with_kernels: Callable[[str], None]) -> None:
+    """Even where a block is all zeros, all ones, or a handful of weights."""
+    mask = np.zeros((3 << 20) + 3, np.bool_)
+    mask[1 << 20 : 2 << 20] = True
+    mask[2 << 20 : 3 << 20] = random_mask(1 << 20, 0.01)
+    mask[-2] = True
+    with_kernels("native")
+    section = encode_mask(mask)
+    assert len(section) < 30_000
+    assert np.array_equal(decoded(section, mask.size), mask)
+    with_kernels("numpy")
+    assert encode_mask(mask) == section
+    assert np.array_equal(decoded(section, mask.size), mask)
+
+
+@BOTH
+def test_the_example_of_the_spec() -> None:
+    block = bytes.fromhex("CD0C8066A70A")
+    mask = decoded(bytes([RANS]) + block, 40)
+    assert np.flatnonzero(mask).tolist() == [3, 17]
+
+
+# ------------------------------------------------------------------------- hostile sections
+
+
+def attempt(section: bytes, count: int) -> None:
+    """Either bits in their range or one of two errors."""
+    with contextlib.suppress(CorruptError, TruncatedError):
+        decoded(section, count)
+
+
+@BOTH
+@settings(max_examples=300)
+@given(section=st.binary(max_size=200), count=COUNTS)
+def test_random_sections(section: bytes, count: int) -> None:
+    attempt(section, count)
+    for coder in (CONSTANT, PACKED, RANS):
+        attempt(bytes([coder]) + section, count)
+
+
+@BOTH
+@settings(max_examples=300)
+@given(mask=masks, data=st.data())
+def test_damaged_sections(mask: Mask, data: st.DataObject) -> None:
+    section = bytearray(encode_mask(mask))
+    for _ in range(data.draw(st.integers(0, 3))):
+        section[data.draw(st.integers(0, len(section) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(section)) | st.just(len(section)))
+    attempt(bytes(section[:cut]) + data.draw(st.binary(max_size=4)), mask.size)
+    attempt(bytes(section), max(0, mask.size + data.draw(st.integers(-9, 9))))
+
+
+@pytest.mark.parametrize("density", [0.05, 0.5])
+def test_every_cut_and_every_addition_is_refused(density: float) -> None:
+    mask = random_mask(999, density)
+    section = encode_mask(mask)
+    for length in range(len(section)):
+        with pytest.raises(DecodeError):
+            decode_mask(section[:length], mask.size)
+    for more in (b"\0", b"\0\0", section):
+        with pytest.raises(DecodeError):
+            decode_mask(section + more, mask.size)
+
+
+@BOTH
+def test_damage_to_the_index_of_blocks() -> None:
+    mask = random_mask((1 << 20) + 100, 0.02)
+    section = encode_mask(mask)
+    for position in range(1, 1 + 8):
+        for value in (0, 1, 0x7F, 0xFF):
+            damaged = bytearray(section)
+            damaged[position] = value
+            if damaged != section:
+                with pytest.raises(DecodeError):
+                    decode_mask(bytes(damaged), mask.size)
+    for length in (1, 2, 8, 9):
+        with pytest.raises(DecodeError):
+            decode_mask(section[:length], mask.size)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("section", "count", "code"),
+    [
+        (b"", 5, "truncated"),
+        (b"\3\0", 5, "unknown-field"),
+        (b"\xff", 5, "unknown-field"),
+        (b"\0", 5, "section"),
+        (b"\0\2", 5, "section"),
+        (b"\0\1\0", 5, "section"),
+        (b"\1", 5, "truncated"),
+        (b"\1\x20", 5, "section"),
+        (b"\1\x1f\0", 5, "trailing"),
+        (b"\2", 0, "section"),
+        (b"\2", 5, "truncated"),
+        (b"\2\1", 5, "truncated"),
+        (b"\2\0\0\0\0\1\0", 5, "section"),
+        (b"\2\0\x80\0\0\1", 5, "section"),
+        (b"\2\0\x80\0\0\0\0", 5, "section"),
+        (b"\2", 1 << 21, "truncated"),
+        (b"\2" + bytes(8), 1 << 21, "truncated"),
+    ],
+)
+def test_why_a_section_is_refused(section: bytes, count: int, code: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode_mask(section, count)
+    assert caught.value.code == code
