@@ -244,12 +244,14 @@ def verify(
 def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: bool) -> None:
     from torch import nn
 
-    from pemncodec.torch.checkpoint import load_checkpoint, read_masks
+    from pemncodec.torch.checkpoint import drop_prefix, load_checkpoint, read_masks
     from pemncodec.torch.decode import load_tensors
     from pemncodec.torch.encode import compare_states
 
     loaded = load_checkpoint(Path(against), trust_pickle=trust_pickle)
     state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
+    if not all(name.startswith("module.") for name in file.keys()):  # noqa: SIM118
+        state = drop_prefix(state)
     with _named(against):
         expected = read_masks(state, keep=keep).effective()
     decoded = load_tensors(file, "cpu")

@@ -76,7 +76,7 @@ def decode_container(stream: BinaryIO, limits: Limits) -> Container:
         UnsupportedVersionError: another major version.
         TruncatedError, CorruptError, LimitError: as their names say.
     """
-    prefix = stream.read(_PREFIX.size)
+    prefix = _read_up_to(stream, _PREFIX.size)
     _check_signature(prefix)
     if len(prefix) < _PREFIX.size:
         raise TruncatedError("truncated", "the file ends within its first fields", offset=0)
@@ -159,16 +159,22 @@ def _decode_table(table: bytes, front_size: int, limits: Limits) -> tuple[Sectio
 
 
 def _read(stream: BinaryIO, size: int, offset: int, what: str) -> bytes:
+    data = _read_up_to(stream, size)
+    if len(data) < size:
+        short = size - len(data)
+        raise TruncatedError(
+            "truncated", f"the file ends within the {what}, {short} bytes short", offset=offset
+        )
+    return data
+
+
+def _read_up_to(stream: BinaryIO, size: int) -> bytes:
     # In steps, so that a length that is a lie costs no more memory than the file has bytes.
     parts, missing = [], size
     while missing:
         part = stream.read(min(missing, 1 << 24))
         if not part:
-            raise TruncatedError(
-                "truncated",
-                f"the file ends within the {what}, {missing} bytes short",
-                offset=offset,
-            )
+            break
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)

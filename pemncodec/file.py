@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -79,6 +79,10 @@ class PemnFile:
         self._rows = {row.name: row for row in self._header.tensors}
         self._group_items: dict[int, Array] = {}
         self._prototypes: dict[int, Array] = {}
+        self._users: dict[int, list[MaskedRow]] = {}
+        for row in self._header.tensors:
+            if isinstance(row, MaskedRow):
+                self._users.setdefault(row.fill.prototype, []).append(row)
         self._manifest: dict[str, Any] | None = None
 
     def close(self) -> None:
@@ -163,9 +167,8 @@ class PemnFile:
             start = self._groups[row.section][1][row.name]
             items = self._dense_items(row.section)[start : start + numel(row.shape)]
             return items.reshape(row.shape)
-        return fill_masked(
-            self._filled_values(row), row.fill.offset, self.packed_mask(row.name), row.shape
-        )
+        values, offset = self._values_of(row)
+        return fill_masked(values, offset, self.packed_mask(row.name), row.shape)
 
     def verify(self) -> None:
         """Decodes everything once.
@@ -200,7 +203,12 @@ class PemnFile:
         by_kind = dict.fromkeys(("manifest", "prototype", "dense", "mask"), 0)
         for kind, entry in zip(self._header.sections, self._container.sections, strict=True):
             by_kind[kind] += entry.length
-        tensors = [self._tensor_info(row) for row in self._header.tensors]
+        shares: dict[str, int] = {}
+        for section, (_, starts) in self._groups.items():
+            size = self._container.sections[section].length
+            counts = [numel(self.shape(name)) for name in starts]
+            shares |= zip(starts, share_bytes(size, counts), strict=True)
+        tensors = [self._tensor_info(row, shares) for row in self._header.tensors]
         masked = [t for t in tensors if t.kind == "masked"]
         weights = sum(numel(t.shape) for t in masked)
         return FileInfo(
@@ -263,12 +271,10 @@ class PemnFile:
     def _stored_values(self, row: StoredRow, index: int) -> Array:
         count = row.length
         if row.used == "masks":
-            users = [
-                (tensor.fill.offset, self.mask(tensor.name).reshape(-1))
-                for tensor in self._header.tensors
-                if isinstance(tensor, MaskedRow) and tensor.fill.prototype == index
-            ]
-            used = used_values(row.length, users)
+            users = self._users.get(index, [])
+            used = used_values(
+                row.length, ((user.fill.offset, self.mask(user.name).reshape(-1)) for user in users)
+            )
             count = int(np.count_nonzero(used))
         with _in_section(row.section):
             kept = dense.decode_dense(self._section(row.section), count, row.dtype)
@@ -278,12 +284,24 @@ class PemnFile:
         values[used] = kept
         return values
 
-    def _filled_values(self, row: MaskedRow) -> Array:
+    def _values_of(self, row: MaskedRow) -> tuple[Array, int]:
+        """The values that a tensor takes, scaled, and the offset at which it starts in them."""
         source = self._header.prototypes[row.fill.prototype]
         dtype = source.dtype if isinstance(source, StoredRow) else "float32"
-        return scale_values(self.prototype(row.fill.prototype), dtype, row.fill.scale, row.dtype)
+        values, offset, count = (
+            self.prototype(row.fill.prototype),
+            row.fill.offset,
+            numel(row.shape),
+        )
+        # A tensor that is smaller than the prototype must not cost the scaling of all of it.
+        if offset + count <= values.size:
+            values, offset = values[offset : offset + max(count, 1)], 0
+        elif count < values.size:
+            values = np.concatenate([values[offset:], values[: offset + count - values.size]])
+            offset = 0
+        return scale_values(values, dtype, row.fill.scale, row.dtype), offset
 
-    def _tensor_info(self, row: TensorRow) -> TensorInfo:
+    def _tensor_info(self, row: TensorRow, shares: Mapping[str, int]) -> TensorInfo:
         if isinstance(row, AliasRow):
             target = self._placed_row(row.name)
             return TensorInfo(row.name, target.shape, target.dtype, "alias", None, None, 0, None)
@@ -303,8 +321,6 @@ class PemnFile:
                 size,
                 masks.order0_bits(ones, count) / 8,
             )
-        starts = self._groups[row.section][1]
-        shares = share_bytes(size, [numel(self._placed_row(name).shape) for name in starts])
         return TensorInfo(
             row.name,
             row.shape,
@@ -312,7 +328,7 @@ class PemnFile:
             "dense",
             None,
             dense.CODER_NAMES[dense.dense_coder(self._section(row.section))],
-            shares[list(starts).index(row.name)],
+            shares[row.name],
             None,
         )
 

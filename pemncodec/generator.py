@@ -39,6 +39,7 @@ def generate(
     """
     if not 0 <= start <= stop <= 1 << 64:
         raise ValueError(f"not a slice of a stream: {start}:{stop}")
+    check_stream(seed, stream)
     words = np.empty(stop - start, np.uint32)
     kernels.philox4x32(words, seed, stream, start)
     if distribution == "uniform":
@@ -50,6 +51,13 @@ def generate(
         normal: npt.NDArray[np.float32] = normal_quantiles()[words >> 20]
         return normal
     raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
+
+
+def check_stream(seed: int, stream: int) -> None:
+    """Raises ValueError unless both are 64-bit unsigned integers."""
+    for name, value in (("seed", seed), ("stream", stream)):
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"{name} must be a 64-bit unsigned integer, not {value}")
 
 
 def _uniform(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:

@@ -280,7 +280,7 @@ def _decode_tensors(
         if name in names:
             raise _broken(f"two tensors are named {name!r:.60}")
         names.add(name)
-        shape = _decode_shape(row["shape"], name, limits)
+        shape = _decode_shape(row["shape"], dtype, name, limits)
         columns = next(own[kind])
         if kind == "alias":
             if columns["target"] not in targets:
@@ -306,10 +306,11 @@ def _decode_tensors(
     return tuple(tensors)
 
 
-def _decode_shape(dimensions: list[int], name: str, limits: Limits) -> tuple[int, ...]:
+def _decode_shape(dimensions: list[int], dtype: str, name: str, limits: Limits) -> tuple[int, ...]:
     if len(dimensions) > limits.dimensions:
         raise LimitError("limit", f"{name!r:.60} has more than {limits.dimensions} dimensions")
-    if math.prod(max(size, 1) for size in dimensions) > MAX_INDEX:
+    width = CARRIERS[dtype].itemsize
+    if width * math.prod(max(size, 1) for size in dimensions) > MAX_INDEX:
         raise _broken(f"the shape of {name!r:.60} is out of range")
     return tuple(dimensions)
 

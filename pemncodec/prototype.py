@@ -7,7 +7,7 @@ to it, whether the model still carries its value or was baked (multiplied by its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,9 @@ def scale_values(values: Array, dtype: str, scale: float, to_dtype: str) -> Arra
     """
     if scale == 1.0 and dtype == to_dtype:
         return values
-    return _from_float32(_to_float32(values, dtype) * np.float32(scale), to_dtype)
+    # Overflow to infinity is what the format asks for.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _from_float32(_to_float32(values, dtype) * np.float32(scale), to_dtype)
 
 
 def fill_masked(
@@ -62,7 +64,7 @@ def fill_masked(
     return effective
 
 
-def used_values(length: int, fills: Sequence[tuple[int, Mask]]) -> Mask:
+def used_values(length: int, fills: Iterable[tuple[int, Mask]]) -> Mask:
     """Which values of a prototype some mask uses, bool [length]; from (offset, mask [n]) pairs."""
     used = np.zeros(length, np.bool_)
     for offset, mask in fills:
@@ -83,13 +85,12 @@ def _to_float32(values: Array, dtype: str) -> npt.NDArray[np.float32]:
 
 
 def _from_float32(values: npt.NDArray[np.float32], dtype: str) -> Array:
+    # One NaN for all: what a processor makes of a payload differs.
+    values = np.where(np.isnan(values), np.float32(np.nan), values)
     if dtype == "bfloat16":
         bits = values.view(np.uint32)
-        rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-        # Rounding up may carry a NaN's payload into infinity.
-        return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
-    with np.errstate(over="ignore"):
-        return values.astype(CARRIERS[dtype])
+        return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    return values.astype(CARRIERS[dtype])
 
 
 # --------------------------------------------------------------------------------- recovery

@@ -127,7 +127,10 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `target` that takes its name when the block ends without error."""
     # Through symbolic links, so that a link to a file stays one.
     path = Path(target).resolve()
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    if path.exists() and not path.is_file():
+        yield path  # a device or a pipe: nothing to replace, and a folder refuses by itself
+        return
+    descriptor, name = tempfile.mkstemp(prefix=".pemn-", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
         yield temporary

@@ -9,7 +9,8 @@ from typing import Any
 
 from pemncodec.errors import CorruptError, DecodeError, LimitError
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive, and content with a string that never ends: one pass whatever the bytes are.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _BRACKET = re.compile(rb"[][{}]")
 
 
@@ -24,17 +25,20 @@ def decode_json(data: bytes, *, depth: int) -> Any:
     """Value of canonical JSON.
 
     Raises:
-        CorruptError: not UTF-8, not JSON, a duplicate key, or a number that is no finite one.
+        CorruptError: not UTF-8, not JSON, a duplicate key, a lone surrogate, or a number that is
+            not finite.
         LimitError: nested deeper than `depth`.
     """
     _check_depth(data, depth)
     try:
-        return json.loads(
+        value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_object,
             parse_float=_finite,
             parse_constant=_reject_constant,
         )
+        encode_json(value)  # fails on a lone surrogate, which is no text
+        return value
     except DecodeError:
         raise
     except RecursionError:

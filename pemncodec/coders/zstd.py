@@ -7,6 +7,7 @@ import zstandard
 from pemncodec.errors import CorruptError, LimitError
 
 LEVEL = 19
+_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def encode_zstd(data: bytes) -> bytes:
@@ -29,6 +30,8 @@ def decode_zstd(frame: bytes, *, size: int | None = None, limit: int) -> bytes:
         CorruptError: not one frame, without content size, or of another size than `size`.
         LimitError: the content is larger than `limit`.
     """
+    if not frame.startswith(_MAGIC):
+        raise CorruptError("zstd", "not a Zstandard frame")
     try:
         declared = zstandard.frame_content_size(frame)
     except zstandard.ZstdError as error:
@@ -39,12 +42,13 @@ def decode_zstd(frame: bytes, *, size: int | None = None, limit: int) -> bytes:
         raise CorruptError("zstd", f"the frame holds {declared} bytes, expected {size}")
     if declared > limit:
         raise LimitError("limit", f"a frame of {declared} bytes, the limit is {limit}")
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
     try:
-        content = zstandard.ZstdDecompressor().decompress(
-            frame, max_output_size=declared, allow_extra_data=False
-        )
+        content = decompressor.decompress(frame)
     except zstandard.ZstdError as error:
         raise CorruptError("zstd", f"damaged Zstandard frame ({error})") from None
+    if not decompressor.eof or decompressor.unused_data:
+        raise CorruptError("zstd", "not exactly one whole Zstandard frame")
     if len(content) != declared:
         raise CorruptError("zstd", f"the frame held {len(content)} bytes, declared {declared}")
     return content

@@ -9,6 +9,7 @@ Dialects:
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from pemncodec.torch.convert import dtype_name
 Mask = npt.NDArray[np.bool_]
 StateDict = dict[str, Tensor]
 
+PARALLEL_PREFIX = "module."
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 
 
@@ -86,10 +88,12 @@ def load_checkpoint(path: Path, *, trust_pickle: bool = False) -> nn.Module | St
     except OSError:
         raise
     except Exception as error:
-        cause = str(error).partition("\n")[0][:200]
-        if "weights_only" in str(error).lower():
+        cause = "not a checkpoint of torch.save"
+        if _is_pickle(path):
             cause = "it holds more than tensors; --trust-pickle loads it by running code from it"
-        raise EncodeError(f"{path}: cannot load this checkpoint: {cause}") from None
+        if trust_pickle:
+            cause = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise EncodeError(f"{path}: cannot load this: {cause}") from None
     if isinstance(loaded, nn.Module):
         return loaded
     for key in _NESTED:
@@ -97,6 +101,11 @@ def load_checkpoint(path: Path, *, trust_pickle: bool = False) -> nn.Module | St
             loaded = loaded[key]
             break
     return check_state_dict(loaded, str(path))
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return zipfile.is_zipfile(stream) or path.read_bytes()[:1] == b"\x80"
 
 
 def check_state_dict(value: Any, what: str) -> StateDict:
@@ -124,7 +133,7 @@ def read_masks(
     """Weights and masks of a state dict in any of the dialects.
 
     Args:
-        state: names as in `state_dict`; a `module.` in front of all of them is dropped.
+        state: names as in `state_dict`.
         keep: share of the weights of a layer that its scores keep; needed when there are scores.
         masks: more masks, bool (or 0 and 1) [*shape], by name of the weight.
 
@@ -134,8 +143,6 @@ def read_masks(
     """
     if keep is not None and not 0 < keep <= 1:
         raise EncodeArgumentError(f"keep must be above 0 and at most 1, not {keep}")
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     state = check_state_dict(state, "state dict")
     found: dict[str, Mask] = {}
     tensors: StateDict = {}
@@ -166,17 +173,26 @@ def read_masks(
             tensors[name] = tensor
     if keep is not None and not scored:
         raise EncodeArgumentError("keep is given, but there are no scores to apply it to")
-    for name, mask in (masks or {}).items():
+    tied = _tied_names(tensors)
+    given: dict[str, Mask] = {}
+    for name, tensor in (masks or {}).items():
         if name not in tensors:
             raise EncodeError(f"masks: there is no tensor {name}")
-        if name in found:
-            raise EncodeError(f"masks: {name} has a mask in the checkpoint already")
-        _check_shape(f"masks: {name}", mask, name, tensors[name])
-        found[name] = _binary_mask(mask, f"masks: {name}")
+        _check_shape(f"masks: {name}", tensor, name, tensors[name])
+        mask = _binary_mask(tensor, f"masks: {name}")
+        for other in tied[name]:
+            if other in found or not np.array_equal(given.setdefault(other, mask), mask):
+                raise EncodeError(f"masks: {other} has another mask already")
+    found |= given
     for name in found:
         if dtype_name(tensors[name]) not in WEIGHT_DTYPES:
             raise EncodeError(f"{name}: cannot mask weights of {dtype_name(tensors[name])}")
-    aliases = _find_aliases(tensors, found)
+    aliases = {}
+    for name, names in tied.items():
+        for target in names[: names.index(name)]:
+            if _same_mask(found.get(name), found.get(target)):
+                aliases[name] = target
+                break
     return MaskedState(
         {name: tensor for name, tensor in tensors.items() if name not in aliases},
         {name: mask for name, mask in found.items() if name not in aliases},
@@ -218,17 +234,25 @@ def _check_shape(name: str, tensor: Tensor, weight: str, weights: Tensor) -> Non
         )
 
 
-def _find_aliases(tensors: StateDict, masks: Mapping[str, Mask]) -> dict[str, str]:
-    first: dict[tuple[Any, ...], str] = {}
-    aliases: dict[str, str] = {}
+def _tied_names(tensors: StateDict) -> dict[str, list[str]]:
+    """For every name all names of the same memory, in order."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in tensors.items():
-        if not tensor.numel():
-            continue
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        target = first.setdefault(key, name)
-        if target == name:
-            continue
-        own = masks.get(name)
-        if own is None or (target in masks and np.array_equal(own, masks[target])):
-            aliases[name] = target
-    return aliases
+        key: tuple[Any, ...] = (name,)
+        if tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        groups.setdefault(key, []).append(name)
+    return {name: names for names in groups.values() for name in names}
+
+
+def _same_mask(first: Mask | None, second: Mask | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first, second)
+
+
+def drop_prefix(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the `module.` that `nn.DataParallel` puts in front of every name."""
+    if not all(name.startswith(PARALLEL_PREFIX) for name in named):
+        return dict(named)
+    return {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in named.items()}

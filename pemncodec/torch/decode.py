@@ -104,13 +104,16 @@ def _masked_on_device(file: PemnFile, row: MaskedRow, device: torch.device) -> T
     prototype = file.header.prototypes[row.fill.prototype]
     assert isinstance(prototype, SeededPrototype)
     count = numel(row.shape)
+    offset, length = row.fill.offset, prototype.length
+    start, stop = (offset, offset + count) if offset + count <= length else (0, length)
     values = generate_on(
-        device, prototype.distribution, prototype.seed, 0, prototype.length, stream=prototype.stream
+        device, prototype.distribution, prototype.seed, start, stop, stream=prototype.stream
     )
     values = (values * torch.tensor(row.fill.scale, device=device)).to(getattr(torch, row.dtype))
-    index = (torch.arange(count, device=device) + row.fill.offset) % prototype.length
+    if stop - start != count:
+        values = values[(torch.arange(count, device=device) + offset) % length]
     packed = torch.from_numpy(file.packed_mask(row.name).copy()).to(device)
     shifts = torch.arange(8, dtype=torch.uint8, device=device)
     used = ((packed[:, None] >> shifts) & 1).reshape(-1)[:count].bool()
     zero = torch.zeros((), dtype=values.dtype, device=device)
-    return torch.where(used, values[index], zero).reshape(row.shape)
+    return torch.where(used, values, zero).reshape(row.shape)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from pemncodec.columns import is_name
 from pemncodec.contents import (
     AliasTensor,
     Contents,
@@ -28,9 +29,17 @@ from pemncodec.errors import (
     UnsupportedModelError,
 )
 from pemncodec.file import open_file
+from pemncodec.generator import DISTRIBUTIONS, check_stream
 from pemncodec.info import FileInfo
+from pemncodec.limits import Limits
 from pemncodec.prototype import Layer, recover_prototypes
-from pemncodec.torch.checkpoint import MaskedState, read_masks
+from pemncodec.torch.checkpoint import (
+    PARALLEL_PREFIX,
+    MaskedState,
+    check_state_dict,
+    drop_prefix,
+    read_masks,
+)
 from pemncodec.torch.convert import dtype_name, same_bits, tensor_to_array
 from pemncodec.torch.decode import load_module, load_tensors
 from pemncodec.torch.example import (
@@ -100,8 +109,15 @@ def encode(
     step = progress or (lambda _: None)
     _check_arguments(source, architecture, manifest)
     inputs = None if example_inputs is None else given_inputs(example_inputs)
+    _check_metadata(metadata or {})
+    for prototype in prototypes:
+        _check_prototype(prototype)
     step("reading masks")
-    state = read_masks(_state_dict(source), keep=keep, masks=masks)
+    if isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        source, masks = source.module, drop_prefix(masks or {})
+    named = _state_dict(source, architecture)
+    _check_names(named)
+    state = read_masks(named, keep=keep, masks=masks)
     if not state.masks:
         raise EncodeError(
             "no masks found: neither scores (X.scores) nor pruning masks (X_orig, X_mask), "
@@ -147,20 +163,64 @@ def _check_arguments(
         )
 
 
-def _state_dict(source: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return source.state_dict(keep_vars=True) if isinstance(source, nn.Module) else source
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    for key, value in metadata.items():
+        for text in (key, value):
+            if not isinstance(text, str) or (not text.isascii() and _has_surrogate(text)):
+                raise EncodeArgumentError(f"metadata must be text, not {key!r:.60}: {value!r:.60}")
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _check_prototype(prototype: SeededPrototype) -> None:
+    if prototype.distribution not in DISTRIBUTIONS:
+        raise EncodeArgumentError(f"unknown distribution {prototype.distribution!r:.60}")
+    if prototype.length < 1:
+        raise EncodeArgumentError(f"a prototype's length must be positive, not {prototype.length}")
+    try:
+        check_stream(prototype.seed, prototype.stream)
+    except ValueError as error:
+        raise EncodeArgumentError(str(error)) from None
+
+
+def _check_names(state: Mapping[str, Tensor]) -> None:
+    """Names and shapes that a reader would refuse; the rest is checked by decoding the file."""
+    for name, tensor in state.items():
+        if not is_name(name):
+            raise EncodeError(f"{name!r:.60} cannot be the name of a tensor")
+        if isinstance(tensor, Tensor) and tensor.dim() > Limits().dimensions:
+            raise EncodeError(f"{name} has more than {Limits().dimensions} dimensions")
+
+
+def _state_dict(source: Any, architecture: nn.Module | None) -> dict[str, Tensor]:
+    if isinstance(source, nn.Module):
+        return dict(source.state_dict(keep_vars=True))
+    state = check_state_dict(source, "state dict")
+    own = architecture.state_dict() if architecture is not None else {}
+    # An architecture may itself have all of its layers in a child called "module".
+    if own and all(name.startswith(PARALLEL_PREFIX) for name in own):
+        return state
+    return drop_prefix(state)
 
 
 def _plain_module(source: Any, state: MaskedState) -> nn.Module:
     """A copy on the CPU, pruning removed, that holds the effective weights."""
+    # Pruning keeps its result as an attribute, which is no leaf once the module has run.
+    results = {
+        id(value): value.detach().clone()
+        for child in source.modules()
+        for value in vars(child).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
     try:
-        module: nn.Module = copy.deepcopy(source).cpu()
+        module: nn.Module = copy.deepcopy(source, results).cpu()
     except Exception as error:
-        raise UnsupportedModelError(f"the module cannot be copied: {error}") from None
+        cause = str(error).partition("\n")[0]
+        raise UnsupportedModelError(f"the module cannot be copied: {cause}") from None
     for child in module.modules():
         _remove_pruning(child)
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        module = module.module
     effective = state.effective()
     own = module.state_dict(keep_vars=True)
     for name, tensor in effective.items():
@@ -174,7 +234,14 @@ def _plain_module(source: Any, state: MaskedState) -> nn.Module:
     for name in own:
         if name not in effective:
             raise EncodeError(f"the architecture has {name}, the checkpoint has not")
+    first: dict[int, str] = {}
     for name, target in own.items():
+        other = first.setdefault(id(target), name)
+        if not same_bits(effective[name], effective[other]):
+            raise UnsupportedModelError(
+                f"{other} and {name} are one tensor in the architecture, but differ once masked; "
+                "--no-manifest (manifest=False) stores them both"
+            )
         # In C order, as a decoded module has it: other strides may round differently.
         target.data = effective[name].clone()
     return module

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pemncodec.contents import Distribution
-from pemncodec.generator import DISTRIBUTIONS, normal_quantiles
+from pemncodec.generator import DISTRIBUTIONS, check_stream, normal_quantiles
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -34,6 +34,7 @@ def generate_on(
     """
     if not 0 <= start <= stop < 1 << 63:
         raise ValueError(f"not a slice of a stream: {start}:{stop}")
+    check_stream(seed, stream)
     words = philox_on(torch.device(device), seed, start, stop, stream=stream)
     if distribution == "uniform":
         odd = 2 * (words >> 8) + (1 - (1 << 24))
