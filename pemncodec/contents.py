@@ -63,7 +63,7 @@ def bits_of(values: Array) -> Array:
     Items of 16 bytes become two integers in a last dimension of their own.
     """
     if values.dtype.itemsize == 16:
-        return values.view(np.dtype("<u8")).reshape(*values.shape, 2)
+        return values.reshape(-1).view(np.dtype("<u8")).reshape(*values.shape, 2)
     return values.view(np.dtype(f"<u{values.dtype.itemsize}"))
 
 

@@ -288,11 +288,8 @@ class PemnFile:
         """The values that a tensor takes, scaled, and the offset at which it starts in them."""
         source = self._header.prototypes[row.fill.prototype]
         dtype = source.dtype if isinstance(source, StoredRow) else "float32"
-        values, offset, count = (
-            self.prototype(row.fill.prototype),
-            row.fill.offset,
-            numel(row.shape),
-        )
+        values, offset = self.prototype(row.fill.prototype), row.fill.offset
+        count = numel(row.shape)
         # A tensor that is smaller than the prototype must not cost the scaling of all of it.
         if offset + count <= values.size:
             values, offset = values[offset : offset + max(count, 1)], 0

@@ -267,7 +267,8 @@ def _scale_candidates(used: npt.NDArray[np.float32], weights: Array, dtype: str)
     """
     if dtype == "bfloat16":
         weights = _to_float32(weights, dtype)
-    exact = weights.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signaling NaNs
+        exact = weights.astype(np.float64)
     smallest_normal = 2.0**-14 if dtype == "float16" else 2.0**-126
     normal = np.isfinite(exact) & (np.abs(exact) >= smallest_normal)
     if not normal.any():

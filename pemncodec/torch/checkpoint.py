@@ -141,8 +141,8 @@ def read_masks(
         EncodeArgumentError: `keep` is missing, needless or outside (0, 1].
         EncodeError: scores or masks that do not fit, NaN scores.
     """
-    if keep is not None and not 0 < keep <= 1:
-        raise EncodeArgumentError(f"keep must be above 0 and at most 1, not {keep}")
+    if keep is not None and not (isinstance(keep, int | float) and 0 < keep <= 1):
+        raise EncodeArgumentError(f"keep must be above 0 and at most 1, not {keep!r}")
     state = check_state_dict(state, "state dict")
     found: dict[str, Mask] = {}
     tensors: StateDict = {}
@@ -175,7 +175,8 @@ def read_masks(
         raise EncodeArgumentError("keep is given, but there are no scores to apply it to")
     tied = _tied_names(tensors)
     given: dict[str, Mask] = {}
-    for name, tensor in (masks or {}).items():
+    for name, values in (masks or {}).items():
+        tensor = torch.as_tensor(values)
         if name not in tensors:
             raise EncodeError(f"masks: there is no tensor {name}")
         _check_shape(f"masks: {name}", tensor, name, tensors[name])
@@ -209,6 +210,8 @@ def mask_from_scores(scores: Tensor, keep: float, name: str) -> Mask:
     Returns:
         bool [*scores.shape].
     """
+    if not scores.is_floating_point():
+        raise EncodeError(f"{name}: scores of dtype {dtype_name(scores)}, expected floats")
     magnitudes = scores.detach().abs().cpu().contiguous().reshape(-1)
     if magnitudes.isnan().any():
         raise EncodeError(f"{name}: the scores hold NaN")
@@ -219,6 +222,8 @@ def mask_from_scores(scores: Tensor, keep: float, name: str) -> Mask:
 
 
 def _binary_mask(mask: Tensor, name: str) -> Mask:
+    if mask.layout != torch.strided or mask.is_meta:
+        raise EncodeError(f"{name}: expected a dense tensor")
     plain = mask.detach().cpu().contiguous()
     if plain.dtype != torch.bool:
         if not ((plain == 0) | (plain == 1)).all():
