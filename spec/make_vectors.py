@@ -407,6 +407,7 @@ def invalid_front() -> dict[str, tuple[str, bytes]]:
         "json-number-above-binary64": ("json", pack(b'{"?":1e999}')),
         "json-two-values": ("json", pack(b"{}{}")),
         "json-surrogate-as-bytes": ("json", pack(b'{"?":"\xed\xa0\x80"}')),
+        "json-surrogate-escaped": ("json", pack(b'{"metadata":{"a":"\\ud800"}}')),
     }
 
 
@@ -444,6 +445,7 @@ def invalid_header() -> dict[str, tuple[str, bytes]]:
         "shape-not-an-array": one(shape=[2]),
         "shape-above-63-bits": one(shape=[[1 << 62, 2, 2]]),
         "shape-above-63-bits-with-zero": one(shape=[[1 << 62, 0, 2]]),
+        "shape-times-width-above-63-bits": one(shape=[[0, 1 << 62]]),
         "column-longer": one(dtype=["float32", "float32"]),
         "column-shorter": pack({"tensors": both | {"dtype": ["int8"]}} | DENSE_1, TWO),
         "column-missing": pack({"tensors": {"name": ["c"], "kind": ["constant"]}}),
