@@ -20,7 +20,7 @@ from pemncodec.errors import EncodeArgumentError, EncodeError, PemnError
 from pemncodec.file import PemnFile, open_file
 from pemncodec.info import FileInfo
 from pemncodec.limits import Limits
-from pemncodec.writing import atomic_path, write_file
+from pemncodec.writing import write_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -156,7 +156,8 @@ def encode(
                 progress=step,
             )
     if as_json:
-        _print_json({**report.info.to_json(), "verified": report.verified}, output)
+        json_report = {**report.info.to_json(), "verified": report.verified}
+        _print_json(json_report, to_stderr=output == STDIO)
     elif not quiet:
         _print_info(output, report.info, verbose=verbose, to_stderr=output == STDIO)
         click.echo(f"verified: {report.verified}", err=output == STDIO)
@@ -204,7 +205,7 @@ def inspect(source: str, verbose: bool, max_memory: int, as_json: bool) -> None:
     with _open(source, max_memory) as file, _named(source):
         info = file.info()
     if as_json:
-        _print_json(info.to_json(), STDIO if source == STDIO else None)
+        _print_json(info.to_json())
     else:
         _print_info(source, info, verbose=verbose)
 
@@ -229,9 +230,14 @@ def verify(
         raise click.UsageError("--keep belongs to --against")
     with _steps(quiet=quiet) as step, _open(source, max_memory) as file, _named(source):
         step("verifying")
-        file.verify()
-        if against is not None:
+        if against is None:
+            file.verify()
+        else:
             _compare(file, against, keep, trust_pickle=trust_pickle)
+        if file.manifest is not None:
+            from pemncodec.torch.decode import build_empty_module
+
+            build_empty_module(file)
         count = len(file.keys())
     if not quiet:
         compared = f", every one bit for bit as in {against}" if against else ""
@@ -248,7 +254,8 @@ def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: 
     from pemncodec.torch.decode import load_tensors
     from pemncodec.torch.encode import compare_states
 
-    loaded = load_checkpoint(Path(against), trust_pickle=trust_pickle)
+    with _source_path(against) as path:
+        loaded = load_checkpoint(path, trust_pickle=trust_pickle)
     state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
     if not all(name.startswith("module.") for name in file.keys()):  # noqa: SIM118
         state = drop_prefix(state)
@@ -266,13 +273,15 @@ def _save_state_dict(state: dict[str, Tensor], metadata: dict[str, str], output:
     import torch
 
     if output != STDIO and Path(output).suffix != ".safetensors":
-        with atomic_path(output) as temporary, temporary.open("wb") as stream:
-            torch.save(state, stream)
+        # In memory first: torch reports a full disk as an error of its own.
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        write_file([stream.getbuffer()], output)
         return
     # safetensors refuses tensors that share memory: a tied one is written under each name.
     distinct = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     try:
-        data = safetensors.torch.save(distinct, {"format": "pt", **metadata})
+        data = safetensors.torch.save(distinct, {**metadata, "format": "pt"})
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
         raise EncodeError(f"{output}: safetensors cannot hold this: {error}; use .pt") from None
     with _target(output) as target:
@@ -289,8 +298,9 @@ def _load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
     try:
         if name.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-            assert spec is not None
-            assert spec.loader is not None
+            if spec is None or spec.loader is None:
+                raise EncodeArgumentError(f"--arch {arch}: cannot import {name}")
+            sys.path.insert(0, str(Path(name).resolve().parent))
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(module.__name__, module)
             spec.loader.exec_module(module)
@@ -337,13 +347,18 @@ def _example_inputs(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[Tenso
         dtype = getattr(torch, name, None)
         if not isinstance(dtype, torch.dtype):
             raise EncodeArgumentError(f"--example-shape: torch has no dtype {name}")
-        inputs.append(random_input(dtype, sizes))
+        try:
+            inputs.append(random_input(dtype, sizes))
+        except RuntimeError as error:
+            raise EncodeArgumentError(f"--example-shape: {_one_line(error)}") from None
     return inputs
 
 
 def _check_device(name: str) -> str:
     import torch
 
+    if name.startswith("meta"):
+        raise click.BadParameter("meta holds no data", param_hint="--device")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -398,9 +413,7 @@ def _target(output: str) -> Iterator[str | BinaryIO]:
 def _open(source: str, max_memory: int) -> Iterator[PemnFile]:
     limits = Limits(decoded_bytes=max_memory)
     with _named(source):
-        file = open_file(
-            io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source, limits=limits
-        )
+        file = open_file(sys.stdin.buffer if source == STDIO else source, limits=limits)
     with file:
         yield file
 
@@ -431,8 +444,8 @@ def _steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda step: status.update(step)
 
 
-def _print_json(value: dict[str, Any], output: str | None) -> None:
-    click.echo(json.dumps(value, indent=1), err=output == STDIO)
+def _print_json(value: dict[str, Any], *, to_stderr: bool = False) -> None:
+    click.echo(json.dumps(value, indent=1), err=to_stderr)
 
 
 def _print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = False) -> None:
@@ -471,7 +484,8 @@ def _print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = F
         ("tensor", "left"), ("shape", "left"), ("dtype", "left"), ("kind", "left"),
         ("density", "right"), ("coder", "left"), ("bytes", "right"), ("order-0", "right"),
     ):  # fmt: skip
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+        # A name is never cut; on a narrow terminal the other columns wrap.
+        table.add_column(title, justify=justify, no_wrap=title == "tensor")  # type: ignore[arg-type]
     for tensor in info.tensors:
         table.add_row(
             escape(tensor.name),
@@ -517,6 +531,9 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except click.Abort:
         _fail("interrupted", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        raise SystemExit(2) from None
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see {context.command_path} --help)" if context else ""
@@ -530,6 +547,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
+        # Not the name of a temporary file beside the target.
+        if isinstance(error.filename, str) and ".pemn-" in Path(error.filename).name:
+            _fail(f"cannot write in {Path(error.filename).parent}: {error.strerror}", 1)
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except MemoryError:
         _fail("out of memory", 1)

@@ -45,11 +45,13 @@ class Container:
     """The front of a file: all but the sections themselves.
 
     Attributes:
+        version: major and minor version of the format.
         header: the header's JSON, decompressed.
         size: bytes of the front: signature, header, table and their checksum.
         sections: in file order.
     """
 
+    version: tuple[int, int]
     header: bytes
     size: int
     sections: tuple[SectionEntry, ...]
@@ -69,15 +71,15 @@ def encode_container(header: bytes, sections: Sequence[bytes]) -> bytes:
 
 
 def decode_container(stream: BinaryIO, limits: Limits) -> Container:
-    """Reads and checks the front of the file at the stream's position.
+    """Reads and checks the front of a file, of which the stream is at the first byte.
 
     Raises:
         NotPemnError: the signature differs.
         UnsupportedVersionError: another major version.
         TruncatedError, CorruptError, LimitError: as their names say.
     """
-    prefix = _read_up_to(stream, _PREFIX.size)
-    _check_signature(prefix)
+    prefix = read_up_to(stream, _PREFIX.size)
+    check_signature(prefix)
     if len(prefix) < _PREFIX.size:
         raise TruncatedError("truncated", "the file ends within its first fields", offset=0)
     _, major, minor, header_size, frame_size, table_size = _PREFIX.unpack(prefix)
@@ -101,7 +103,7 @@ def decode_container(stream: BinaryIO, limits: Limits) -> Container:
     header = decode_zstd(rest[:frame_size], size=header_size, limit=limits.header_bytes)
     size = len(prefix) + len(rest)
     table = rest[frame_size : -_CRC.size]
-    return Container(header, size, _decode_table(table, size, limits))
+    return Container((major, minor), header, size, _decode_table(table, size, limits))
 
 
 def read_section(stream: BinaryIO, entry: SectionEntry, index: int) -> bytes:
@@ -131,7 +133,8 @@ def check_file_size(stream: BinaryIO, container: Container) -> None:
         )
 
 
-def _check_signature(prefix: bytes) -> None:
+def check_signature(prefix: bytes) -> None:
+    """Raises NotPemnError or TruncatedError unless `prefix` begins as a file does."""
     head = prefix[: len(SIGNATURE)]
     if head == SIGNATURE:
         return
@@ -159,7 +162,7 @@ def _decode_table(table: bytes, front_size: int, limits: Limits) -> tuple[Sectio
 
 
 def _read(stream: BinaryIO, size: int, offset: int, what: str) -> bytes:
-    data = _read_up_to(stream, size)
+    data = read_up_to(stream, size)
     if len(data) < size:
         short = size - len(data)
         raise TruncatedError(
@@ -168,7 +171,8 @@ def _read(stream: BinaryIO, size: int, offset: int, what: str) -> bytes:
     return data
 
 
-def _read_up_to(stream: BinaryIO, size: int) -> bytes:
+def read_up_to(stream: BinaryIO, size: int) -> bytes:
+    """Bytes of the stream, fewer than `size` only where it ends."""
     # In steps, so that a length that is a lie costs no more memory than the file has bytes.
     parts, missing = [], size
     while missing:

@@ -65,7 +65,7 @@ def encode_dense(arrays: Sequence[Array], dtype: str) -> bytes:
 
 
 def decode_dense(section: bytes, count: int, dtype: str) -> Array:
-    """All items of a section, [count], carrier dtype of `dtype`, read-only.
+    """All items of a section, [count], carrier dtype of `dtype`.
 
     Raises:
         TruncatedError: the section is too short.
@@ -87,15 +87,9 @@ def decode_dense(section: bytes, count: int, dtype: str) -> Array:
     else:
         items = decode_planes(body, items_count, width, rotate=coder == ROTATED_PLANES)
     data = items.view(carrier)
-    check_values(data, dtype)
-    data.flags.writeable = False
-    return data
-
-
-def check_values(data: Array, dtype: str) -> None:
-    """Raises CorruptError where a bool is neither 0 nor 1."""
     if dtype == "bool" and data.size and int(data.max()) > 1:
         raise CorruptError("section", "a bool that is neither 0 nor 1")
+    return data
 
 
 def dense_coder(section: bytes) -> int:

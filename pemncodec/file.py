@@ -17,10 +17,12 @@ from bitarray import bitarray
 from pemncodec import dense, masks
 from pemncodec.coders.packed import unpack
 from pemncodec.container import (
-    VERSION,
+    SIGNATURE,
     check_file_size,
+    check_signature,
     decode_container,
     read_section,
+    read_up_to,
 )
 from pemncodec.contents import (
     CARRIERS,
@@ -62,16 +64,16 @@ class PemnFile:
             DecodeError: not a file that this reader can read.
             OSError: from the file system.
         """
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._owned = isinstance(source, str | os.PathLike)
         self._stream: BinaryIO = (
             Path(source).open("rb") if isinstance(source, str | os.PathLike) else _seekable(source)  # noqa: SIM115 closed by close()
         )
         try:
-            container = decode_container(self._stream, self._limits)
+            container = decode_container(self._stream, self.limits)
             check_file_size(self._stream, container)
             self._container = container
-            self._header = decode_header(container.header, len(container.sections), self._limits)
+            self._header = decode_header(container.header, len(container.sections), self.limits)
             self._groups = self._group_bounds()
         except BaseException:
             self.close()
@@ -137,7 +139,7 @@ class PemnFile:
         if self._manifest is None and "manifest" in self._header.sections:
             index = self._header.sections.index("manifest")
             with _in_section(index):
-                self._manifest = decode_manifest(self._section(index), self._limits)
+                self._manifest = decode_manifest(self._section(index), self.limits)
         return self._manifest
 
     def packed_mask(self, name: str) -> npt.NDArray[np.uint8]:
@@ -176,8 +178,9 @@ class PemnFile:
         Raises:
             DecodeError: the first rule of the format that is found broken.
         """
-        for name in self.keys():
-            self.tensor(name)
+        for row in self._header.tensors:
+            if not isinstance(row, AliasRow):
+                self.tensor(row.name)
         self.verify_rest()
 
     def verify_rest(self) -> None:
@@ -204,11 +207,13 @@ class PemnFile:
         for kind, entry in zip(self._header.sections, self._container.sections, strict=True):
             by_kind[kind] += entry.length
         shares: dict[str, int] = {}
+        coders: dict[int, str] = {}
         for section, (_, starts) in self._groups.items():
+            coders[section] = dense.CODER_NAMES[dense.dense_coder(self._section(section))]
             size = self._container.sections[section].length
             counts = [numel(self.shape(name)) for name in starts]
             shares |= zip(starts, share_bytes(size, counts), strict=True)
-        tensors = [self._tensor_info(row, shares) for row in self._header.tensors]
+        tensors = [self._tensor_info(row, shares, coders) for row in self._header.tensors]
         masked = [t for t in tensors if t.kind == "masked"]
         weights = sum(numel(t.shape) for t in masked)
         return FileInfo(
@@ -224,7 +229,7 @@ class PemnFile:
             dense_model_bytes=sum(
                 numel(t.shape) * CARRIERS[t.dtype].itemsize for t in tensors if t.kind != "alias"
             ),
-            format_version=f"{VERSION[0]}.{VERSION[1]}",
+            format_version="{}.{}".format(*self._container.version),
             prototypes=tuple(_describe_prototype(row) for row in self._header.prototypes),
             metadata=self.metadata,
             tensors=tuple(tensors),
@@ -265,6 +270,7 @@ class PemnFile:
         with _in_section(section):
             items = dense.decode_dense(self._section(section), count, dtype)
         if len(starts) > 1:
+            items.flags.writeable = False
             self._group_items[section] = items
         return items
 
@@ -298,7 +304,9 @@ class PemnFile:
             offset = 0
         return scale_values(values, dtype, row.fill.scale, row.dtype), offset
 
-    def _tensor_info(self, row: TensorRow, shares: Mapping[str, int]) -> TensorInfo:
+    def _tensor_info(
+        self, row: TensorRow, shares: Mapping[str, int], coders: Mapping[int, str]
+    ) -> TensorInfo:
         if isinstance(row, AliasRow):
             target = self._placed_row(row.name)
             return TensorInfo(row.name, target.shape, target.dtype, "alias", None, None, 0, None)
@@ -307,14 +315,17 @@ class PemnFile:
         size = self._container.sections[row.section].length
         if isinstance(row, MaskedRow):
             count = numel(row.shape)
-            ones = int(np.bitwise_count(self.packed_mask(row.name)).sum(dtype=np.int64))
+            mask = self._section(row.section)
+            with _in_section(row.section):
+                packed = masks.decode_mask(mask, count)
+            ones = int(np.bitwise_count(packed).sum(dtype=np.int64))
             return TensorInfo(
                 row.name,
                 row.shape,
                 row.dtype,
                 "masked",
                 ones / count if count else 0.0,
-                masks.CODER_NAMES[masks.mask_coder(self._section(row.section))],
+                masks.CODER_NAMES[masks.mask_coder(mask)],
                 size,
                 masks.order0_bits(ones, count) / 8,
             )
@@ -324,7 +335,7 @@ class PemnFile:
             row.dtype,
             "dense",
             None,
-            dense.CODER_NAMES[dense.dense_coder(self._section(row.section))],
+            coders[row.section],
             shares[row.name],
             None,
         )
@@ -346,8 +357,12 @@ def open_file(source: Path_ | BinaryIO, *, limits: Limits | None = None) -> Pemn
 
 def _seekable(stream: BinaryIO) -> BinaryIO:
     """The stream from its first byte, or, from a pipe, all of it in memory."""
+    if not hasattr(stream, "seekable"):
+        raise TypeError(f"expected a path or a binary file object, not {type(stream).__name__}")
     if not stream.seekable():
-        return io.BytesIO(stream.read())
+        head = read_up_to(stream, len(SIGNATURE))
+        check_signature(head)  # before everything else is taken in
+        return io.BytesIO(head + stream.read())
     stream.seek(0)
     return stream
 

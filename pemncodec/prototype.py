@@ -27,6 +27,8 @@ from pemncodec.generator import generate
 
 Mask = npt.NDArray[np.bool_]
 
+_FIRST_PART = 1 << 20
+
 # ---------------------------------------------------------------------------------- filling
 
 
@@ -113,10 +115,11 @@ class Layer:
 def recover_prototypes(
     layers: Sequence[Layer], seeded: Sequence[SeededPrototype] = ()
 ) -> tuple[tuple[Prototype, ...], tuple[Fill, ...]]:
-    """The shortest prototypes that reproduce every used value, and each layer's fill.
+    """Short prototypes that reproduce every used value, and each layer's fill.
 
-    Layers share a prototype as long as no used value contradicts: with max-layer and random-vector
-    padding all of them do, with One-layer those of one shape, else each has its own.
+    Greedy, from the largest layer to the smallest. Layers share a prototype as long as no used
+    value contradicts: with max-layer and random-vector padding all of them do, with One-layer those
+    of one shape, else each has its own.
 
     Args:
         layers: the masked layers.
@@ -125,10 +128,11 @@ def recover_prototypes(
     fills: list[Fill | None] = [None] * len(layers)
     prototypes: list[Prototype] = []
     for prototype in seeded:
+        values = prototype_values(prototype)
         matches = {
             index: scale
             for index, layer in enumerate(layers)
-            if fills[index] is None and (scale := _seeded_scale(prototype, layer)) is not None
+            if fills[index] is None and (scale := _seeded_scale(values, layer)) is not None
         }
         for index, scale in matches.items():
             fills[index] = Fill(len(prototypes), scale=scale)
@@ -214,21 +218,29 @@ def shortest_period(bits: npt.NDArray[np.unsignedinteger], known: Mask) -> int:
     distinct, inverse = np.unique(bits[known], return_inverse=True)
     if distinct.size == np.count_nonzero(known):
         return size
+    # As many of one sign as of the other, also where there are but two values.
+    sign_of = np.ones(distinct.size)
+    sign_of[np.random.default_rng(0).permutation(distinct.size)[: distinct.size // 2]] = -1.0
     signs = np.zeros(size)
-    signs[known] = np.random.default_rng(0).choice([-1.0, 1.0], distinct.size)[inverse]
-    disagreements = _autocorrelation(known.astype(np.float64)) - _autocorrelation(signs)
-    for lag in np.flatnonzero(disagreements < 0.5):
-        if lag and _has_period(bits, known, int(lag)):
-            return int(lag)
+    signs[known] = sign_of[inverse]
+    # A short period shows in the first values already, where the transform costs little.
+    for part in (min(_FIRST_PART, size), size):
+        for lag in np.flatnonzero(_disagreements(known[:part], signs[:part]) < 0.5):
+            if lag and _has_period(bits, known, int(lag)):
+                return int(lag)
+        if part == size:
+            break
     return size
 
 
-def _autocorrelation(signal: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Σ signal[i] · signal[i + lag] for every lag below n."""
-    padded = 1 << (2 * signal.size - 1).bit_length()
-    spectrum = np.fft.rfft(signal, padded)
-    power = spectrum.real**2 + spectrum.imag**2
-    return np.fft.irfft(power, padded)[: signal.size]
+def _disagreements(known: Mask, signs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """For every lag, twice the number of pairs of known signs that differ."""
+    padded = 1 << (2 * signs.size - 1).bit_length()
+    difference = np.zeros(padded // 2 + 1)
+    for signal, sign in ((known.astype(np.float64), 1.0), (signs, -1.0)):
+        spectrum = np.fft.rfft(signal, padded)
+        difference += sign * (spectrum.real**2 + spectrum.imag**2)
+    return np.fft.irfft(difference, padded)[: signs.size]
 
 
 def _has_period(bits: npt.NDArray[np.unsignedinteger], known: Mask, length: int) -> bool:
@@ -245,13 +257,12 @@ def _has_period(bits: npt.NDArray[np.unsignedinteger], known: Mask, length: int)
     return True
 
 
-def _seeded_scale(prototype: SeededPrototype, layer: Layer) -> float | None:
-    """The scale at which a seeded prototype makes the layer's used values; None if none does."""
+def _seeded_scale(values: Array, layer: Layer) -> float | None:
+    """The scale at which a seeded prototype's values make the layer's used ones; None if none."""
     positions = np.flatnonzero(layer.mask)
     if not positions.size:
-        return 1.0
-    values = prototype_values(prototype)
-    used = values[positions % prototype.length]
+        return None
+    used = values[positions % values.size]
     wanted = bits_of(layer.values)[positions]
     for scale in _scale_candidates(used, layer.values[positions], layer.dtype):
         if np.array_equal(bits_of(scale_values(used, "float32", scale, layer.dtype)), wanted):

@@ -107,7 +107,9 @@ def _constant_value(tensor: DenseTensor) -> bytes | None:
     return flat[:1].tobytes() if (bits == bits[:1]).all() else None
 
 
-def write_file(pieces: Iterable[bytes], target: str | os.PathLike[str] | BinaryIO) -> None:
+def write_file(
+    pieces: Iterable[bytes | memoryview], target: str | os.PathLike[str] | BinaryIO
+) -> None:
     """Writes to a path atomically, or to a binary file object.
 
     A file appears under its name only when it is whole and on disk; what was there before stays
@@ -132,22 +134,27 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         return
     descriptor, name = tempfile.mkstemp(prefix=".pemn-", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
+    os.close(descriptor)
     try:
         yield temporary
         with contextlib.suppress(OSError):
             temporary.chmod(_mode_of(path))
-        os.fsync(descriptor)
+        _fsync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if os.name == "posix":
+        with contextlib.suppress(OSError):
+            _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            os.fsync(folder)
-        os.close(folder)
 
 
 def _mode_of(path: Path) -> int:

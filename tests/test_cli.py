@@ -236,3 +236,35 @@ def test_demo_images_are_classified(net: Path, tmp_path: Path) -> None:
     correct, total = (int(word) for word in result.stdout.split()[:3:2])
     assert total == len(labels) == 200
     assert correct == 151
+
+
+def test_without_arguments_it_explains_itself(tmp_path: Path) -> None:
+    result = pemn(cwd=tmp_path)
+    assert result.returncode == 2
+    assert b"Commands:" in result.stderr
+
+
+def test_verify_refuses_what_decode_refuses(tmp_path: Path) -> None:
+    """A manifest that does not fit the tensors of its file."""
+    from pemncodec.contents import Contents, DenseTensor
+    from pemncodec.writing import encode_contents, write_file
+
+    manifest = {
+        "format": "tree/1",
+        "tree": {"cls": "Linear", "in_features": 7, "out_features": 9},
+    }
+    tensor = DenseTensor("a", "float32", (1,), np.ones(1, np.float32))
+    write_file(encode_contents(Contents((), (tensor,), manifest)), tmp_path / "bad.pemn")
+    fails(pemn("verify", "bad.pemn", cwd=tmp_path), 1, "weight")
+
+
+def test_inspect_prints_json_of_standard_input_to_standard_output(net: Path) -> None:
+    result = pemn("inspect", "-", "--json", cwd=net.parent, stdin=net.read_bytes())
+    assert json.loads(result.stdout)["file_bytes"] == net.stat().st_size
+
+
+def test_impossible_example_shapes_and_devices(masked_state: Path, net: Path) -> None:
+    options = ["--keep", 0.5, "--arch", "torch.nn:Identity", "--example-shape", "999999,999999,99"]
+    folder = masked_state.parent
+    fails(pemn("encode", masked_state, *options, cwd=folder), 2, "--example-shape")
+    fails(pemn("decode", net, "-o", "x.pt", "--device", "meta", cwd=folder), 2, "meta")

@@ -709,7 +709,8 @@ class Pipe(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        part, self.rest = self.rest[: min(7, len(buffer))], self.rest[7:]
+        count = min(7, len(buffer))
+        part, self.rest = self.rest[:count], self.rest[count:]
         buffer[: len(part)] = part
         return len(part)
 

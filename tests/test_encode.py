@@ -537,7 +537,10 @@ def test_masks_of_tied_weights_by_any_of_their_names(
 
 def test_tied_weights_in_a_state_dict() -> None:
     module = Tied()
-    masks = {"embedding.weight": torch.rand(7, 5) < 0.5}
+    mask = torch.rand(7, 5) < 0.5
+    with pytest.raises(EncodeArgumentError, match=r"head\.weight"):
+        encoded(module.state_dict(), masks={"embedding.weight": mask}, manifest=False)
+    masks = {"embedding.weight": mask, "head.weight": mask}
     stream = encoded(module.state_dict(), masks=masks, manifest=False)
     with pemncodec.open(stream) as file:
         assert file.aliases == {"head.weight": "embedding.weight"}
@@ -773,3 +776,71 @@ def test_several_seeds_and_a_wrong_one() -> None:
     wrong = SeededPrototype("uniform", 6, 300)
     with pytest.raises(PrototypeMismatchError):
         encoded(state, masks=masks, prototypes=[*known, wrong], manifest=False)
+
+
+def test_views_of_one_memory_that_differ_are_no_ties() -> None:
+    z = torch.randn(4, dtype=torch.complex64)
+    state = {"w": torch.randn(4), "a": z, "b": z.conj(), "c": z.imag, "d": z.conj().imag}
+    stream = encoded(state, masks={"w": torch.ones(4)}, manifest=False)
+    assert_same(
+        pemncodec.load_state_dict(stream),
+        {n: t.resolve_conj().resolve_neg() for n, t in state.items()},
+    )
+
+
+def test_two_views_with_masks_of_their_own() -> None:
+    weight = torch.randn(6)
+    masks = {"a": torch.tensor([1, 1, 1, 0, 0, 0]), "b": torch.tensor([0, 0, 1, 1, 1, 1])}
+    stream = encoded({"a": weight, "b": weight[:]}, masks=masks, manifest=False)
+    state = pemncodec.load_state_dict(stream)
+    assert torch.equal(state["a"], weight * masks["a"])
+    assert torch.equal(state["b"], weight * masks["b"])
+
+
+def test_order_of_parameters_of_modules_that_were_not_pruned() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alpha = nn.Parameter(torch.ones(4))
+            self.weight = nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.alpha * self.weight
+
+    stream = encoded(Scaled(), masks={"weight": torch.ones(4)}, example_inputs=torch.ones(1, 4))
+    assert list(pemncodec.load_state_dict(stream)) == ["alpha", "weight"]
+    assert [name for name, _ in pemncodec.decode(stream).named_parameters()] == ["alpha", "weight"]
+
+
+def test_masks_may_be_numpy_arrays() -> None:
+    mask = np.array([True, False, True])
+    stream = encoded({"w": torch.ones(3)}, masks={"w": mask}, manifest=False)
+    assert pemncodec.load_state_dict(stream)["w"].tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("model.pt", {}),
+        (small_net(), {"masks": [1]}),
+        (OFFICIAL, {"keep": 0.5, "architecture": small_net}),
+        (OFFICIAL, {"keep": "0.5", "manifest": False}),
+    ],
+)
+def test_arguments_of_the_wrong_type(source: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(EncodeArgumentError):
+        pemncodec.encode(source, io.BytesIO(), **options)
+
+
+def test_functional_softmax_is_traced() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.log_softmax(self.fc(x), dim=1) + nn.functional.softmax(x[:, :3], 1)
+
+    module = Attention()
+    stream = encoded(module, masks={"fc.weight": torch.ones(3, 4)})
+    assert_computes(pemncodec.decode(stream), module, torch.randn(3, 4))

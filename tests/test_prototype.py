@@ -402,3 +402,14 @@ def test_offsets_are_honoured_when_read(with_kernels: Callable[[str], None]) -> 
             expected = np.where(mask, source[(7 + np.arange(36)) % 10].reshape(4, 9), 0)
             state = pemncodec.load_state_dict(io.BytesIO(b"".join(pieces)))
             assert state["w"].numpy().tobytes() == expected.tobytes()
+
+
+def test_two_values_are_searched_in_reasonable_time() -> None:
+    """Signed constants: half of all pairs agree at any lag, which must not make it quadratic."""
+    generator = np.random.default_rng(5)
+    vector = np.where(generator.random(1234) < 0.5, -1, 1).astype(np.float32)
+    tiled = np.resize(vector, 300_000)
+    known = generator.random(tiled.size) < 0.5
+    assert shortest_period(tiled.view(np.uint32), known) == 1234
+    independent = np.where(generator.random(300_000) < 0.5, -1, 1).astype(np.float32)
+    assert shortest_period(independent.view(np.uint32), known) > 299_000

@@ -37,7 +37,8 @@ def decode_json(data: bytes, *, depth: int) -> Any:
             parse_float=_finite,
             parse_constant=_reject_constant,
         )
-        encode_json(value)  # fails on a lone surrogate, which is no text
+        if b"\\u" in data:
+            encode_json(value)  # fails on a lone surrogate, which is no text
         return value
     except DecodeError:
         raise

@@ -38,31 +38,29 @@ class MaskedState:
     Attributes:
         tensors: by name in `state_dict` order; weights not multiplied by their masks.
         masks: bool [*shape] by name of the weight.
-        aliases: later names of a tensor to its first name; they are not in `tensors`.
-        names: every name, aliases included, in order.
+        aliases: later names of a tensor to its first name.
     """
 
     tensors: StateDict
     masks: dict[str, Mask]
     aliases: dict[str, str]
-    names: tuple[str, ...]
 
     def effective(self) -> StateDict:
-        """The plain model's state dict: masks applied, masked-out weights +0.0."""
-        effective: StateDict = {}
-        for name in self.names:
-            target = self.aliases.get(name, name)
-            if target in effective:
-                effective[name] = effective[target]
-                continue
-            shape = self.tensors[target].shape
-            # Flat first: a dimension of size 1 may keep a stride that makes kernels round anew.
-            tensor = self.tensors[target].detach().cpu().contiguous().reshape(-1)
-            if target in self.masks:
-                used = torch.from_numpy(self.masks[target].reshape(-1))
-                tensor = torch.where(used, tensor, torch.zeros((), dtype=tensor.dtype))
-            effective[name] = tensor.reshape(shape)
-        return effective
+        """The plain model's state dict: masks applied, masked-out weights +0.0, in C order.
+
+        Every name by itself, ties not considered, so that comparing with it proves them too.
+        """
+        return {name: self._effective(name) for name in self.tensors}
+
+    def _effective(self, name: str) -> Tensor:
+        shape = self.tensors[name].shape
+        # Flat first: a dimension of size 1 may keep a stride that makes kernels round anew.
+        tensor = self.tensors[name].detach().cpu().contiguous().reshape(-1)
+        if name in self.masks:
+            used = torch.from_numpy(self.masks[name].reshape(-1))
+            zero = torch.zeros((), dtype=tensor.dtype, device="cpu")
+            tensor = torch.where(used, tensor, zero)
+        return tensor.reshape(shape)
 
 
 def load_checkpoint(path: Path, *, trust_pickle: bool = False) -> nn.Module | StateDict:
@@ -88,8 +86,10 @@ def load_checkpoint(path: Path, *, trust_pickle: bool = False) -> nn.Module | St
     except OSError:
         raise
     except Exception as error:
-        cause = "not a checkpoint of torch.save"
-        if _is_pickle(path):
+        cause = "neither a checkpoint of torch.save nor a safetensors file"
+        if not path.stat().st_size:
+            cause = "the file is empty"
+        elif _is_pickle(path):
             cause = "it holds more than tensors; --trust-pickle loads it by running code from it"
         if trust_pickle:
             cause = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
@@ -114,12 +114,15 @@ def check_state_dict(value: Any, what: str) -> StateDict:
     Raises:
         EncodeError: anything else.
     """
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, Mapping):
         raise EncodeError(f"{what}: expected a state dict, found {type(value).__name__}")
+    if not value:
+        raise EncodeError(f"{what}: the state dict is empty")
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise EncodeError(
-                f"{what}: entry {name!r:.80} is {type(tensor).__name__}, expected a tensor"
+                f"{what}: entry {name!r:.80} is {type(tensor).__name__}, expected a tensor; a "
+                f"state dict may be at the top or under one of {', '.join(_NESTED)}"
             )
     return dict(value)
 
@@ -175,13 +178,21 @@ def read_masks(
         raise EncodeArgumentError("keep is given, but there are no scores to apply it to")
     tied = _tied_names(tensors)
     given: dict[str, Mask] = {}
-    for name, values in (masks or {}).items():
-        tensor = torch.as_tensor(values)
+    masks = masks or {}
+    for name, values in masks.items():
+        mask_tensor = torch.as_tensor(values)
         if name not in tensors:
             raise EncodeError(f"masks: there is no tensor {name}")
-        _check_shape(f"masks: {name}", tensor, name, tensors[name])
-        mask = _binary_mask(tensor, f"masks: {name}")
+        _check_shape(f"masks: {name}", mask_tensor, name, tensors[name])
+        mask = _binary_mask(mask_tensor, f"masks: {name}")
         for other in tied[name]:
+            # A state dict does not tell one parameter from two views of the same values.
+            if other not in masks and tensors[other] is not tensors[name]:
+                raise EncodeArgumentError(
+                    f"masks: {name} shares its memory with {other}: give both a mask, or clone one"
+                )
+            if other in masks and other != name and tensors[other] is not tensors[name]:
+                continue
             if other in found or not np.array_equal(given.setdefault(other, mask), mask):
                 raise EncodeError(f"masks: {other} has another mask already")
     found |= given
@@ -194,12 +205,7 @@ def read_masks(
             if _same_mask(found.get(name), found.get(target)):
                 aliases[name] = target
                 break
-    return MaskedState(
-        {name: tensor for name, tensor in tensors.items() if name not in aliases},
-        {name: mask for name, mask in found.items() if name not in aliases},
-        aliases,
-        tuple(tensors),
-    )
+    return MaskedState(tensors, found, aliases)
 
 
 def mask_from_scores(scores: Tensor, keep: float, name: str) -> Mask:
@@ -245,7 +251,8 @@ def _tied_names(tensors: StateDict) -> dict[str, list[str]]:
     for name, tensor in tensors.items():
         key: tuple[Any, ...] = (name,)
         if tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
-            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+            key = (*place, tensor.dtype, tensor.is_conj(), tensor.is_neg())
         groups.setdefault(key, []).append(name)
     return {name: names for names in groups.values() for name in names}
 

@@ -38,7 +38,7 @@ def decode(
         DecodeError: the file is damaged, or no .pemn file.
     """
     with open_file(source, limits=limits) as file:
-        return load_module(file, device, limits)
+        return load_module(file, device)
 
 
 def load_state_dict(
@@ -55,22 +55,12 @@ def load_state_dict(
         return load_tensors(file, device)
 
 
-def load_module(
-    file: PemnFile, device: torch.device | str, limits: Limits | None = None
-) -> nn.Module:
+def load_module(file: PemnFile, device: torch.device | str) -> nn.Module:
     """The module of an open file; see `decode`."""
-    manifest = file.manifest
-    if manifest is None:
-        raise ManifestError(
-            "no-manifest",
-            "the file holds no architecture, only tensors: use load_state_dict, "
-            "or decode to .safetensors or .pt",
-        )
-    module = build_module(manifest, limits or Limits())
-    check_tensors(module, {name: file.shape(name) for name in file.keys()})  # noqa: SIM118
+    module = build_empty_module(file)
     tensors = load_tensors(file, device)
     aliases = file.aliases
-    frozen = [*manifest.get("frozen", ()), *file.masked_keys()]
+    frozen = [*(file.manifest or {}).get("frozen", ()), *file.masked_keys()]
     assign_tensors(
         module,
         {name: tensor for name, tensor in tensors.items() if name not in aliases},
@@ -78,6 +68,19 @@ def load_module(
         frozen=frozen,
     )
     return module.eval()
+
+
+def build_empty_module(file: PemnFile) -> nn.Module:
+    """The module of an open file on the meta device, after a check that the tensors fit it."""
+    if file.manifest is None:
+        raise ManifestError(
+            "no-manifest",
+            "the file holds no architecture, only tensors: use load_state_dict, "
+            "or decode to .safetensors or .pt",
+        )
+    module = build_module(file.manifest, file.limits)
+    check_tensors(module, {name: file.shape(name) for name in file.keys()})  # noqa: SIM118
+    return module
 
 
 def load_tensors(file: PemnFile, device: torch.device | str) -> dict[str, Tensor]:
@@ -109,7 +112,9 @@ def _masked_on_device(file: PemnFile, row: MaskedRow, device: torch.device) -> T
     values = generate_on(
         device, prototype.distribution, prototype.seed, start, stop, stream=prototype.stream
     )
-    values = (values * torch.tensor(row.fill.scale, device=device)).to(getattr(torch, row.dtype))
+    values = (values * torch.tensor(row.fill.scale, dtype=torch.float32, device=device)).to(
+        getattr(torch, row.dtype)
+    )
     if stop - start != count:
         values = values[(torch.arange(count, device=device) + offset) % length]
     packed = torch.from_numpy(file.packed_mask(row.name).copy()).to(device)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import errno
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -53,6 +55,9 @@ from pemncodec.writing import encode_contents, write_file
 
 Progress = Callable[[str], None]
 
+# What the encoder has in memory already it may also decode.
+UNLIMITED = Limits(decoded_bytes=1 << 62)
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -87,8 +92,8 @@ def encode(
     train mode.
 
     Args:
-        source: a module, or a state dict; official PEMN (`X.weight`, `X.scores`) or
-            `torch.nn.utils.prune` form, or any with `masks`.
+        source: a module, or a state dict; in `torch.nn.utils.prune` form, or any with `masks`;
+            official PEMN (`X.weight`, `X.scores`) as a state dict.
         target: a path, replaced atomically, or a binary file object.
         masks: bool [*shape] by name of the parameter, for weights whose masks `source` lacks.
         keep: share of each layer's weights that its scores keep, in (0, 1].
@@ -107,8 +112,12 @@ def encode(
         EncodeError: data that cannot be encoded.
     """
     step = progress or (lambda _: None)
+    if isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(target).parent))
     _check_arguments(source, architecture, manifest)
     inputs = None if example_inputs is None else given_inputs(example_inputs)
+    if masks is not None and not isinstance(masks, Mapping):
+        raise EncodeArgumentError(f"masks must be named, not {type(masks).__name__}")
     _check_metadata(metadata or {})
     for prototype in prototypes:
         _check_prototype(prototype)
@@ -118,10 +127,15 @@ def encode(
     named = _state_dict(source, architecture)
     _check_names(named)
     state = read_masks(named, keep=keep, masks=masks)
+    if manifest and isinstance(source, nn.Module) and any(n.endswith("scores") for n in named):
+        raise EncodeArgumentError(
+            "a module with scores computes its masks in code of its own: give its state_dict(), "
+            "and the plain module as architecture"
+        )
     if not state.masks:
         raise EncodeError(
-            "no masks found: neither scores (X.scores) nor pruning masks (X_orig, X_mask), "
-            "and none were given"
+            "no masks found: neither scores (X.scores) nor pruning masks (X_orig, X_mask); masks "
+            'of your own go through pemncodec.encode, such as masks={"fc.weight": weight != 0}'
         )
     plain: nn.Module | None = None
     described: dict[str, Any] | None = None
@@ -138,7 +152,7 @@ def encode(
     step("verifying")
     stream = io.BytesIO(b"".join(pieces))
     verified = _verify(stream, state, plain, inputs)
-    with open_file(stream) as file:
+    with open_file(stream, limits=UNLIMITED) as file:
         report = Report(file.info(), verified)
     step("writing")
     write_file(pieces, target)
@@ -150,6 +164,10 @@ def _check_arguments(
     architecture: nn.Module | None,
     manifest: bool,
 ) -> None:
+    if not isinstance(source, nn.Module | Mapping):
+        raise EncodeArgumentError(f"expected a module or state dict, not {type(source).__name__}")
+    if not isinstance(architecture, nn.Module | None):
+        raise EncodeArgumentError(f"architecture must be a module, not {architecture!r:.60}")
     if isinstance(source, nn.Module) and architecture is not None:
         raise EncodeArgumentError("a module is its own architecture: give one of the two")
     if not manifest:
@@ -248,31 +266,30 @@ def _plain_module(source: Any, state: MaskedState) -> nn.Module:
 
 
 def _remove_pruning(module: nn.Module) -> None:
-    for name in [name for name, _ in module.named_parameters(recurse=False)]:
-        if name.endswith("_orig") and hasattr(module, f"{name.removesuffix('_orig')}_mask"):
-            prune.remove(module, name.removesuffix("_orig"))  # type: ignore[no-untyped-call]
+    pruned = [
+        name.removesuffix("_orig")
+        for name, _ in module.named_parameters(recurse=False)
+        if name.endswith("_orig") and hasattr(module, f"{name.removesuffix('_orig')}_mask")
+    ]
+    for name in pruned:
+        prune.remove(module, name)  # type: ignore[no-untyped-call]
     # Pruning has moved the weight behind the bias; layers register it first.
     parameters = module._parameters
-    if next(iter(parameters), "weight") != "weight" and "weight" in parameters:
+    if "weight" in pruned:
         others = {name: parameters.pop(name) for name in list(parameters) if name != "weight"}
         parameters.update(others)
 
 
 def _in_module_order(state: MaskedState, module: nn.Module) -> MaskedState:
     """Names in the plain module's order, which pruning had changed; ties as the module has them."""
-    names = tuple(module.state_dict())
     first: dict[int, str] = {}
     aliases = {}
+    names = list(module.state_dict())
     for name, tensor in module.state_dict(keep_vars=True).items():
         target = first.setdefault(id(tensor), name)
         if target != name:
             aliases[name] = target
-    effective = {name: state.aliases.get(name, name) for name in names}
-    tensors = {name: state.tensors[effective[name]] for name in names if name not in aliases}
-    masks = {
-        name: state.masks[effective[name]] for name in tensors if effective[name] in state.masks
-    }
-    return MaskedState(tensors, masks, aliases, names)
+    return MaskedState({name: state.tensors[name] for name in names}, state.masks, aliases)
 
 
 def _contents(
@@ -281,10 +298,12 @@ def _contents(
     seeded: Sequence[SeededPrototype],
     metadata: dict[str, str],
 ) -> Contents:
-    arrays = {name: tensor_to_array(tensor, name) for name, tensor in state.tensors.items()}
+    own = {name: tensor for name, tensor in state.tensors.items() if name not in state.aliases}
+    arrays = {name: tensor_to_array(tensor, name) for name, tensor in own.items()}
+    masked = [name for name in own if name in state.masks]
     layers = [
-        Layer(dtype_name(state.tensors[name]), arrays[name].reshape(-1), mask.reshape(-1))
-        for name, mask in state.masks.items()
+        Layer(dtype_name(own[name]), arrays[name].reshape(-1), state.masks[name].reshape(-1))
+        for name in masked
     ]
     prototypes, fills = recover_prototypes(layers, seeded)
     unused = [prototype for prototype in seeded if prototype not in prototypes]
@@ -292,9 +311,9 @@ def _contents(
         raise PrototypeMismatchError(
             f"no masked layer comes from {unused[0]}: check seed, distribution, stream and length"
         )
-    fill_of = dict(zip(state.masks, fills, strict=True))
+    fill_of = dict(zip(masked, fills, strict=True))
     tensors: list[ContentTensor] = []
-    for name in state.names:
+    for name in state.tensors:
         if name in state.aliases:
             tensors.append(AliasTensor(name, state.aliases[name]))
             continue
@@ -312,7 +331,7 @@ def _verify(
     plain: nn.Module | None,
     inputs: ExampleInputs | None,
 ) -> str:
-    with open_file(stream) as file:
+    with open_file(stream, limits=UNLIMITED) as file:
         if plain is None or inputs is None:
             decoded = load_tensors(file, "cpu")
             compare_states(decoded, state.effective())

@@ -29,7 +29,7 @@ class ExampleInputs:
 
     def batch(self, size: int) -> tuple[Tensor, ...]:
         """`size` rows of every input, repeated where there are fewer."""
-        return tuple(x[torch.arange(size) % x.shape[0]] for x in self.tensors)
+        return tuple(x[torch.arange(size, device="cpu") % x.shape[0]] for x in self.tensors)
 
 
 def given_inputs(example_inputs: Tensor | Sequence[Tensor]) -> ExampleInputs:
@@ -47,11 +47,11 @@ def given_inputs(example_inputs: Tensor | Sequence[Tensor]) -> ExampleInputs:
 
 def random_input(dtype: torch.dtype, sizes: Sequence[int]) -> Tensor:
     """A batch of `sizes`, the same at every call: normal floats, or indices 0 and 1."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     shape = (max(VERIFIED_BATCH_SIZES), *sizes)
     if dtype.is_floating_point or dtype.is_complex:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator, device="cpu").to(dtype)
+    return torch.randint(0, 2, shape, generator=generator, device="cpu").to(dtype)
 
 
 def guessed_inputs(module: nn.Module) -> ExampleInputs:

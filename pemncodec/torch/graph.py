@@ -197,6 +197,8 @@ class _Writer:
         return self._call("fn", function_names()[target], node)
 
     def _call(self, kind: str, target: str, node: fx.Node) -> dict[str, Any]:
+        # Where a warning points to; softmax and its relatives pass it, results do not depend on it.
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key != "_stacklevel"}
         entry: dict[str, Any] = {kind: target}
         if node.args:
             entry["args"] = [self._value(value) for value in node.args]
