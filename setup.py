@@ -1,17 +1,22 @@
 """Builds the C kernels; without a C compiler the package falls back to their NumPy twin."""
 
+import sysconfig
+
 from setuptools import Extension, setup
+
+# Free-threaded CPython has no stable ABI yet.
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 setup(
     ext_modules=[
         Extension(
             "pemncodec.kernels._native",
             sources=["pemncodec/kernels/_native.c"],
-            define_macros=[("Py_LIMITED_API", "0x030B0000")],
-            py_limited_api=True,
+            define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
+            py_limited_api=STABLE_ABI,
             optional=True,
             extra_compile_args=["-O3"],
         )
     ],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
 )

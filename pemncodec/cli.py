@@ -18,7 +18,7 @@ import click
 from pemncodec import __version__
 from pemncodec.errors import EncodeArgumentError, EncodeError, PemnError
 from pemncodec.file import PemnFile, open_file
-from pemncodec.info import FileInfo
+from pemncodec.info import FileInfo, TensorInfo
 from pemncodec.limits import Limits
 from pemncodec.writing import write_file
 
@@ -479,25 +479,37 @@ def _print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = F
         console.print(escape(f"{_visible(key)}: {_visible(value)}"))
     if not verbose:
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title, justify in (
-        ("tensor", "left"), ("shape", "left"), ("dtype", "left"), ("kind", "left"),
-        ("density", "right"), ("coder", "left"), ("bytes", "right"), ("order-0", "right"),
-    ):  # fmt: skip
-        # A name is never cut; on a narrow terminal the other columns wrap.
-        table.add_column(title, justify=justify, no_wrap=title == "tensor")  # type: ignore[arg-type]
-    for tensor in info.tensors:
-        table.add_row(
-            escape(tensor.name),
-            "×".join(map(str, tensor.shape)) or "scalar",
-            tensor.dtype,
-            tensor.kind,
-            "" if tensor.density is None else f"{tensor.density:.4f}",
-            tensor.coder or "",
-            f"{tensor.bytes:,}",
-            "" if tensor.order0_bytes is None else f"{tensor.order0_bytes:,.1f}",
-        )
+    # On a narrow terminal whole columns go, the least needed first; a name is never cut.
+    for left_out in range(len(_OPTIONAL_COLUMNS) + 1):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        rows = [_tensor_row(tensor) for tensor in info.tensors]
+        for title in rows[0] if rows else ():
+            if title not in _OPTIONAL_COLUMNS[:left_out]:
+                right = title in ("density", "bytes", "order-0")
+                table.add_column(title, justify="right" if right else "left", no_wrap=True)
+        for row in rows:
+            shown = (row[title] for title in row if title not in _OPTIONAL_COLUMNS[:left_out])
+            table.add_row(*map(escape, shown))
+        natural = console.measure(table, options=console.options.update(width=1000))
+        if natural.maximum <= console.width:
+            break
     console.print(table)
+
+
+_OPTIONAL_COLUMNS = ("order-0", "dtype", "coder", "kind", "shape", "density")
+
+
+def _tensor_row(tensor: TensorInfo) -> dict[str, str]:
+    return {
+        "tensor": tensor.name,
+        "shape": "×".join(map(str, tensor.shape)) or "scalar",
+        "dtype": tensor.dtype,
+        "kind": tensor.kind,
+        "density": "" if tensor.density is None else f"{tensor.density:.4f}",
+        "coder": tensor.coder or "",
+        "bytes": f"{tensor.bytes:,}",
+        "order-0": "" if tensor.order0_bytes is None else f"{tensor.order0_bytes:,.1f}",
+    }
 
 
 def _describe_masks(info: FileInfo) -> str:

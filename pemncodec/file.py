@@ -381,8 +381,7 @@ def _in_section(index: int) -> Iterator[None]:
 def _describe_prototype(row: PrototypeRow) -> str:
     if isinstance(row, SeededPrototype):
         return (
-            f"seeded: {row.length:,} values, {row.distribution}, "
-            f"seed {row.seed}, stream {row.stream}"
+            f"{row.length:,} {row.distribution} values, from seed {row.seed}, stream {row.stream}"
         )
-    stored = "all of them stored" if row.used == "all" else "those stored that a mask uses"
-    return f"stored: {row.length:,} values, {row.dtype}, {stored}"
+    stored = "stored" if row.used == "all" else "of which the used ones are stored"
+    return f"{row.length:,} {row.dtype} values, {stored}"
