@@ -116,6 +116,7 @@ def environment() -> str:
 @click.option("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "storage.csv")
 def main(official: Path, output: Path) -> None:
     """Measure, print and write the table."""
+    measured_on = environment()  # before the output changes what git sees
     columns: dict[str, dict[str, float]] = {}
     for title, (name, keep) in track(list(CHECKPOINTS.items()), "measuring", transient=True):
         path = ROOT / name if name.startswith("examples/") else official / name
@@ -124,10 +125,10 @@ def main(official: Path, output: Path) -> None:
         else:
             click.echo(f"{title}: skipped, there is no {path.name}", err=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    table = Table(title=environment(), title_justify="left")
+    table = Table(title=measured_on, title_justify="left")
     table.add_column("bytes", no_wrap=True)
     with output.open("w", newline="") as stream:
-        stream.write(f"# {environment()}\n")
+        stream.write(f"# {measured_on}\n")
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["bytes", *columns])
         for title in columns:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -18,8 +18,8 @@ import click
 from pemncodec import __version__
 from pemncodec.errors import EncodeArgumentError, EncodeError, PemnError
 from pemncodec.file import PemnFile, open_file
-from pemncodec.info import FileInfo, TensorInfo
 from pemncodec.limits import Limits
+from pemncodec.terminal import print_info, print_json, steps, visible
 from pemncodec.writing import write_file
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def encode(
     kwargs = _parse_kwargs(arch_kwargs, arch)
     if keep is not None and not 0 < keep <= 1:
         raise click.BadParameter(f"must be above 0 and at most 1, not {keep}", param_hint="--keep")
-    with _steps(quiet=quiet) as step:
+    with steps(quiet=quiet) as step:
         step("loading torch")
         from pemncodec.torch.checkpoint import load_checkpoint
         from pemncodec.torch.encode import encode as encode_model
@@ -157,9 +157,9 @@ def encode(
             )
     if as_json:
         json_report = {**report.info.to_json(), "verified": report.verified}
-        _print_json(json_report, to_stderr=output == STDIO)
+        print_json(json_report, to_stderr=output == STDIO)
     elif not quiet:
-        _print_info(output, report.info, verbose=verbose, to_stderr=output == STDIO)
+        print_info(output, report.info, verbose=verbose, to_stderr=output == STDIO)
         click.echo(f"verified: {report.verified}", err=output == STDIO)
 
 
@@ -181,7 +181,7 @@ def decode(
             f"{output} must end in {', '.join(_STATE_DICT_SUFFIXES)}", param_hint="-o"
         )
     _check_output(output, source, force=force)
-    with _steps(quiet=quiet) as step:
+    with steps(quiet=quiet) as step:
         step("loading torch")
         from pemncodec.torch.decode import load_tensors
 
@@ -205,9 +205,9 @@ def inspect(source: str, verbose: bool, max_memory: int, as_json: bool) -> None:
     with _open(source, max_memory) as file, _named(source):
         info = file.info()
     if as_json:
-        _print_json(info.to_json())
+        print_json(info.to_json())
     else:
-        _print_info(source, info, verbose=verbose)
+        print_info(source, info, verbose=verbose)
 
 
 @cli.command()
@@ -228,7 +228,7 @@ def verify(
     """Decode all of a file and check every rule of the format."""
     if keep is not None and against is None:
         raise click.UsageError("--keep belongs to --against")
-    with _steps(quiet=quiet) as step, _open(source, max_memory) as file, _named(source):
+    with steps(quiet=quiet) as step, _open(source, max_memory) as file, _named(source):
         step("verifying")
         if against is None:
             file.verify()
@@ -429,101 +429,7 @@ def _named(source: str) -> Iterator[None]:
         _fail(f"{source}: {error}", 1)
 
 
-# -------------------------------------------------------------------------------- what is seen
-
-
-@contextlib.contextmanager
-def _steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Shows the step that is under way, on a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda step: status.update(step)
-
-
-def _print_json(value: dict[str, Any], *, to_stderr: bool = False) -> None:
-    click.echo(json.dumps(value, indent=1), err=to_stderr)
-
-
-def _print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = False) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    width = None if sys.stdout.isatty() else 120
-    console = Console(stderr=to_stderr, width=width, highlight=False)
-    ratio = info.dense_model_bytes / info.file_bytes
-    console.print(
-        f"[bold]{escape(name)}[/]  {info.file_bytes:,} bytes, "
-        f"[bold]{ratio:.1f}×[/] smaller than {info.dense_model_bytes:,} bytes of plain tensors"
-    )
-    parts = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title, justify in (("part", "left"), ("bytes", "right"), ("share", "right"), ("", "left")):
-        parts.add_column(title, justify=justify)  # type: ignore[arg-type]
-    notes = {
-        "manifest": "" if info.manifest_bytes else "none: the file holds no architecture",
-        "prototype": "; ".join(info.prototypes),
-        "mask": _describe_masks(info),
-    }
-    for part in ("header", "manifest", "prototype", "dense", "mask"):
-        size = getattr(info, f"{part}_bytes")
-        parts.add_row(
-            part, f"{size:,}", f"{size / info.file_bytes:.1%}", escape(notes.get(part, ""))
-        )
-    console.print(parts)
-    for key, value in info.metadata.items():
-        console.print(escape(f"{_visible(key)}: {_visible(value)}"))
-    if not verbose:
-        return
-    # On a narrow terminal whole columns go, the least needed first; a name is never cut.
-    for left_out in range(len(_OPTIONAL_COLUMNS) + 1):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        rows = [_tensor_row(tensor) for tensor in info.tensors]
-        for title in rows[0] if rows else ():
-            if title not in _OPTIONAL_COLUMNS[:left_out]:
-                right = title in ("density", "bytes", "order-0")
-                table.add_column(title, justify="right" if right else "left", no_wrap=True)
-        for row in rows:
-            shown = (row[title] for title in row if title not in _OPTIONAL_COLUMNS[:left_out])
-            table.add_row(*map(escape, shown))
-        natural = console.measure(table, options=console.options.update(width=1000))
-        if natural.maximum <= console.width:
-            break
-    console.print(table)
-
-
-_OPTIONAL_COLUMNS = ("order-0", "dtype", "coder", "kind", "shape", "density")
-
-
-def _tensor_row(tensor: TensorInfo) -> dict[str, str]:
-    return {
-        "tensor": tensor.name,
-        "shape": "×".join(map(str, tensor.shape)) or "scalar",
-        "dtype": tensor.dtype,
-        "kind": tensor.kind,
-        "density": "" if tensor.density is None else f"{tensor.density:.4f}",
-        "coder": tensor.coder or "",
-        "bytes": f"{tensor.bytes:,}",
-        "order-0": "" if tensor.order0_bytes is None else f"{tensor.order0_bytes:,.1f}",
-    }
-
-
-def _describe_masks(info: FileInfo) -> str:
-    if info.bits_per_weight is None:
-        return "none"
-    return (
-        f"{info.masked_weights:,} weights, {info.bits_per_weight:.4f} bits each; "
-        f"order-0 entropy is {info.order0_bytes:,.0f} bytes"
-    )
-
-
-def _visible(text: str) -> str:
-    """Text from a file with control characters escaped, so that it cannot steer a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+# --------------------------------------------------------------------------------- the end
 
 
 def _one_line(error: BaseException) -> str:
@@ -531,7 +437,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"pemn: {_visible(message)}", err=True)
+    click.echo(f"pemn: {visible(message)}", err=True)
     raise SystemExit(status)
 
 

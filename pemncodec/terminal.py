@@ -1,0 +1,119 @@
+"""What `pemn` shows a person: steps under way, tables, text from files made harmless."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from pemncodec.info import FileInfo, TensorInfo
+
+
+@contextlib.contextmanager
+def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Shows the step that is under way, on a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda step: status.update(step)
+
+
+def print_json(value: dict[str, Any], *, to_stderr: bool = False) -> None:
+    """One JSON object."""
+    click.echo(json.dumps(value, indent=1), err=to_stderr)
+
+
+def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = False) -> None:
+    """A file's parts as a table; with `verbose` every tensor too."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    # Nothing is cut or left out in what goes to a file or pipe.
+    width = None if (sys.stderr if to_stderr else sys.stdout).isatty() else 1000
+    console = Console(stderr=to_stderr, width=width, highlight=False)
+    ratio = info.dense_model_bytes / info.file_bytes
+    compared = f"[bold]{ratio:.1f}×[/] smaller" if ratio >= 1 else "larger"
+    console.print(
+        f"[bold]{escape(name)}[/]  {info.file_bytes:,} bytes, "
+        f"{compared} than {info.dense_model_bytes:,} bytes of plain tensors"
+    )
+    parts = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title, justify in (("part", "left"), ("bytes", "right"), ("share", "right"), ("", "left")):
+        parts.add_column(title, justify=justify)  # type: ignore[arg-type]
+    notes = {
+        "manifest": "" if info.manifest_bytes else "none: the file holds no architecture",
+        "prototype": _describe_prototypes(info.prototypes),
+        "mask": _describe_masks(info),
+    }
+    for part in ("header", "manifest", "prototype", "dense", "mask"):
+        size = getattr(info, f"{part}_bytes")
+        parts.add_row(
+            part, f"{size:,}", f"{size / info.file_bytes:.1%}", escape(notes.get(part, ""))
+        )
+    console.print(parts)
+    for key, value in info.metadata.items():
+        console.print(escape(f"{visible(key)}: {visible(value)}"))
+    if not verbose:
+        return
+    # On a narrow terminal whole columns go, the least needed first; a name is never cut.
+    for left_out in range(len(_OPTIONAL_COLUMNS) + 1):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        rows = [_tensor_row(tensor) for tensor in info.tensors]
+        for title in rows[0] if rows else ():
+            if title not in _OPTIONAL_COLUMNS[:left_out]:
+                right = title in ("density", "bytes", "order-0")
+                table.add_column(title, justify="right" if right else "left", no_wrap=True)
+        for row in rows:
+            shown = (row[title] for title in row if title not in _OPTIONAL_COLUMNS[:left_out])
+            table.add_row(*map(escape, shown))
+        natural = console.measure(table, options=console.options.update(width=1000))
+        if natural.maximum <= console.width:
+            break
+    console.print(table)
+
+
+_PROTOTYPES_SHOWN = 4
+_OPTIONAL_COLUMNS = ("order-0", "dtype", "coder", "kind", "shape", "density")
+
+
+def _tensor_row(tensor: TensorInfo) -> dict[str, str]:
+    return {
+        "tensor": tensor.name,
+        "shape": "×".join(map(str, tensor.shape)) or "scalar",
+        "dtype": tensor.dtype,
+        "kind": tensor.kind,
+        "density": "" if tensor.density is None else f"{tensor.density:.4f}",
+        "coder": tensor.coder or "",
+        "bytes": f"{tensor.bytes:,}",
+        "order-0": "" if tensor.order0_bytes is None else f"{tensor.order0_bytes:,.1f}",
+    }
+
+
+def _describe_prototypes(prototypes: Sequence[str]) -> str:
+    shown = list(prototypes[:_PROTOTYPES_SHOWN])
+    if len(prototypes) > len(shown):
+        shown.append(f"and {len(prototypes) - len(shown):,} more prototypes")
+    return "\n".join(shown)
+
+
+def _describe_masks(info: FileInfo) -> str:
+    if info.bits_per_weight is None:
+        return "none"
+    return (
+        f"{info.masked_weights:,} weights, {info.bits_per_weight:.4f} bits each; "
+        f"order-0 entropy is {info.order0_bytes:,.0f} bytes"
+    )
+
+
+def visible(text: str) -> str:
+    """Text from a file with control characters escaped, so that it cannot steer a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
