@@ -137,12 +137,12 @@ def encode(
     if keep is not None and not 0 < keep <= 1:
         raise click.BadParameter(f"must be above 0 and at most 1, not {keep}", param_hint="--keep")
     with steps(quiet=quiet) as step:
-        step("loading torch")
+        step("loading torch", None)
         from pemncodec.torch.checkpoint import load_checkpoint
         from pemncodec.torch.encode import encode as encode_model
 
         architecture = _load_architecture(arch, kwargs) if arch else None
-        step("reading the checkpoint")
+        step("reading the checkpoint", None)
         with _source_path(source) as path:
             loaded = load_checkpoint(path, trust_pickle=trust_pickle)
         with _named(source), _target(output) as target:
@@ -182,14 +182,13 @@ def decode(
         )
     _check_output(output, source, force=force)
     with steps(quiet=quiet) as step:
-        step("loading torch")
+        step("loading torch", None)
         from pemncodec.torch.decode import load_tensors
 
-        step("decoding")
         with _open(source, max_memory) as file, _named(source):
-            state = load_tensors(file, _check_device(device))
+            state = load_tensors(file, _check_device(device), lambda share: step("decoding", share))
             metadata = file.metadata
-        step("writing")
+        step("writing", None)
         _save_state_dict(state, metadata, output)
     if not quiet:
         click.echo(f"{output}: {len(state)} tensors", err=True)
@@ -229,7 +228,7 @@ def verify(
     if keep is not None and against is None:
         raise click.UsageError("--keep belongs to --against")
     with steps(quiet=quiet) as step, _open(source, max_memory) as file, _named(source):
-        step("verifying")
+        step("verifying", None)
         if against is None:
             file.verify()
         else:

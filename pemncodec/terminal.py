@@ -12,17 +12,32 @@ import click
 
 from pemncodec.info import FileInfo, TensorInfo
 
+Step = Callable[[str, float | None], None]
+
 
 @contextlib.contextmanager
-def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Shows the step that is under way, on a terminal."""
+def steps(*, quiet: bool) -> Iterator[Step]:
+    """Shows on a terminal the step that is under way, and its share done where that is known."""
     if quiet or not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda _, __: None
         return
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status("") as status:
-        yield lambda step: status.update(step)
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def show(step: str, share: float | None) -> None:
+            nonlocal task
+            if share is None:
+                # A task cannot go back to a bar without an end.
+                progress.remove_task(task)
+                task = progress.add_task(step, total=None)
+            else:
+                progress.update(task, description=step, completed=share, total=1.0)
+
+        yield show
 
 
 def print_json(value: dict[str, Any], *, to_stderr: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +20,7 @@ from pemncodec.contents import (
     MaskedTensor,
     SeededPrototype,
     bits_of,
+    numel,
 )
 from pemncodec.header import (
     AliasRow,
@@ -37,8 +38,24 @@ from pemncodec.manifest import encode_manifest
 from pemncodec.prototype import used_values
 
 
-def encode_contents(contents: Contents) -> list[bytes]:
-    """A whole file in pieces: its front, then each section."""
+def encode_contents(
+    contents: Contents, progress: Callable[[float], None] | None = None
+) -> list[bytes]:
+    """A whole file in pieces: its front, then each section.
+
+    Args:
+        contents: what the file holds.
+        progress: called with the share of all values that is coded, 0 to 1.
+    """
+    total = sum(numel(t.shape) for t in contents.tensors if not isinstance(t, AliasTensor))
+    coded = 0
+
+    def count(values: int) -> None:
+        nonlocal coded
+        coded += values
+        if progress is not None:
+            progress(coded / max(total, 1))
+
     sections: list[bytes] = []
     kinds: list[SectionKind] = []
 
@@ -61,14 +78,17 @@ def encode_contents(contents: Contents) -> list[bytes]:
             if value is None:
                 changing.append(tensor)
             else:
+                count(numel(tensor.shape))
                 rows[tensor.name] = ConstantRow(tensor.name, tensor.dtype, tensor.shape, value)
     for group in dense.group_tensors(changing):
         section = add("dense", dense.encode_dense([t.data for t in group], group[0].dtype))
         for tensor in group:
+            count(numel(tensor.shape))
             rows[tensor.name] = DenseRow(tensor.name, tensor.dtype, tensor.shape, section)
     for masked in contents.tensors:
         if isinstance(masked, MaskedTensor):
             section = add("mask", masks.encode_mask(masked.mask.reshape(-1)))
+            count(numel(masked.shape))
             rows[masked.name] = MaskedRow(
                 masked.name, masked.dtype, masked.shape, masked.fill, section
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -718,10 +719,14 @@ def test_metadata(small: MaskedNet) -> None:
 
 
 def test_progress_is_reported_in_order(small: MaskedNet) -> None:
-    steps: list[str] = []
-    small.encode(io.BytesIO(), progress=steps.append)
-    assert steps[-2:] == ["verifying", "writing"]
+    calls: list[tuple[str, float | None]] = []
+    small.encode(io.BytesIO(), progress=lambda step, share: calls.append((step, share)))
+    steps = [step for step, _ in itertools.groupby(calls, key=lambda call: call[0])]
+    assert steps[-3:] == ["coding", "verifying", "writing"]
     assert len(set(steps)) == len(steps)
+    shares = [share for step, share in calls if step == "coding" and share is not None]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
 
 # ----------------------------------------------------------------------- seeded prototypes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import BinaryIO
 
 import torch
@@ -83,11 +84,23 @@ def build_empty_module(file: PemnFile) -> nn.Module:
     return module
 
 
-def load_tensors(file: PemnFile, device: torch.device | str) -> dict[str, Tensor]:
-    """The state dict of an open file; see `load_state_dict`. Checks every section."""
+def load_tensors(
+    file: PemnFile,
+    device: torch.device | str,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Tensor]:
+    """The state dict of an open file; see `load_state_dict`. Checks every section.
+
+    Args:
+        file: open.
+        device: where every tensor goes.
+        progress: called with the share of all tensors that is decoded, 0 to 1.
+    """
     device = torch.device(device)
     tensors: dict[str, Tensor] = {}
-    for row in file.header.tensors:
+    for done, row in enumerate(file.header.tensors):
+        if progress is not None:
+            progress(done / len(file.header.tensors))
         if isinstance(row, AliasRow):
             tensors[row.name] = tensors[row.target]
         elif device.type != "cpu" and isinstance(row, MaskedRow) and _is_seeded(file, row):

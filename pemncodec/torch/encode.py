@@ -53,7 +53,7 @@ from pemncodec.torch.example import (
 from pemncodec.torch.trace import trace_module
 from pemncodec.writing import encode_contents, write_file
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, float | None], None]
 
 # What the encoder has in memory already it may also decode.
 UNLIMITED = Limits(decoded_bytes=1 << 62)
@@ -103,7 +103,7 @@ def encode(
         manifest: False stores the tensors without the architecture.
         prototypes: seeded prototypes that the frozen weights may come from.
         metadata: text to keep in the file.
-        progress: called with the name of each step as it begins.
+        progress: called with the step that is under way and its share done, 0 to 1 or None.
 
     Raises:
         EncodeArgumentError: arguments that are missing, out of range, or contradict each other.
@@ -111,7 +111,7 @@ def encode(
         PrototypeMismatchError: no weights come from one of `prototypes`.
         EncodeError: data that cannot be encoded.
     """
-    step = progress or (lambda _: None)
+    step = progress or (lambda _, __: None)
     if isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(target).parent))
     _check_arguments(source, architecture, manifest)
@@ -121,7 +121,7 @@ def encode(
     _check_metadata(metadata or {})
     for prototype in prototypes:
         _check_prototype(prototype)
-    step("reading masks")
+    step("reading masks", None)
     if isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel):
         source, masks = source.module, drop_prefix(masks or {})
     named = _state_dict(source, architecture)
@@ -140,21 +140,20 @@ def encode(
     plain: nn.Module | None = None
     described: dict[str, Any] | None = None
     if manifest:
-        step("describing the architecture")
+        step("describing the architecture", None)
         plain = _plain_module(architecture if architecture is not None else source, state)
         inputs = inputs or guessed_inputs(plain)
         described = trace_module(plain, inputs.specs, masked=list(state.masks))
         state = _in_module_order(state, plain)
-    step("looking for prototypes")
+    step("looking for prototypes", None)
     contents = _contents(state, described, prototypes, dict(metadata or {}))
-    step("coding")
-    pieces = encode_contents(contents)
-    step("verifying")
+    pieces = encode_contents(contents, lambda share: step("coding", share))
+    step("verifying", None)
     stream = io.BytesIO(b"".join(pieces))
     verified = _verify(stream, state, plain, inputs)
     with open_file(stream, limits=UNLIMITED) as file:
         report = Report(file.info(), verified)
-    step("writing")
+    step("writing", None)
     write_file(pieces, target)
     return report
 
