@@ -104,7 +104,7 @@ def load_tensors(
         if isinstance(row, AliasRow):
             tensors[row.name] = tensors[row.target]
         elif device.type != "cpu" and isinstance(row, MaskedRow) and _is_seeded(file, row):
-            tensors[row.name] = _masked_on_device(file, row, device)
+            tensors[row.name] = masked_on_device(file, row, device)
         else:
             tensors[row.name] = array_to_tensor(file.tensor(row.name), row.dtype, device)
     file.verify_rest()
@@ -115,7 +115,7 @@ def _is_seeded(file: PemnFile, row: MaskedRow) -> bool:
     return isinstance(file.header.prototypes[row.fill.prototype], SeededPrototype)
 
 
-def _masked_on_device(file: PemnFile, row: MaskedRow, device: torch.device) -> Tensor:
+def masked_on_device(file: PemnFile, row: MaskedRow, device: torch.device) -> Tensor:
     """Effective weights made where they are needed: only packed bits travel."""
     prototype = file.header.prototypes[row.fill.prototype]
     assert isinstance(prototype, SeededPrototype)
