@@ -5,7 +5,8 @@ al., NeurIPS 2022), and each layer uses the weights whose scores are largest in 
 result is a `state_dict` in the authors' form: `X.weight` frozen, `X.scores` learned, batch norms
 trained as usual.
 
-Needs Pillow beside the package. `examples/convmixer-rp1e-3-k50.pt` and `examples/cifar10-200.npz` were made with
+Needs Pillow beside the package. `examples/convmixer-rp1e-3-k50.pt` and `examples/cifar10-200.npz`
+were made with
 
     python examples/train_convmixer.py --data cifar10_jpeg.npz \\
         -o examples/convmixer-rp1e-3-k50.pt --images examples/cifar10-200.npz
