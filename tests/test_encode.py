@@ -849,3 +849,18 @@ def test_functional_softmax_is_traced() -> None:
     module = Attention()
     stream = encoded(module, masks={"fc.weight": torch.ones(3, 4)})
     assert_computes(pemncodec.decode(stream), module, torch.randn(3, 4))
+
+
+def test_a_parameter_that_is_only_named_like_scores() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+            self.attention_scores = nn.Parameter(torch.randn(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) * self.attention_scores
+
+    module = Attention()
+    stream = encoded(module, masks={"fc.weight": torch.ones(3, 3)})
+    assert_computes(pemncodec.decode(stream), module, torch.randn(2, 3))

@@ -105,7 +105,7 @@ def load_checkpoint(path: Path, *, trust_pickle: bool = False) -> nn.Module | St
 
 def _is_pickle(path: Path) -> bool:
     with path.open("rb") as stream:
-        return zipfile.is_zipfile(stream) or path.read_bytes()[:1] == b"\x80"
+        return stream.read(1) == b"\x80" or zipfile.is_zipfile(stream)
 
 
 def check_state_dict(value: Any, what: str) -> StateDict:
@@ -151,7 +151,7 @@ def read_masks(
     tensors: StateDict = {}
     scored = False
     for name, tensor in state.items():
-        if name.endswith(".scores") or name == "scores":
+        if is_scores(name):
             scored = True
             weight = name.removesuffix("scores") + "weight"
             if weight not in state:
@@ -206,6 +206,11 @@ def read_masks(
                 aliases[name] = target
                 break
     return MaskedState(tensors, found, aliases)
+
+
+def is_scores(name: str) -> bool:
+    """Whether a tensor of that name holds the scores of the weight beside it."""
+    return name == "scores" or name.endswith(".scores")
 
 
 def mask_from_scores(scores: Tensor, keep: float, name: str) -> Mask:

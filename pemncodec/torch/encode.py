@@ -40,6 +40,7 @@ from pemncodec.torch.checkpoint import (
     MaskedState,
     check_state_dict,
     drop_prefix,
+    is_scores,
     read_masks,
 )
 from pemncodec.torch.convert import dtype_name, same_bits, tensor_to_array
@@ -127,7 +128,7 @@ def encode(
     named = _state_dict(source, architecture)
     _check_names(named)
     state = read_masks(named, keep=keep, masks=masks)
-    if manifest and isinstance(source, nn.Module) and any(n.endswith("scores") for n in named):
+    if manifest and isinstance(source, nn.Module) and any(map(is_scores, named)):
         raise EncodeArgumentError(
             "a module with scores computes its masks in code of its own: give its state_dict(), "
             "and the plain module as architecture"
