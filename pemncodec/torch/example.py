@@ -98,4 +98,6 @@ def _candidates(module: nn.Module) -> Iterator[tuple[torch.dtype, tuple[int, ...
             yield parameter.dtype, (16, layer.in_features), [2]
         elif isinstance(layer, nn.Embedding):
             yield torch.int64, (16,), []
+        else:
+            continue  # a user's module with parameters of its own: its first layer tells more
         return
