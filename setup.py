@@ -11,7 +11,8 @@ setup(
     ext_modules=[
         Extension(
             "pemncodec.kernels._native",
-            sources=["pemncodec/kernels/_native.c"],
+            sources=["pemncodec/kernels/_native.c", "pemncodec/kernels/_mixing.c"],
+            depends=["pemncodec/kernels/_mixing.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
             py_limited_api=STABLE_ABI,
             optional=True,

@@ -1,6 +1,7 @@
 """The inner loops, in C where the extension was built and in NumPy otherwise.
 
-Both have the same results and errors; `pemncodec.kernels.numpy_twin` documents the functions.
+Both have the same results and errors; `pemncodec.kernels.numpy_twin` and `mixing_twin` document the
+functions.
 
 Attributes:
     IMPLEMENTATION: "native" or "numpy".
@@ -11,12 +12,28 @@ from __future__ import annotations
 IMPLEMENTATION: str
 
 try:
-    from pemncodec.kernels._native import expand, philox4x32, rans_decode, rans_encode
+    from pemncodec.kernels._native import (
+        expand,
+        mixing_decode,
+        mixing_encode,
+        philox4x32,
+        rans_decode,
+        rans_encode,
+    )
 except ImportError:
+    from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
     from pemncodec.kernels.numpy_twin import expand, philox4x32, rans_decode, rans_encode
 
     IMPLEMENTATION = "numpy"
 else:
     IMPLEMENTATION = "native"
 
-__all__ = ["IMPLEMENTATION", "expand", "philox4x32", "rans_decode", "rans_encode"]
+__all__ = [
+    "IMPLEMENTATION",
+    "expand",
+    "mixing_decode",
+    "mixing_encode",
+    "philox4x32",
+    "rans_decode",
+    "rans_encode",
+]

@@ -1,0 +1,303 @@
+/* Context-mixing coder of masks (spec section 6.4). mixing_twin.py documents it and gives the same
+ * results and errors. */
+#include "_mixing.h"
+
+#include <string.h>
+
+enum {
+    INPUTS = 8,
+    KINDS = 3,
+    CHANNELS = 1 << 16,
+    POSITIONS = 512,
+    COUNT_BITS = 10, /* of a counter: probability << COUNT_BITS | count */
+    PROBABILITY_BITS = 22,
+    COUNTS = 1 << COUNT_BITS,
+    SLOW = COUNTS - 1, /* counts above which a counter no longer adapts more slowly */
+    FAST = 255,
+    RATES = 256,
+    RATE_FLOOR = 25,
+    RATE_START = 328,
+    WEIGHT_START = 163840,
+    WEIGHT_MOST = (1 << 21) - 1,
+    SQUASH_HALF = MIXING_SQUASH / 2,
+};
+
+typedef struct {
+    int32_t weights[INPUTS];
+    uint32_t coded; /* saturates at 64 * RATES */
+    uint32_t buckets[MIXING_BUCKETS], order0;
+    uint32_t neighbours[16 * MIXING_BUCKETS / 2];
+    uint32_t positions[POSITIONS * 8];
+    uint32_t crossings[32 * 32];
+} Kind;
+
+typedef struct {
+    Kind kinds[KINDS];
+    unsigned char known[KINDS];
+    int32_t adaptation[COUNTS], rates[RATES];
+    uint64_t channels_of; /* rows of the part before */
+    uint32_t columns[CHANNELS], rows[2][CHANNELS];
+} State;
+
+size_t mixing_state_size(void) { return sizeof(State); }
+
+enum { WEIGHTS, COLUMNS, KERNEL, WIDTH, FIRST, DENSITY };
+
+#define LARGEST (UINT64_C(1) << 62)
+
+size_t mixing_check_parts(const uint64_t *parts, size_t count)
+{
+    uint64_t total = 0;
+    for (size_t i = 0; i < count; i++, parts += MIXING_FIELDS) {
+        if (parts[WEIGHTS] == 0 || parts[WEIGHTS] > MIXING_BLOCK)
+            return 0;
+        if (parts[COLUMNS] == 0 || parts[KERNEL] == 0 || parts[WIDTH] == 0 || parts[DENSITY] > 255)
+            return 0;
+        if (parts[COLUMNS] > LARGEST / parts[KERNEL] || parts[FIRST] > LARGEST)
+            return 0;
+        if (parts[FIRST] > 0 && count > 1) /* its rows are not all known to the part behind it */
+            return 0;
+        total += parts[WEIGHTS];
+        if (total > MIXING_BLOCK)
+            return 0;
+    }
+    return (size_t)total;
+}
+
+int mixing_check_tables(const int32_t *tables)
+{
+    int good = 1;
+    for (int i = 0; i < MIXING_STRETCH; i++)
+        good &= tables[i] >= -9999 && tables[i] <= 9999;
+    for (int i = MIXING_STRETCH; i < MIXING_STRETCH + MIXING_SQUASH; i++)
+        good &= tables[i] > 0 && tables[i] < 65536;
+    return good;
+}
+
+/* ---- Range coder: 32 bits, carries go into what is written ---- */
+
+typedef struct {
+    unsigned char *at; /* encoder: behind the last byte written */
+    const unsigned char *from, *end;
+    uint32_t range, code, missing;
+    uint64_t low;
+} Coder;
+
+static void put_byte(Coder *coder)
+{
+    if (coder->low >> 32)
+        for (unsigned char *byte = coder->at - 1; ++*byte == 0; byte--)
+            ;
+    *coder->at++ = (unsigned char)(coder->low >> 24);
+    coder->low = (coder->low & 0xFFFFFF) << 8;
+    coder->range <<= 8;
+}
+
+static inline void encode_bit(Coder *coder, uint32_t one, unsigned bit)
+{
+    uint32_t bound = (coder->range >> 16) * one;
+    coder->low += bit ? 0 : bound;
+    coder->range = bit ? bound : coder->range - bound;
+    while (coder->range < 1u << 24)
+        put_byte(coder);
+}
+
+static inline unsigned decode_bit(Coder *coder, uint32_t one)
+{
+    uint32_t bound = (coder->range >> 16) * one;
+    unsigned bit = coder->code < bound;
+    coder->code -= bit ? 0 : bound;
+    coder->range = bit ? bound : coder->range - bound;
+    while (coder->range < 1u << 24) {
+        uint32_t byte = coder->from < coder->end ? *coder->from++ : (coder->missing = 1, 0);
+        coder->code = coder->code << 8 | byte;
+        coder->range <<= 8;
+    }
+    return bit;
+}
+
+/* ---- Model ---- */
+
+static uint32_t isqrt(uint32_t x)
+{
+    uint32_t root = 0;
+    while ((root + 1) * (root + 1) <= x)
+        root++;
+    return root;
+}
+
+static void start(State *state)
+{
+    memset(state->known, 0, sizeof state->known);
+    state->channels_of = 0;
+    for (int n = 0; n < COUNTS; n++)
+        state->adaptation[n] = 131072 / (2 * n + 5);
+    for (uint32_t j = 0; j < RATES; j++)
+        state->rates[j] = (int32_t)(RATE_FLOOR + RATE_START * 16 / isqrt(256 * (j + 1)));
+}
+
+static void fill(uint32_t *counters, uint64_t count, uint32_t value)
+{
+    for (uint64_t i = 0; i < count; i++)
+        counters[i] = value;
+}
+
+static Kind *kind_of(State *state, const uint64_t *part, uint32_t initial)
+{
+    int which = part[KERNEL] == 1 ? 0 : part[COLUMNS] == 1 ? 1 : 2;
+    Kind *kind = &state->kinds[which];
+    if (!state->known[which]) {
+        state->known[which] = 1;
+        kind->coded = 0;
+        for (int i = 0; i < INPUTS; i++)
+            kind->weights[i] = WEIGHT_START;
+        fill(kind->buckets, MIXING_BUCKETS, initial);
+        fill(&kind->order0, 1, initial);
+        fill(kind->neighbours, 16 * MIXING_BUCKETS / 2, initial);
+        fill(kind->positions, POSITIONS * 8, initial);
+        fill(kind->crossings, 32 * 32, initial);
+    }
+    return kind;
+}
+
+static inline int32_t clip(int32_t x, int32_t low, int32_t high)
+{
+    return x < low ? low : x > high ? high : x;
+}
+
+/* Codes one part: `bits` are read when encoding, written when decoding. */
+static inline void code_part(State *state, Coder *coder, unsigned char *bits,
+                             const unsigned char *buckets, const uint64_t *part,
+                             const int32_t *tables, int decoding)
+{
+    const int32_t *stretch = tables, *squash = tables + MIXING_STRETCH + SQUASH_HALF;
+    uint64_t columns = part[COLUMNS], kernel = part[KERNEL], width = part[WIDTH];
+    uint64_t row_size = columns * kernel, count = part[WEIGHTS];
+    uint64_t row = part[FIRST] / row_size, in_row = part[FIRST] % row_size;
+    uint64_t column = in_row / kernel, position = in_row % kernel;
+    int32_t base = ((int32_t)part[DENSITY] - 128) * 8;
+    uint32_t initial = (uint32_t)squash[base] << (PROBABILITY_BITS - 16 + COUNT_BITS);
+    int32_t center = stretch[initial >> 20];
+    Kind *kind = kind_of(state, part, initial);
+    int depthwise = columns == 1 && kernel > 1;
+    uint64_t end_row = (part[FIRST] + part[WEIGHTS] + row_size - 1) / row_size;
+    const uint32_t *before = state->rows[0];
+    uint32_t *rows = state->rows[1];
+    int chained = state->channels_of != 0 && state->channels_of == (depthwise ? end_row : columns);
+    fill(state->columns, columns < CHANNELS ? columns : CHANNELS, initial);
+
+    uint32_t row_counter = initial;
+    uint32_t fresh = initial; /* in place of a channel that nothing is known of */
+
+    for (uint64_t i = 0; i < count; i++) {
+        unsigned bucket = buckets[i] % MIXING_BUCKETS;
+        unsigned left, up, side, previous = i >= row_size ? bits[i - row_size] : 0;
+        if (kernel == 1) {
+            left = column >= 1 && i >= 1 ? bits[i - 1] : 0;
+            up = column >= 2 && i >= 2 ? bits[i - 2] : 0;
+            side = i >= 2 * row_size ? bits[i - 2 * row_size] : 0;
+        } else {
+            left = position % width && i >= 1 ? bits[i - 1] : 0;
+            up = position >= width && i >= width ? bits[i - width] : 0;
+            side = column && i >= kernel ? bits[i - kernel] : 0;
+        }
+        unsigned around = (left | up << 1 | previous << 2 | side << 3) % 16;
+        uint32_t *column_counter = &state->columns[column % CHANNELS];
+        int32_t from_row = stretch[row_counter >> 20], from_column = stretch[*column_counter >> 20];
+        int across = clip((from_row - center) >> 7, -16, 15) + 16;
+        int down = clip((from_column - center) >> 7, -16, 15) + 16;
+        uint32_t channel;
+        uint32_t *counters[INPUTS] = {
+            &row_counter,
+            column_counter,
+            &kind->crossings[across * 32 + down],
+            &kind->neighbours[around * 16 + bucket / 2],
+            &kind->positions[position % POSITIONS * 8 + bucket / 4],
+            &kind->buckets[bucket],
+            &kind->order0,
+            &fresh,
+        };
+        if (chained) {
+            channel = before[(depthwise ? row : column) % CHANNELS];
+            counters[7] = &channel;
+        }
+        int32_t inputs[INPUTS], sum = 0;
+        for (int j = 0; j < INPUTS; j++)
+            inputs[j] = stretch[*counters[j] >> 20];
+        for (int j = 0; j < INPUTS; j++)
+            sum += inputs[j] * (kind->weights[j] >> 7);
+        uint32_t one = (uint32_t)squash[clip(sum >> 16, -SQUASH_HALF, SQUASH_HALF - 1)];
+        unsigned bit;
+        if (decoding)
+            bits[i] = (unsigned char)(bit = decode_bit(coder, one));
+        else
+            encode_bit(coder, one, bit = bits[i] & 1);
+        if (coder->missing) /* few bytes must not cost the time of many weights */
+            return;
+        int32_t rate = state->rates[kind->coded >> 6];
+        kind->coded += kind->coded < 64 * RATES - 1;
+        int32_t error = (((int32_t)bit << 16) - (int32_t)one) * rate >> 10;
+        for (int j = 0; j < INPUTS; j++)
+            kind->weights[j] = clip(kind->weights[j] + ((inputs[j] * error + 512) >> 10),
+                                    -WEIGHT_MOST, WEIGHT_MOST);
+        int64_t target = bit ? (1 << PROBABILITY_BITS) - 1 : 0;
+        for (int j = 0; j < INPUTS; j++) {
+            uint32_t counter = *counters[j], seen = counter & (COUNTS - 1);
+            int64_t probability = counter >> COUNT_BITS;
+            probability += ((target - probability) * state->adaptation[seen]) >> 16;
+            *counters[j] = (uint32_t)probability << COUNT_BITS | (seen + (seen < (j < 3 ? SLOW : FAST)));
+        }
+        if (++position == kernel) {
+            position = 0;
+            if (++column == columns) {
+                rows[row % CHANNELS] = row_counter;
+                row_counter = initial;
+                column = 0;
+                row++;
+            }
+        }
+    }
+    if (position || column)
+        rows[row % CHANNELS] = row_counter;
+    memcpy(state->rows[0], rows, sizeof(uint32_t) * (size_t)(end_row < CHANNELS ? end_row : CHANNELS));
+    state->channels_of = end_row;
+}
+
+size_t mixing_encode_block(unsigned char *out, const unsigned char *bits,
+                           const unsigned char *buckets, const uint64_t *parts, size_t count,
+                           const int32_t *tables, void *memory, size_t *ends)
+{
+    State *state = memory;
+    Coder coder = {.at = out, .range = UINT32_MAX};
+    start(state);
+    for (size_t i = 0; i < count; i++, parts += MIXING_FIELDS) {
+        code_part(state, &coder, (unsigned char *)bits, buckets, parts, tables, 0);
+        bits += parts[WEIGHTS], buckets += parts[WEIGHTS];
+        ends[i] = (size_t)(coder.at - out);
+    }
+    for (int i = 0; i < 4; i++)
+        put_byte(&coder);
+    return (size_t)(coder.at - out);
+}
+
+const char *mixing_decode_block(unsigned char *bits, const unsigned char *data, size_t size,
+                                const unsigned char *buckets, const uint64_t *parts, size_t count,
+                                const int32_t *tables, void *memory)
+{
+    State *state = memory;
+    Coder coder = {.from = data, .end = data + size, .range = UINT32_MAX};
+    if (size < 4)
+        return "too short";
+    for (int i = 0; i < 4; i++)
+        coder.code = coder.code << 8 | *coder.from++;
+    start(state);
+    for (size_t i = 0; i < count; i++, parts += MIXING_FIELDS) {
+        code_part(state, &coder, bits, buckets, parts, tables, 1);
+        if (coder.missing)
+            return "too short";
+        bits += parts[WEIGHTS], buckets += parts[WEIGHTS];
+    }
+    if (coder.from != coder.end)
+        return "bytes left over";
+    return coder.code ? "final state" : NULL;
+}
