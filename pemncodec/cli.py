@@ -19,6 +19,7 @@ from pemncodec import __version__
 from pemncodec.errors import EncodeArgumentError, EncodeError, PemnError
 from pemncodec.file import PemnFile, open_file
 from pemncodec.limits import Limits
+from pemncodec.masks import PRESETS, Preset
 from pemncodec.terminal import print_info, print_json, steps, visible
 from pemncodec.writing import write_file
 
@@ -102,6 +103,13 @@ def cli() -> None:
     help="An input without its batch: 3,32,32 or int64:16; once for each  [default: a guess].",
 )
 @click.option("--no-manifest", is_flag=True, help="Store tensors without the architecture.")
+@click.option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    default="default",
+    show_default=True,
+    help="Masks that decode fast, or that are as small as can be.",
+)
 @_trust_pickle
 @_force
 @_quiet
@@ -115,6 +123,7 @@ def encode(
     arch_kwargs: str,
     shapes: Sequence[tuple[str, tuple[int, ...]]],
     no_manifest: bool,
+    preset: Preset,
     trust_pickle: bool,
     force: bool,
     quiet: bool,
@@ -153,6 +162,7 @@ def encode(
                 architecture=architecture,
                 example_inputs=_example_inputs(shapes) if shapes else None,
                 manifest=not no_manifest,
+                preset=preset,
                 progress=step,
             )
     if as_json:

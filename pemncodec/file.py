@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bitarray import bitarray
 
 from pemncodec import dense, masks
+from pemncodec.coders.mixing import Buckets, MixingTensor, value_buckets
 from pemncodec.coders.packed import unpack
 from pemncodec.container import (
     SIGNATURE,
@@ -51,7 +52,7 @@ Path_ = str | os.PathLike[str]
 
 
 class PemnFile:
-    """An open file. Decodes what is asked for, and keeps prototypes and small groups.
+    """An open file. Decodes what is asked for, and keeps prototypes and what shares a section.
 
     Opening checks signature, header and the file's size; every section is checked when it is
     first touched. Not safe for use by several threads at once.
@@ -81,9 +82,13 @@ class PemnFile:
         self._rows = {row.name: row for row in self._header.tensors}
         self._group_items: dict[int, Array] = {}
         self._prototypes: dict[int, Array] = {}
+        self._buckets: dict[int, Buckets] = {}
+        self._sharers: dict[int, list[MaskedRow]] = {}
+        self._shared_masks: dict[str, npt.NDArray[np.uint8]] = {}
         self._users: dict[int, list[MaskedRow]] = {}
         for row in self._header.tensors:
             if isinstance(row, MaskedRow):
+                self._sharers.setdefault(row.section, []).append(row)
                 self._users.setdefault(row.fill.prototype, []).append(row)
         self._manifest: dict[str, Any] | None = None
 
@@ -145,8 +150,32 @@ class PemnFile:
     def packed_mask(self, name: str) -> npt.NDArray[np.uint8]:
         """A mask as packed bits, uint8 [ceil(n / 8)], weight i in bit i % 8 of byte i // 8."""
         row = self._masked_row(name)
+        if row.name in self._shared_masks:
+            return self._shared_masks[row.name]
+        section, sharers = self._section(row.section), self._sharers[row.section]
         with _in_section(row.section):
-            return masks.decode_mask(self._section(row.section), numel(row.shape))
+            mixed = masks.mask_coder(section) == masks.MIXING
+        tensors = [
+            MixingTensor(
+                sharer.shape,
+                self._value_buckets(sharer.fill.prototype) if mixed else None,
+                sharer.fill.offset,
+            )
+            for sharer in sharers
+        ]
+        with _in_section(row.section):
+            decoded = dict(
+                zip(
+                    [sharer.name for sharer in sharers],
+                    masks.decode_masks(section, tensors),
+                    strict=True,
+                )
+            )
+        if len(sharers) > 1:
+            for packed in decoded.values():
+                packed.flags.writeable = False
+            self._shared_masks |= decoded
+        return decoded[row.name]
 
     def mask(self, name: str) -> npt.NDArray[np.bool_]:
         """A mask as bool [*shape]; KeyError when no masked tensor has that name."""
@@ -213,6 +242,11 @@ class PemnFile:
             size = self._container.sections[section].length
             counts = [numel(self.shape(name)) for name in starts]
             shares |= zip(starts, share_bytes(size, counts), strict=True)
+        for section, sharers in self._sharers.items():
+            coders[section] = masks.CODER_NAMES[masks.mask_coder(self._section(section))]
+            size = self._container.sections[section].length
+            counts = [numel(row.shape) for row in sharers]
+            shares |= zip([row.name for row in sharers], share_bytes(size, counts), strict=True)
         tensors = [self._tensor_info(row, shares, coders) for row in self._header.tensors]
         masked = [t for t in tensors if t.kind == "masked"]
         weights = sum(numel(t.shape) for t in masked)
@@ -290,6 +324,15 @@ class PemnFile:
         values[used] = kept
         return values
 
+    def _value_buckets(self, index: int) -> Buckets | None:
+        """Of a prototype's values; None when they are stored by use, which the masks tell."""
+        source = self._header.prototypes[index]
+        if isinstance(source, StoredRow) and source.used == "masks":
+            return None
+        if index not in self._buckets:
+            self._buckets[index] = value_buckets(self.prototype(index))
+        return self._buckets[index]
+
     def _values_of(self, row: MaskedRow) -> tuple[Array, int]:
         """The values that a tensor takes, scaled, and the offset at which it starts in them."""
         source = self._header.prototypes[row.fill.prototype]
@@ -312,21 +355,17 @@ class PemnFile:
             return TensorInfo(row.name, target.shape, target.dtype, "alias", None, None, 0, None)
         if isinstance(row, ConstantRow):
             return TensorInfo(row.name, row.shape, row.dtype, "constant", None, None, 0, None)
-        size = self._container.sections[row.section].length
         if isinstance(row, MaskedRow):
             count = numel(row.shape)
-            mask = self._section(row.section)
-            with _in_section(row.section):
-                packed = masks.decode_mask(mask, count)
-            ones = int(np.bitwise_count(packed).sum(dtype=np.int64))
+            ones = int(np.bitwise_count(self.packed_mask(row.name)).sum(dtype=np.int64))
             return TensorInfo(
                 row.name,
                 row.shape,
                 row.dtype,
                 "masked",
                 ones / count if count else 0.0,
-                masks.CODER_NAMES[masks.mask_coder(mask)],
-                size,
+                coders[row.section],
+                shares[row.name],
                 masks.order0_bits(ones, count) / 8,
             )
         return TensorInfo(

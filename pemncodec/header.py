@@ -43,7 +43,7 @@ class StoredRow:
 
 @dataclass(frozen=True, slots=True)
 class MaskedRow:
-    """A masked tensor and the section of its mask."""
+    """A masked tensor; its mask's section holds those of all rows that name it, in order."""
 
     name: str
     dtype: str
@@ -346,9 +346,9 @@ def _check_sections_used(
     tensors: Sequence[TensorRow],
 ) -> None:
     used = [row.section for row in prototypes if isinstance(row, StoredRow)]
-    used += [row.section for row in tensors if isinstance(row, MaskedRow)]
     if len(set(used)) != len(used):
-        raise _broken("two prototypes or two masks share a section")
+        raise _broken("two prototypes share a section")
+    used += [row.section for row in tensors if isinstance(row, MaskedRow)]
     group_dtypes: dict[int, str] = {}
     for row in tensors:
         if isinstance(row, DenseRow) and row.dtype != group_dtypes.setdefault(

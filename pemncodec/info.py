@@ -15,7 +15,7 @@ class TensorInfo:
         kind: "masked", "dense", "constant" or "alias".
         density: share of ones in the mask; None unless masked.
         coder: name of the mask's or the group's coder; None where there is no section.
-        bytes: of its section; a tensor of a dense group counts its share of the items.
+        bytes: of its section; of one that is shared, in proportion to the tensor's items.
         order0_bytes: n·H(p)/8 of the mask; None unless masked.
     """
 

@@ -1,21 +1,44 @@
-"""Mask ↔ section bytes; the smallest of the coders is chosen per mask (spec/pemn.md section 6).
+"""Masks ↔ section bytes; the smallest of the coders is chosen per mask (spec/pemn.md section 6).
 
-A section is one byte that names the coder, then what the coder wrote.
+A section is one byte that names the coder, then what the coder wrote. It holds one mask, or several
+that are mixed in one stream.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from pemncodec.coders.mixing import MixingTensor, decode_mixing, encode_mixing
 from pemncodec.coders.packed import decode_packed, encode_packed, packed_size
 from pemncodec.coders.rans import decode_rans, encode_rans
+from pemncodec.contents import numel
 from pemncodec.errors import CorruptError, TruncatedError
 
-CONSTANT, PACKED, RANS = 0, 1, 2
-CODER_NAMES = {CONSTANT: "constant", PACKED: "packed", RANS: "rans"}
+CONSTANT, PACKED, RANS, MIXING = 0, 1, 2, 3
+CODER_NAMES = {CONSTANT: "constant", PACKED: "packed", RANS: "rans", MIXING: "mixing"}
+
+Preset = Literal["fast", "default", "max"]
+PRESETS: tuple[str, ...] = get_args(Preset)
+"""fast: coders that decode at memory speed. default: also mixing, on models that it decodes within
+a second, where it saves enough. max: also mixing, wherever it saves a byte."""
+
+_STREAM_WEIGHTS = 1 << 22  # of small masks in one stream; bounds what reading one of them decodes
+_SECTION_BYTES = 6  # about what a section costs in the section table
+_MIXED_BY_DEFAULT = 1 << 24  # weights of a model
+_LEAST_DEFAULT_GAIN = 1 / 64
+
+Mask = npt.NDArray[np.bool_]
+PackedMask = npt.NDArray[np.uint8]
+
+
+def tries_mixing(preset: Preset, weights: int) -> bool:
+    """Whether the masks of a model with that many masked weights may be mixed."""
+    return preset == "max" or (preset == "default" and weights <= _MIXED_BY_DEFAULT)
 
 
 def order0_bits(ones: int, count: int) -> float:
@@ -26,8 +49,83 @@ def order0_bits(ones: int, count: int) -> float:
     return -count * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
 
 
-def encode_mask(bits: npt.NDArray[np.bool_]) -> bytes:
-    """bool [n] to a section."""
+def encode_masks(
+    masks: Sequence[Mask],
+    tensors: Sequence[MixingTensor],
+    preset: Preset,
+    count: Callable[[int], None],
+) -> list[tuple[bytes, list[int]]]:
+    """Masks to sections, each with the numbers of its masks, in the order of their first ones.
+
+    Args:
+        masks: bool [n] each.
+        tensors: what mixing knows of each.
+        preset: which coders to try.
+        count: called with numbers of weights as they are coded.
+    """
+    alone = [encode_mask(bits) for bits in masks]
+    mixed: dict[int, tuple[bytes, list[int]]] = {}  # by the first mask
+    weights = sum(bits.size for bits in masks)
+    streams = _streams(masks, alone) if tries_mixing(preset, weights) else []
+    least_gain = 0.0 if preset == "max" else _LEAST_DEFAULT_GAIN
+    for members in streams:
+        best = _mix(members, masks, tensors, alone, least_gain)
+        if best is not None:
+            mixed[best[1][0]] = best
+        count(sum(masks[index].size for index in members))
+    streamed = {index for _, members in mixed.values() for index in members}
+    count(weights - sum(masks[index].size for members in streams for index in members))
+    return [
+        mixed.get(index, (section, [index]))
+        for index, section in enumerate(alone)
+        if index in mixed or index not in streamed
+    ]
+
+
+def _streams(masks: Sequence[Mask], alone: Sequence[bytes]) -> list[list[int]]:
+    """Which masks to mix together: runs of small ones, every large one by itself."""
+    streams: list[list[int]] = []
+    room = 0
+    for index, bits in enumerate(masks):
+        if alone[index][0] == CONSTANT:
+            continue
+        if bits.size > _STREAM_WEIGHTS:
+            streams.append([index])
+            room = 0
+        elif bits.size <= room:
+            streams[-1].append(index)
+            room -= bits.size
+        else:
+            streams.append([index])
+            room = _STREAM_WEIGHTS - bits.size
+    return streams
+
+
+def _mix(
+    members: list[int],
+    masks: Sequence[Mask],
+    tensors: Sequence[MixingTensor],
+    alone: Sequence[bytes],
+    least_gain: float,
+) -> tuple[bytes, list[int]] | None:
+    """The members' section without those that are smaller alone; None where it does not pay."""
+    while members:
+        body, costs = encode_mixing([(masks[index], tensors[index]) for index in members])
+        paying = [
+            index
+            for index, cost in zip(members, costs, strict=True)
+            if cost < len(alone[index]) + _SECTION_BYTES
+        ]
+        if len(paying) == len(members):
+            before = sum(len(alone[index]) + _SECTION_BYTES for index in members)
+            gain = before - (1 + len(body) + _SECTION_BYTES)
+            return (bytes([MIXING]) + body, members) if gain > before * least_gain else None
+        members = paying
+    return None
+
+
+def encode_mask(bits: Mask) -> bytes:
+    """bool [n] to a section of its own, by a static coder."""
     ones = int(np.count_nonzero(bits))
     if ones in (0, bits.size):
         return bytes([CONSTANT, int(ones > 0)])
@@ -39,8 +137,22 @@ def encode_mask(bits: npt.NDArray[np.bool_]) -> bytes:
     return bytes([PACKED]) + packed
 
 
-def decode_mask(section: bytes, count: int) -> npt.NDArray[np.uint8]:
-    """Packed bits, uint8 [ceil(count / 8)], of a section.
+def decode_masks(section: bytes, tensors: Sequence[MixingTensor]) -> list[PackedMask]:
+    """Packed bits, uint8 [ceil(n / 8)], of every mask of a section.
+
+    Raises:
+        TruncatedError: the section is too short.
+        CorruptError: the section is not what `encode_masks` can have written.
+    """
+    if mask_coder(section) == MIXING:
+        return decode_mixing(section[1:], tensors)
+    if len(tensors) > 1:
+        raise CorruptError("section", "several masks in a section that is not mixed")
+    return [decode_mask(section, numel(tensors[0].shape))]
+
+
+def decode_mask(section: bytes, count: int) -> PackedMask:
+    """Packed bits, uint8 [ceil(count / 8)], of a section of one mask by a static coder.
 
     Raises:
         TruncatedError: the section is too short.

@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from pemncodec import dense, masks
+from pemncodec.coders.mixing import MixingTensor, value_buckets
 from pemncodec.container import encode_container
 from pemncodec.contents import (
     AliasTensor,
+    Array,
     Contents,
     DenseTensor,
     MaskedTensor,
-    SeededPrototype,
+    Prototype,
+    StoredPrototype,
     bits_of,
     numel,
 )
@@ -28,29 +33,34 @@ from pemncodec.header import (
     DenseRow,
     Header,
     MaskedRow,
-    PrototypeRow,
     SectionKind,
     StoredRow,
     TensorRow,
+    Used,
     encode_header,
 )
 from pemncodec.manifest import encode_manifest
-from pemncodec.prototype import used_values
+from pemncodec.prototype import prototype_values, used_values
+
+_NEARLY_ALL_USED = 7 / 8  # below, storing every value of a prototype cannot pay
 
 
 def encode_contents(
-    contents: Contents, progress: Callable[[float], None] | None = None
+    contents: Contents,
+    progress: Callable[[float], None] | None = None,
+    preset: masks.Preset = "default",
 ) -> list[bytes]:
     """A whole file in pieces: its front, then each section.
 
     Args:
         contents: what the file holds.
         progress: called with the share of all values that is coded, 0 to 1.
+        preset: which mask coders to try.
     """
     total = sum(numel(t.shape) for t in contents.tensors if not isinstance(t, AliasTensor))
-    coded = 0
+    coded = 0.0
 
-    def count(values: int) -> None:
+    def count(values: float) -> None:
         nonlocal coded
         coded += values
         if progress is not None:
@@ -85,30 +95,33 @@ def encode_contents(
         for tensor in group:
             count(numel(tensor.shape))
             rows[tensor.name] = DenseRow(tensor.name, tensor.dtype, tensor.shape, section)
-    for masked in contents.tensors:
-        if isinstance(masked, MaskedTensor):
-            section = add("mask", masks.encode_mask(masked.mask.reshape(-1)))
-            count(numel(masked.shape))
-            rows[masked.name] = MaskedRow(
-                masked.name, masked.dtype, masked.shape, masked.fill, section
+    masked = [tensor for tensor in contents.tensors if isinstance(tensor, MaskedTensor)]
+    choices = _used_choices(contents, masked, preset)
+    best = min(
+        (
+            _encode_weights(
+                masked,
+                contents.prototypes,
+                used,
+                preset,
+                lambda values: count(values / len(choices)),
             )
-    prototypes: list[PrototypeRow] = []
-    for index, prototype in enumerate(contents.prototypes):
-        if isinstance(prototype, SeededPrototype):
-            prototypes.append(prototype)
-            continue
-        used = used_values(
-            prototype.length,
-            [
-                (t.fill.offset, t.mask.reshape(-1))
-                for t in contents.tensors
-                if isinstance(t, MaskedTensor) and t.fill.prototype == index
-            ],
-        )
-        section = add("prototype", dense.encode_dense([prototype.values[used]], prototype.dtype))
-        prototypes.append(
-            StoredRow(prototype.dtype, prototype.length, "all" if used.all() else "masks", section)
-        )
+            for used in choices
+        ),
+        key=lambda weights: weights.size,
+    )
+    for data, members in best.masks:
+        section = add("mask", data)
+        for tensor in (masked[index] for index in members):
+            rows[tensor.name] = MaskedRow(
+                tensor.name, tensor.dtype, tensor.shape, tensor.fill, section
+            )
+    prototypes = [
+        StoredRow(prototype.dtype, prototype.length, used, add("prototype", data))
+        if isinstance(prototype, StoredPrototype)
+        else prototype
+        for prototype, used, data in zip(contents.prototypes, best.used, best.stored, strict=True)
+    ]
     header = Header(
         tuple(kinds),
         tuple(prototypes),
@@ -116,6 +129,85 @@ def encode_contents(
         dict(contents.metadata),
     )
     return [encode_container(encode_header(header), sections), *sections]
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Coded masks with the numbers of their tensors; a row's `used` and section a prototype."""
+
+    masks: list[tuple[bytes, list[int]]]
+    used: list[Used]
+    stored: list[bytes]
+
+    @property
+    def size(self) -> int:
+        return sum(len(data) for data, _ in self.masks) + sum(map(len, self.stored))
+
+
+def _encode_weights(
+    masked: Sequence[MaskedTensor],
+    prototypes: Sequence[Prototype],
+    used: Sequence[npt.NDArray[np.bool_] | None],
+    preset: masks.Preset,
+    count: Callable[[int], None],
+) -> _Weights:
+    """Masks and prototypes, of which the values in `used` are stored, all where it is None."""
+    mixing = masks.tries_mixing(preset, _weights_of(masked))
+    buckets = [
+        value_buckets(_values(prototype)) if known is None and mixing else None
+        for prototype, known in zip(prototypes, used, strict=True)
+    ]
+    tensors = [
+        MixingTensor(tensor.shape, buckets[tensor.fill.prototype], tensor.fill.offset)
+        for tensor in masked
+    ]
+    return _Weights(
+        masks.encode_masks([tensor.mask.reshape(-1) for tensor in masked], tensors, preset, count),
+        ["all" if known is None else "masks" for known in used],
+        [
+            dense.encode_dense(
+                [prototype.values if known is None else prototype.values[known]], prototype.dtype
+            )
+            if isinstance(prototype, StoredPrototype)
+            else b""
+            for prototype, known in zip(prototypes, used, strict=True)
+        ],
+    )
+
+
+def _used_choices(
+    contents: Contents, masked: Sequence[MaskedTensor], preset: masks.Preset
+) -> list[list[npt.NDArray[np.bool_] | None]]:
+    """For every prototype which values to store, None for all; more choices where it is open.
+
+    A prototype that is stored whole tells mixing the weights. That can be worth more than the few
+    values that no mask uses.
+    """
+    users: dict[int, list[MaskedTensor]] = {}
+    for tensor in masked:
+        users.setdefault(tensor.fill.prototype, []).append(tensor)
+    used: list[npt.NDArray[np.bool_] | None] = []
+    for index, prototype in enumerate(contents.prototypes):
+        known = None
+        if isinstance(prototype, StoredPrototype):
+            fills = [(t.fill.offset, t.mask.reshape(-1)) for t in users.get(index, ())]
+            known = used_values(prototype.length, fills)
+            known = None if known.all() else known
+        used.append(known)
+    whole = [None if known is None or known.mean() >= _NEARLY_ALL_USED else known for known in used]
+    changed = any(a is not b for a, b in zip(used, whole, strict=True))
+    mixing = masks.tries_mixing(preset, _weights_of(masked))
+    return [used, whole] if changed and mixing else [used]
+
+
+def _weights_of(masked: Sequence[MaskedTensor]) -> int:
+    return sum(numel(tensor.shape) for tensor in masked)
+
+
+def _values(prototype: Prototype) -> Array:
+    if isinstance(prototype, StoredPrototype):
+        return prototype.values
+    return prototype_values(prototype)
 
 
 def _constant_value(tensor: DenseTensor) -> bytes | None:

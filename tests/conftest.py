@@ -16,10 +16,17 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 from pemncodec import kernels
-from pemncodec.kernels import numpy_twin
+from pemncodec.kernels import mixing_twin, numpy_twin
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ("expand", "philox4x32", "rans_decode", "rans_encode")
+TWINS = {
+    "expand": numpy_twin,
+    "philox4x32": numpy_twin,
+    "rans_decode": numpy_twin,
+    "rans_encode": numpy_twin,
+    "mixing_decode": mixing_twin,
+    "mixing_encode": mixing_twin,
+}
 
 # The kernels stay exchanged for all examples of a test, so a fixture per function is right.
 settings.register_profile(
@@ -34,12 +41,16 @@ def native_kernels() -> ModuleType:
     return importlib.import_module("pemncodec.kernels._native")
 
 
+def exchange_kernels(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    for name, twin in TWINS.items():
+        module = native_kernels() if which == "native" else twin
+        monkeypatch.setattr(kernels, name, getattr(module, name))
+
+
 @pytest.fixture(params=["native", "numpy"])
 def kernels_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs the test over both implementations of the inner loops."""
-    module = native_kernels() if request.param == "native" else numpy_twin
-    for name in KERNELS:
-        monkeypatch.setattr(kernels, name, getattr(module, name))
+    exchange_kernels(monkeypatch, request.param)
     return request.param
 
 
@@ -48,9 +59,7 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Changes the implementation in the middle of a test."""
 
     def change(which: str) -> None:
-        module = native_kernels() if which == "native" else numpy_twin
-        for name in KERNELS:
-            monkeypatch.setattr(kernels, name, getattr(module, name))
+        exchange_kernels(monkeypatch, which)
 
     return change
 

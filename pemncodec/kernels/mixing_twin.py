@@ -1,7 +1,7 @@
 """The context-mixing kernels in plain Python: the same results and errors as the C extension.
 
-Slow: about 50,000 weights a second, where C does 30 million. Errors are raised as `numpy_twin` says.
-Spec section 6.4 defines the model; names here are those of the spec.
+Slow: about 50,000 weights a second, where C does 30 million. Buffers and errors are as
+`numpy_twin` says. Spec section 6.4 defines the model; names here are those of the spec.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LARGEST = 1 << 62
 _MASK = 0xFFFFFFFF
 _WEIGHT_MOST = (1 << 21) - 1
 
-Part = tuple[int, int, int, int, int, int]
+Part = list[int]
 
 
 def mixing_encode(
@@ -99,7 +99,7 @@ def _check(
 ) -> tuple[list[Part], list[int], list[int]]:
     if parts.size % (8 * FIELDS):
         raise ValueError("parts")
-    rows: list[Part] = [tuple(row) for row in parts.view(np.uint64).reshape(-1, FIELDS).tolist()]
+    rows: list[Part] = parts.view(np.uint64).reshape(-1, FIELDS).tolist()
     for count, columns, kernel, width, first, density in rows:
         if not (0 < count <= BLOCK and columns and kernel and width and density < 256):
             raise ValueError("parts")

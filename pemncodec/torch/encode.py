@@ -34,6 +34,7 @@ from pemncodec.file import open_file
 from pemncodec.generator import DISTRIBUTIONS, check_stream
 from pemncodec.info import FileInfo
 from pemncodec.limits import Limits
+from pemncodec.masks import PRESETS, Preset
 from pemncodec.prototype import Layer, recover_prototypes
 from pemncodec.torch.checkpoint import (
     PARALLEL_PREFIX,
@@ -83,6 +84,7 @@ def encode(
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     manifest: bool = True,
     prototypes: Sequence[SeededPrototype] = (),
+    preset: Preset = "default",
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -103,6 +105,8 @@ def encode(
             first layer.
         manifest: False stores the tensors without the architecture.
         prototypes: seeded prototypes that the frozen weights may come from.
+        preset: "fast" for masks that decode at memory speed, "max" for the smallest that there are,
+            which decode at some 30 million weights a second and core.
         metadata: text to keep in the file.
         progress: called with the step that is under way and its share done, 0 to 1 or None.
 
@@ -120,6 +124,8 @@ def encode(
     if masks is not None and not isinstance(masks, Mapping):
         raise EncodeArgumentError(f"masks must be named, not {type(masks).__name__}")
     _check_metadata(metadata or {})
+    if preset not in PRESETS:
+        raise EncodeArgumentError(f"unknown preset {preset!r:.60}, have {', '.join(PRESETS)}")
     for prototype in prototypes:
         _check_prototype(prototype)
     step("reading masks", None)
@@ -148,7 +154,7 @@ def encode(
         state = _in_module_order(state, plain)
     step("looking for prototypes", None)
     contents = _contents(state, described, prototypes, dict(metadata or {}))
-    pieces = encode_contents(contents, lambda share: step("coding", share))
+    pieces = encode_contents(contents, lambda share: step("coding", share), preset)
     step("verifying", None)
     stream = io.BytesIO(b"".join(pieces))
     verified = _verify(stream, state, plain, inputs)
