@@ -20,8 +20,11 @@ import numpy as np
 import reference_decoder as reference
 import zstandard
 
+from pemncodec.coders.mixing import MixingTensor, encode_mixing, value_buckets
 from pemncodec.coders.rans import encode_rans
 from pemncodec.coders.varint import encode_varint
+from pemncodec.contents import SeededPrototype
+from pemncodec.prototype import prototype_values
 
 FOLDER = Path(__file__).parent / "vectors"
 SIGNATURE = bytes.fromhex("89504d4e0d0a1a0a")
@@ -102,6 +105,37 @@ def rans(n: int, ones: set[int]) -> bytes:
     for i in ones:
         bits[i // 8] |= 1 << i % 8
     return b"\2" + encode_rans(np.frombuffer(bytes(bits), np.uint8), n)
+
+
+def mixing(shapes: list[list[int]], values: Any = None, offset: int = 0, seed: int = 0) -> bytes:
+    """A section of masks that follow their rows and, where they are known, their values."""
+    some = random.Random(seed)
+    buckets = None if values is None else value_buckets(values)
+    masks = []
+    for shape in shapes:
+        tensor = MixingTensor(tuple(shape), buckets, offset)
+        known = tensor.weight_buckets(0, int(np.prod(shape)))
+        kept = {row: some.random() / 2 for row in range(shape[0] if shape else 1)}
+        size = len(known) // len(kept)
+        odds = [kept[i // size] + abs(int(b) - 16) / 32 for i, b in enumerate(known)]
+        masks.append((np.array([some.random() < p for p in odds]), tensor))
+    return b"\3" + encode_mixing(masks)[0]
+
+
+def shared_masks(
+    section: bytes, shapes: list[list[int]], prototype: dict[str, Any], *stored: bytes, **more: Any
+) -> bytes:
+    """A file of masked tensors whose masks share a section."""
+    header = {
+        "tensors": {
+            "name": [f"w{i}" for i in range(len(shapes))],
+            "kind": ["masked"] * len(shapes),
+            "shape": shapes,
+        },
+        "masks": {"section": [0] * len(shapes)},
+        "sections": [["mask", 1], *([["prototype", 1]] if stored else [])],
+    }
+    return pack(header | prototype | more, section, *stored)
 
 
 SHORT_FRAME = bytes.fromhex("28b52ffd2003110000") + b"{}"  # says that it has 3 bytes
@@ -310,6 +344,7 @@ def valid() -> dict[str, bytes]:
     ):
         ones = set(some.sample(range(n), n // 1000)) | {n - 1}
         files[f"mask-rans-{name}"] = masked(rans(n, ones), [n], length=3)
+    files |= valid_mixing()
     manifest = {"format": "tree/1", "tree": {"cls": "Linear", "in_features": 2, "out_features": 1}}
     files["manifest"] = pack(
         {
@@ -355,6 +390,90 @@ def valid() -> dict[str, bytes]:
         b"\0" + floats(9),
         TWO,
     )
+    return files
+
+
+SEEDED_10 = {"prototypes": {"kind": ["seeded"], "length": [10]}}
+# One of every kind, channels of one layer in the next, kernels of several widths, few dimensions.
+LAYERS = [[6, 3, 3, 3], [6, 1, 2, 5], [4, 6, 1, 1], [3, 4], [7], [], [2, 3, 4], [2, 2, 2, 2, 2]]
+
+
+def valid_mixing() -> dict[str, bytes]:
+    files = {}
+    files["mask-mixing-example-of-the-spec"] = masked(
+        bytes.fromhex("037930739971f0"),
+        [2, 4],
+        stored=b"\0" + floats(1, 2, 3),
+        length=8,
+        prototype={"used": ["masks"]},
+    )
+    normal = prototype_values(SeededPrototype("normal", 0x0123456789ABCDEF, 10))
+    files["mask-mixing"] = masked(mixing([[17, 59]], normal), [17, 59])
+    files["mask-mixing-offset"] = masked(
+        mixing([[17, 59]], normal, 7), [17, 59], masked={"offset": [7]}
+    )
+    seeded = prototype_values(SeededPrototype("normal", 0, 10))
+    files["mask-mixing-shared"] = shared_masks(mixing(LAYERS, seeded), LAYERS, SEEDED_10)
+    wide = [[1, 1, 30, 30], [700]]
+    files["mask-mixing-many-positions"] = shared_masks(mixing(wide, seeded), wide, SEEDED_10)
+    rows = [[66_000], [2, 5]]
+    section = (
+        b"\3"
+        + encode_mixing(
+            [
+                (np.arange(66_000) % 3000 == 0, MixingTensor((66_000,), value_buckets(seeded))),
+                (np.arange(10) % 2 == 0, MixingTensor((2, 5), value_buckets(seeded))),
+            ]
+        )[0]
+    )
+    files["mask-mixing-many-columns"] = shared_masks(section, rows, SEEDED_10)
+    for dtype, code, carrier in (
+        ("float16", "e", "<f2"),
+        ("float32", "f", "<f4"),
+        ("float64", "d", "<f8"),
+    ):
+        values = [1.5, -2.0, 0.0, -0.0, 3e-5, -1e-5, 100.0, -100.0, 1.5]
+        stored = floats(*values, code=code)
+        files[f"mask-mixing-stored-{dtype}"] = masked(
+            mixing([[9, 9]], np.frombuffer(stored, carrier)),
+            [9, 9],
+            stored=b"\0" + stored,
+            length=9,
+            prototype={"dtype": [dtype]},
+            tensors={"dtype": [dtype]},
+        )
+    return files
+
+
+def invalid_mixing() -> dict[str, tuple[str, bytes]]:
+    sound = mixing([[17, 59]])
+    both = mixing([[5, 8], [8, 5]])
+    shapes = [[5, 8], [8, 5]]
+    large = [(1 << 23) + 1]
+    cases: dict[str, tuple[str, bytes, list[int]]] = {
+        "without-density": ("truncated", b"\3", [17, 59]),
+        "without-data": ("section", sound[:5], [17, 59]),
+        "no-weights": ("section", sound, [0, 59]),
+        "byte-missing": ("section", sound[:-1], [17, 59]),
+        "byte-left-over": ("section", sound + b"\0", [17, 59]),
+        "final-state": ("section", sound[:-1] + bytes([sound[-1] ^ 1]), [17, 59]),
+        "index-cut": ("truncated", b"\3" + bytes(7), large),
+        "index-too-small": ("section", b"\3" + struct.pack("<2I", 5, 5) + bytes(11), large),
+    }
+    values = {"stored": b"\0" + floats(1), "length": 2000, "prototype": {"used": ["masks"]}}
+    files = {
+        f"mask-mixing-{name}": (code, masked(data, shape, **values))
+        for name, (code, data, shape) in cases.items()
+    }
+    files["mask-mixing-shared-density-cut"] = (
+        "truncated",
+        shared_masks(both[:2], shapes, SEEDED_10),
+    )
+    files["mask-mixing-shared-too-large"] = (
+        "section",
+        shared_masks(both, [[1 << 23], [1]], SEEDED_10),
+    )
+    files["mask-shared-not-mixed"] = ("section", shared_masks(ONES, [[1], [1]], SEEDED_10))
     return files
 
 
@@ -425,8 +544,6 @@ def invalid_header() -> dict[str, tuple[str, bytes]]:
         return pack({"tensors": rows, "alias": {"target": targets}} | DENSE_1, TWO)
 
     both = {"name": ["a", "b"], "shape": [[2], [2]]}
-    masks = {"name": ["a", "b"], "kind": ["masked"] * 2, "shape": [[1], [1]]}
-    seeded = {"kind": ["seeded"], "length": [1]}
     header: dict[str, bytes] = {
         "not-an-object": pack([]),
         "table-not-an-object": pack({"tensors": []}),
@@ -508,15 +625,6 @@ def invalid_header() -> dict[str, tuple[str, bytes]]:
         "section-not-there": dense(TWO, [2], dense={"section": [1]}),
         "section-of-another-kind": dense(TWO, [2], sections=[["mask", 1]]),
         "section-of-nothing": pack({"sections": [["dense", 1]]}, TWO),
-        "mask-shared": pack(
-            {
-                "tensors": masks,
-                "masks": {"section": [0, 0]},
-                "prototypes": seeded,
-                "sections": [["mask", 1]],
-            },
-            ONES,
-        ),
         "prototype-section-shared": pack(
             {
                 "prototypes": {"length": [2, 2]},
@@ -553,7 +661,7 @@ def invalid_sections() -> dict[str, tuple[str, bytes]]:
     eight = rans(1 << 18, {9})
     cases: dict[str, tuple[str, bytes, list[int]]] = {
         "mask-empty": ("truncated", b"", [10]),
-        "mask-unknown-coder": ("unknown-field", b"\3", [10]),
+        "mask-unknown-coder": ("unknown-field", b"\4", [10]),
         "mask-constant-2": ("section", b"\0\2", [10]),
         "mask-constant-without-bit": ("section", b"\0", [10]),
         "mask-constant-trailing": ("section", b"\0\1\1", [10]),
@@ -575,6 +683,7 @@ def invalid_sections() -> dict[str, tuple[str, bytes]]:
         "mask-rans-index-too-small": ("section", two[:5] + b"\0" + two[6:], [(1 << 20) + 13]),
     }
     files = {name: (code, masked(data, shape)) for name, (code, data, shape) in cases.items()}
+    files |= invalid_mixing()
     palette = b"\3\1" + struct.pack("<2H", 5, 6)
     short = frame(bytes(5))
     items = {

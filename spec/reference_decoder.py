@@ -208,7 +208,10 @@ class Decoder:
         self.payloads: list[bytes] = []
         self.items: dict[int, list[int]] = {}  # of dense sections, those not yet taken
         self.read_header(self.read_container(data))
-        self.values = [self.read_prototype(index) for index in range(len(self.prototypes))]
+        self.masks: dict[str, list[int]] = {}
+        self.values: dict[int, list[int]] = {}
+        for index in range(len(self.prototypes)):
+            self.prototype(index)
         self.tensors: dict[str, tuple[str, list[int], bytes]] = {}
         for row in self.rows:
             self.tensors[row["name"]] = self.read_tensor(row)
@@ -316,10 +319,45 @@ class Decoder:
                 index, kind = row["section"], SECTION_KINDS[row["kind"]]
                 named = index < len(self.kinds) and self.kinds[index] == kind
                 require(named, "header", f"section {index} is no {kind} section")
-                owner = row["dtype"] if kind == "dense" else id(row)
+                owner = {"dense": row.get("dtype"), "mask": kind}.get(kind, id(row))
                 require(used.setdefault(index, owner) == owner, "header", "a shared section")
         for index, kind in enumerate(self.kinds):
             require(index in used or kind == "manifest", "header", "a section of nothing")
+
+    def prototype(self, index: int) -> list[int]:
+        if index not in self.values:
+            self.values[index] = self.read_prototype(index)
+        return self.values[index]
+
+    def mask(self, row: dict[str, Any]) -> list[int]:
+        """6: with it come all masks of its section."""
+        if row["name"] not in self.masks:
+            payload = self.payloads[row["section"]]
+            sharers = [
+                r for r in self.rows if r["kind"] == "masked" and r["section"] == row["section"]
+            ]
+            require(len(payload) > 0, "truncated", "an empty mask section")
+            if payload[0] == 3:
+                tensors = [(r["shape"], self.buckets(r)) for r in sharers]
+                masks = read_mixed(payload[1:], tensors)
+            else:
+                masks = [read_mask(payload, numel(row))]
+                require(len(sharers) == 1, "section", "a section of several masks is not mixed")
+            self.masks |= zip([r["name"] for r in sharers], masks, strict=True)
+        return self.masks[row["name"]]
+
+    def buckets(self, row: dict[str, Any]) -> list[int]:
+        """6.4: of each weight."""
+        source = self.prototypes[row["prototype"]]
+        if source.get("used") == "masks":
+            return [0] * numel(row)
+        size = DTYPES[source.get("dtype", "float32")][0]
+        keys = [item >> 8 * size - 16 for item in self.prototype(row["prototype"])]
+        keys = [key ^ 0xFFFF if key >> 15 else key | 0x8000 for key in keys]
+        ranks = sorted(keys)
+        first = {key: i for i, key in reversed(list(enumerate(ranks)))}
+        bucket = [32 * first[key] // len(keys) for key in keys]
+        return [bucket[(row["offset"] + i) % len(keys)] for i in range(numel(row))]
 
     def read_prototype(self, index: int) -> list[int]:
         """5: the bits of P[0] ... P[L - 1]."""
@@ -334,8 +372,8 @@ class Decoder:
             stored = set()
             for user in self.rows:
                 if user["kind"] == "masked" and user["prototype"] == index:
-                    mask = read_mask(self.payloads[user["section"]], numel(user))
-                    stored |= {(user["offset"] + i) % length for i, bit in enumerate(mask) if bit}
+                    mask = enumerate(self.mask(user))
+                    stored |= {(user["offset"] + i) % length for i, bit in mask if bit}
         kept = read_items(self.payloads[row["section"]], len(stored), row["dtype"])
         values = dict(zip(sorted(stored), kept, strict=True))
         return [values.get(j, 0) for j in range(length)]
@@ -363,7 +401,7 @@ class Decoder:
         if (row["scale"], source) != (1.0, dtype):
             values = [scale(item, source, row["scale"], dtype) for item in values]
         result = bytearray()
-        for i, bit in enumerate(read_mask(self.payloads[section], count)):
+        for i, bit in enumerate(self.mask(row)):
             item = values[(row["offset"] + i) % len(values)] if bit else 0  # "+0.0 (all bits 0)"
             result += item.to_bytes(size, "little")
         return dtype, shape, bytes(result)
@@ -428,8 +466,7 @@ DISTRIBUTIONS = {
 
 
 def read_mask(section: bytes, n: int) -> list[int]:
-    """The mask's n bits."""
-    require(len(section) > 0, "truncated", "an empty mask section")
+    """6.1 to 6.3: the mask's n bits."""
     coder, body = section[0], section[1:]
     require(coder <= 2, "unknown-field", f"mask coder {coder}")
     if coder == 0:  # 6.1
@@ -491,6 +528,166 @@ def read_block(block: bytes, m: int) -> bytes:
     require(at == len(block), "section", "words are left over")
     require(set(states) == {1 << 16}, "section", "final state")
     return bytes(symbols)
+
+
+# 6.4: "the integer nearest to"; squash(x) is SQUASH[x + 1536]
+STRETCH = [round(1024 * math.log((2 * j + 1) / (8191 - 2 * j))) for j in range(4096)]
+SQUASH = [
+    min(max(round(65536 / (1 + math.exp(-(2 * x + 1) / 256))), 1), 65535)
+    for x in range(-1536, 1536)
+]
+if zlib.crc32(struct.pack("<3584H", *STRETCH[2048:], *SQUASH[1536:])) != 0x73BB4889:
+    raise RuntimeError("this Python computes other logarithms and exponentials")
+
+
+def stretch(p: int) -> int:
+    return STRETCH[p >> 10]
+
+
+def squash(x: int) -> int:
+    return SQUASH[min(max(x, -1536), 1535) + 1536]
+
+
+def read_mixed(body: bytes, tensors: list[tuple[list[int], list[int]]]) -> list[list[int]]:
+    """6.4: the masks of tensors of which shape and buckets are known."""
+    counts = [math.prod(shape) for shape, _ in tensors]
+    require(0 not in counts, "section", "mixing without weights")
+    if len(tensors) > 1:
+        require(sum(counts) <= 1 << 23, "section", "too many weights in one section")
+        return read_mixed_block(body, tensors, 0, sum(counts))
+    ((shape, buckets),) = tensors
+    starts = range(0, counts[0], 1 << 23)
+    sizes, at = [len(body)], 0
+    if len(starts) > 1:
+        at = 4 * len(starts)
+        require(len(body) >= at, "truncated", "block index")
+        sizes = list(struct.unpack_from(f"<{len(starts)}I", body))
+        require(sum(sizes) == len(body) - at, "section", "block sizes")
+    bits: list[int] = []
+    for start, size in zip(starts, sizes, strict=True):
+        stop = min(start + (1 << 23), counts[0])
+        block = body[at : at + size]
+        bits += read_mixed_block(block, [(shape, buckets[start:stop])], start, stop)[0]
+        at += size
+    return [bits]
+
+
+def read_mixed_block(
+    block: bytes, tensors: list[tuple[list[int], list[int]]], start: int, stop: int
+) -> list[list[int]]:
+    """One block: several tensors, or the weights from `start` to `stop` of one."""
+    require(len(block) >= len(tensors), "truncated", "densities")
+    decoder = RangeDecoder(block[len(tensors) :])
+    kinds: dict[int, Kind] = {}
+    channels: dict[int, Counter] = {}
+    rows_before = 0
+    masks = []
+    for d, (shape, buckets) in zip(block, tensors, strict=False):
+        columns = shape[1] if len(shape) > 1 else shape[0] if shape else 1
+        kernel = math.prod(shape[2:])
+        width = shape[-1] if len(shape) > 2 else 1
+        row_size = columns * kernel
+        number = 0 if kernel == 1 else 1 if columns == 1 else 2
+        p0 = squash(8 * (d - 128)) * 64
+        kind = kinds.setdefault(number, Kind(p0))
+        first = start if len(tensors) == 1 else 0
+        count = stop - start if len(tensors) == 1 else len(buckets)
+        rows = -(-(first + count) // row_size)
+        chained = rows_before == (rows if number == 1 else columns)
+        row_counters: dict[int, Counter] = {}
+        column_counters: dict[int, Counter] = {}
+        of_row = lone = Counter(p0)
+        mask: list[int] = []
+        for i, bucket in enumerate(buckets):
+            row, within = divmod(first + i, row_size)
+            x, y = divmod(within, kernel)
+            if i == 0 or within == 0:
+                of_row = row_counters[row % 65536] = Counter(p0)
+            if i == 0:
+                lone = Counter(p0)
+            if kernel == 1:
+                back = [(1, x >= 1), (2, x >= 2), (row_size, True), (2 * row_size, True)]
+            else:
+                back = [(1, y % width > 0), (width, y >= width), (row_size, True), (kernel, x >= 1)]
+            bits = [mask[i - far] if there and i >= far else 0 for far, there in back]
+            around = sum(bit << k for k, bit in enumerate(bits))
+            of_column = column_counters.setdefault(x % 65536, Counter(p0))
+            levels = [
+                min(max((stretch(c.p) - stretch(p0)) >> 7, -16), 15) for c in (of_row, of_column)
+            ]
+            channel = channels[(row if number == 1 else x) % 65536] if chained else lone
+            counters = [
+                of_row,
+                of_column,
+                kind.counter("crossing", *levels),
+                kind.counter("neighbours", around, bucket // 2),
+                kind.counter("position", y % 512, bucket // 4),
+                kind.counter("bucket", bucket),
+                kind.counter("order 0"),
+                channel,
+            ]
+            s = [stretch(counter.p) for counter in counters]
+            mixed = sum(a * (b >> 7) for a, b in zip(s, kind.w, strict=True)) >> 16
+            one = squash(mixed)
+            bit = decoder.bit(one)
+            e = ((bit << 16) - one) * (25 + 5248 // math.isqrt(256 * (kind.t // 64 + 1))) >> 10
+            most = (1 << 21) - 1
+            kind.w = [
+                min(max(b + (a * e + 512 >> 10), -most), most)
+                for a, b in zip(s, kind.w, strict=True)
+            ]
+            kind.t = min(kind.t + 1, 16383)
+            for j, counter in enumerate(counters):
+                if j < 7 or not chained:
+                    counter.learn(bit, 1023 if j < 3 else 255)
+            mask.append(bit)
+        masks.append(mask)
+        channels, rows_before = row_counters, rows
+    require(decoder.at == len(decoder.data), "section", "bytes left over")
+    require(decoder.code == 0, "section", "final state")
+    return masks
+
+
+class Counter:
+    """A probability in 1/2^22 and a count."""
+
+    def __init__(self, p: int) -> None:
+        self.p, self.n = p, 0
+
+    def learn(self, bit: int, most: int) -> None:
+        target = (1 << 22) - 1 if bit else 0
+        self.p += (target - self.p) * (131072 // (2 * self.n + 5)) >> 16
+        self.n = min(self.n + 1, most)
+
+
+class Kind:
+    """What parts of one kind share: weights of the mixer, counters."""
+
+    def __init__(self, p0: int) -> None:
+        self.p0, self.w, self.t = p0, [163840] * 8, 0
+        self.counters: dict[tuple[Any, ...], Counter] = {}
+
+    def counter(self, *key: Any) -> Counter:
+        return self.counters.setdefault(key, Counter(self.p0))
+
+
+class RangeDecoder:
+    def __init__(self, data: bytes) -> None:
+        require(len(data) >= 4, "section", "data of fewer than four bytes")
+        self.data, self.at = data, 4
+        self.range, self.code = (1 << 32) - 1, int.from_bytes(data[:4], "big")
+
+    def bit(self, one: int) -> int:
+        bound = (self.range >> 16) * one
+        bit = int(self.code < bound)
+        self.code -= 0 if bit else bound
+        self.range = bound if bit else self.range - bound
+        while self.range < 1 << 24:
+            require(self.at < len(self.data), "section", "bytes are missing")
+            self.range *= 256
+            self.code = (self.code * 256 + self.data[self.at]) % (1 << 32)
+            self.at += 1
+        return bit
 
 
 # ------------------------------------------------------------------------------------ 7 Dense
