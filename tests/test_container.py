@@ -519,7 +519,7 @@ def test_sections_and_their_users() -> None:
     two_masks["masks"]["section"] = [1, 1]
     two_masks["masked"]["prototype"] = [0, 0]
     del two_masks["constant"], two_masks["alias"]
-    assert refusal(build(two_masks)) == "header"
+    assert refusal(build(two_masks)) == "section"  # not mixed
     two_masks["sections"][1][1] = 2
     two_masks["masks"]["section"] = [1, 2]
     two_masks["stored"]["section"] = [3]

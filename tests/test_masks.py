@@ -189,7 +189,7 @@ def test_damage_to_the_index_of_blocks() -> None:
     ("section", "count", "code"),
     [
         (b"", 5, "truncated"),
-        (b"\3\0", 5, "unknown-field"),
+        (b"\4\0", 5, "unknown-field"),
         (b"\xff", 5, "unknown-field"),
         (b"\0", 5, "section"),
         (b"\0\2", 5, "section"),

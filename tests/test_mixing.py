@@ -1,0 +1,425 @@
+"""Mixed masks: round trips, sizes, the choice per tensor, hostile sections, files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, Official, official_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import pemncodec
+from pemncodec.coders.mixing import (
+    BLOCK_WEIGHTS,
+    MixingTensor,
+    decode_mixing,
+    encode_mixing,
+    value_buckets,
+)
+from pemncodec.coders.packed import unpack
+from pemncodec.contents import (
+    Contents,
+    Fill,
+    MaskedTensor,
+    SeededPrototype,
+    StoredPrototype,
+    numel,
+)
+from pemncodec.errors import CorruptError, DecodeError, TruncatedError
+from pemncodec.masks import (
+    CONSTANT,
+    MIXING,
+    PACKED,
+    PRESETS,
+    RANS,
+    Preset,
+    decode_masks,
+    encode_masks,
+    mask_coder,
+    order0_bits,
+)
+from pemncodec.prototype import prototype_values
+from pemncodec.torch.checkpoint import load_checkpoint
+from pemncodec.writing import encode_contents
+
+Mask = NDArray[np.bool_]
+BOTH = pytest.mark.usefixtures("kernels_implementation")
+
+SHAPES = st.lists(st.integers(1, 7), max_size=5).map(tuple) | st.sampled_from(
+    [(40, 3, 3, 3), (40, 1, 5, 5), (9, 40), (9, 40, 1, 1), (33,), ()]
+)
+
+
+def random_mask(count: int, density: float, seed: int = 0) -> Mask:
+    return np.random.default_rng(seed).random(count) < density
+
+
+@st.composite
+def mixed(draw: st.DrawFn, most: int = 4) -> list[tuple[Mask, MixingTensor]]:
+    """Masks with their tensors, on prototypes that are known or not."""
+    masks = []
+    for shape in draw(st.lists(SHAPES, min_size=1, max_size=most)):
+        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        values = rng.standard_normal(draw(st.integers(1, 50))).astype(np.float32)
+        known = draw(st.booleans())
+        tensor = MixingTensor(
+            shape,
+            value_buckets(values) if known else None,
+            draw(st.integers(0, values.size - 1)),
+        )
+        density = draw(st.floats(0, 1))
+        masks.append((rng.random(numel(shape)) < density, tensor))
+    return masks
+
+
+def decoded(data: bytes, tensors: list[MixingTensor]) -> list[Mask]:
+    return [
+        unpack(packed, numel(tensor.shape))
+        for packed, tensor in zip(decode_mixing(data, tensors), tensors, strict=True)
+    ]
+
+
+def assert_round_trip(masks: list[tuple[Mask, MixingTensor]], data: bytes) -> None:
+    result = decoded(data, [tensor for _, tensor in masks])
+    for (mask, _), found in zip(masks, result, strict=True):
+        assert np.array_equal(found, mask)
+
+
+@BOTH
+@given(masks=mixed())
+def test_round_trip(masks: list[tuple[Mask, MixingTensor]]) -> None:
+    data, costs = encode_mixing(masks)
+    assert sum(costs) == len(data)
+    assert_round_trip(masks, data)
+
+
+@settings(max_examples=50)
+@given(masks=mixed())
+def test_both_implementations_write_the_same_bytes(
+    with_kernels: Callable[[str], None], masks: list[tuple[Mask, MixingTensor]]
+) -> None:
+    with_kernels("native")
+    data = encode_mixing(masks)
+    with_kernels("numpy")
+    assert encode_mixing(masks) == data
+    assert_round_trip(masks, data[0])
+
+
+@pytest.mark.parametrize("density", [0.0, 0.0001, 0.5, 0.9999, 1.0])
+def test_extreme_densities(density: float) -> None:
+    masks = [(random_mask(200_000, density), MixingTensor((200, 1000)))]
+    data, _ = encode_mixing(masks)
+    assert_round_trip(masks, data)
+    bound = order0_bits(int(masks[0][0].sum()), 200_000) / 8
+    assert len(data) <= bound * 1.02 + 60
+
+
+def test_blocks_are_independent() -> None:
+    shape = (3, (BLOCK_WEIGHTS + 1000) // 3 + 1)
+    mask = random_mask(math.prod(shape), 0.01)
+    buckets = value_buckets(np.random.default_rng(1).random(999).astype(np.float32))
+    tensor = MixingTensor(shape, buckets, 5)
+    data, _ = encode_mixing([(mask, tensor)])
+    assert_round_trip([(mask, tensor)], data)
+    for cut in (0, 7, 8, 12, len(data) - 1):
+        with pytest.raises(DecodeError):
+            decode_mixing(data[:cut], [tensor])
+    sizes = np.frombuffer(data[:8], "<u4")
+    second = data[8 + sizes[0] :]
+    first_gone = np.array([5, len(second)], "<u4").tobytes() + bytes(5) + second
+    with pytest.raises(CorruptError):
+        decode_mixing(first_gone, [tensor])
+
+
+def test_rows_and_columns_are_learned() -> None:
+    """A mask of independent bits whose densities are those of a row and column model."""
+    rng = np.random.default_rng(7)
+    rows, columns = rng.standard_normal(512), rng.standard_normal(512)
+    odds = 1 / (1 + np.exp(-(rows[:, None] + columns - 1.96)))
+    mask = rng.random(odds.shape) < odds
+    true = -(np.log2(np.where(mask, odds, 1 - odds))).mean()
+    data, _ = encode_mixing([(mask.reshape(-1), MixingTensor(mask.shape))])
+    bits = 8 * len(data) / mask.size
+    assert bits < 1.05 * true
+    assert bits < 0.85 * order0_bits(int(mask.sum()), mask.size) / mask.size
+
+
+def test_values_are_learned() -> None:
+    values = np.random.default_rng(2).standard_normal(5000).astype(np.float32)
+    shape = (50, 1000)
+    weights = np.resize(values, math.prod(shape))
+    mask = random_mask(weights.size, 1.0) & (np.abs(weights) > 0.7)
+    known, _ = encode_mixing([(mask, MixingTensor(shape, value_buckets(values)))])
+    unknown, _ = encode_mixing([(mask, MixingTensor(shape))])
+    assert len(known) < 0.2 * len(unknown)
+
+
+def test_layers_learn_from_each_other() -> None:
+    """A channel that one layer keeps is a column that the next one keeps."""
+    rng = np.random.default_rng(3)
+    kept = rng.random(256)
+    one = rng.random((256, 64)) < kept[:, None]
+    two = rng.random((64, 256)) < kept
+    masks = [(m.reshape(-1), MixingTensor(m.shape)) for m in (one, two)]
+    _, (_, second) = encode_mixing(masks)
+    alone, _ = encode_mixing(masks[1:])
+    assert second < 0.98 * len(alone)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
+def test_buckets_follow_the_order_of_values(dtype: str) -> None:
+    values = np.array([-np.inf, -2, -1e-3, -0.0, 0.0, 1e-3, 2, np.inf], dtype)
+    assert value_buckets(values).tolist() == list(range(0, 32, 4))
+    assert value_buckets(values[::-1]).tolist() == list(range(28, -1, -4))
+    assert value_buckets(np.ones(7, dtype)).tolist() == [0] * 7
+    many = np.random.default_rng(0).standard_normal(6400).astype(dtype)
+    assert np.bincount(value_buckets(many), minlength=32).min() > 100
+
+
+# --------------------------------------------------------------------------- choice of a coder
+
+
+def sections_of(
+    masks: list[Mask], preset: Preset, shapes: list[tuple[int, ...]] | None = None
+) -> list[tuple[bytes, list[int]]]:
+    shapes = shapes or [mask.shape for mask in masks]
+    tensors = [MixingTensor(shape) for shape in shapes]
+    flat = [mask.reshape(-1) for mask in masks]
+    sections = encode_masks(flat, tensors, preset, lambda _: None)
+    assert sorted(i for _, members in sections for i in members) == list(range(len(masks)))
+    for section, members in sections:
+        packed = decode_masks(section, [tensors[i] for i in members])
+        for i, found in zip(members, packed, strict=True):
+            assert np.array_equal(unpack(found, flat[i].size), flat[i])
+    return sections
+
+
+def structured(shape: tuple[int, int], seed: int = 0) -> Mask:
+    rng = np.random.default_rng(seed)
+    return rng.random(shape) < rng.random((shape[0], 1))
+
+
+def test_each_preset_uses_its_coders() -> None:
+    masks = [structured((100, 90)), np.zeros((9, 9), np.bool_), structured((90, 100), 1)]
+    fast = sections_of(masks, "fast")
+    assert all(mask_coder(section) in (CONSTANT, PACKED, RANS) for section, _ in fast)
+    for preset in ("default", "max"):
+        best = sections_of(masks, preset)
+        assert [(mask_coder(section), members) for section, members in best] == [
+            (MIXING, [0, 2]),
+            (CONSTANT, [1]),
+        ]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("density", [0.003, 0.05, 0.2, 0.5, 0.8])
+def test_masks_without_structure_are_not_mixed(preset: Preset, density: float) -> None:
+    shapes = [(32, 3, 3, 3), (32, 1, 5, 5), (64, 32), (10, 64), (300, 1000)]
+    masks = [random_mask(math.prod(s), density, i) for i, s in enumerate(shapes)]
+    sections = sections_of(masks, preset, shapes)
+    static = sections_of(masks, "fast", shapes)
+    entry = 5  # bytes of a section in the table, at least
+    assert sum(len(s) + entry for s, _ in sections) <= sum(len(s) + entry for s, _ in static)
+
+
+def test_what_does_not_pay_leaves_the_stream() -> None:
+    noise = random_mask(30_000, 0.5).reshape(100, 300)
+    masks = [structured((200, 150)), noise, structured((200, 150), 2)]
+    sections = sections_of(masks, "max")
+    assert [members for _, members in sections] == [[0, 2], [1]]
+    assert mask_coder(sections[1][0]) in (PACKED, RANS)
+
+
+def test_large_models_are_mixed_on_request_only() -> None:
+    masks = [np.repeat(random_mask(1 << 12, 0.3, i), 1 << 10) for i in range(5)]
+    shapes = [(1 << 12, 1 << 10)] * 5
+    assert all(mask_coder(s) != MIXING for s, _ in sections_of(masks, "default", shapes))
+    best = sections_of(masks, "max", shapes)
+    assert [(mask_coder(s), members) for s, members in best] == [(MIXING, [i]) for i in range(5)]
+
+
+# ------------------------------------------------------------------------- hostile sections
+
+
+def attempt(section: bytes, tensors: list[MixingTensor]) -> None:
+    with contextlib.suppress(CorruptError, TruncatedError):
+        for packed, tensor in zip(decode_masks(section, tensors), tensors, strict=True):
+            count = numel(tensor.shape)
+            assert packed.shape == (-(-count // 8),)
+            assert not np.unpackbits(packed, bitorder="little")[count:].any()
+
+
+@BOTH
+@settings(max_examples=150)
+@given(data=st.binary(max_size=300), masks=mixed())
+def test_random_sections(data: bytes, masks: list[tuple[Mask, MixingTensor]]) -> None:
+    tensors = [tensor for _, tensor in masks]
+    attempt(bytes([MIXING]) + data, tensors)
+    attempt(data, tensors)
+
+
+@BOTH
+@settings(max_examples=100)
+@given(masks=mixed(), data=st.data())
+def test_damaged_sections(masks: list[tuple[Mask, MixingTensor]], data: st.DataObject) -> None:
+    section = bytearray([MIXING, *encode_mixing(masks)[0]])
+    for _ in range(data.draw(st.integers(0, 3))):
+        section[data.draw(st.integers(0, len(section) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(section)) | st.just(len(section)))
+    tensors = [tensor for _, tensor in masks]
+    attempt(bytes(section[:cut]) + data.draw(st.binary(max_size=4)), tensors)
+    attempt(bytes(section), [*tensors[1:], MixingTensor((3, 5))])
+
+
+@settings(max_examples=100)
+@given(masks=mixed(), damage=st.data())
+def test_both_implementations_refuse_alike(
+    with_kernels: Callable[[str], None],
+    masks: list[tuple[Mask, MixingTensor]],
+    damage: st.DataObject,
+) -> None:
+    data = bytearray(encode_mixing(masks)[0])
+    data[damage.draw(st.integers(0, len(data) - 1))] ^= damage.draw(st.integers(1, 255))
+    del data[damage.draw(st.integers(0, len(data)) | st.just(len(data))) :]
+    outcomes = []
+    for which in ("native", "numpy"):
+        with_kernels(which)
+        try:
+            found = decode_mixing(bytes(data), [tensor for _, tensor in masks])
+            outcomes.append(b"".join(part.tobytes() for part in found))
+        except DecodeError as error:
+            outcomes.append((error.code, str(error)))
+    assert outcomes[0] == outcomes[1]
+
+
+@BOTH
+def test_every_cut_and_every_addition_is_refused() -> None:
+    masks = [(structured((20, 30)).reshape(-1), MixingTensor((20, 30)))]
+    data, _ = encode_mixing(masks)
+    tensors = [tensor for _, tensor in masks]
+    for length in range(len(data)):
+        with pytest.raises(DecodeError):
+            decode_mixing(data[:length], tensors)
+    for more in (b"\0", b"\0\0", data):
+        with pytest.raises(DecodeError):
+            decode_mixing(data + more, tensors)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("data", "shapes", "code"),
+    [
+        (b"", [(5,)], "truncated"),
+        (b"\x80", [(5,), (5,)], "truncated"),
+        (b"\x80\0\0\0", [(5,)], "section"),
+        (b"\x80" + bytes(4), [(0,)], "section"),
+        (b"\x80\x80" + bytes(4), [(5,), (0, 4)], "section"),
+        (b"\x80\x80" + bytes(4), [(BLOCK_WEIGHTS,), (1,)], "section"),
+        (bytes(7), [(BLOCK_WEIGHTS + 1,)], "truncated"),
+        (bytes(9), [(BLOCK_WEIGHTS + 1,)], "section"),
+    ],
+)
+def test_why_a_section_is_refused(data: bytes, shapes: list[tuple[int, ...]], code: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode_mixing(data, [MixingTensor(shape) for shape in shapes])
+    assert caught.value.code == code
+
+
+def test_few_bytes_do_not_cost_the_time_of_many_weights() -> None:
+    """A block that ends at once stops decoding, however many weights it should have."""
+    tensor = MixingTensor((1 << 30,), np.zeros(1, np.uint8))
+    blocks = (1 << 30) // BLOCK_WEIGHTS
+    data = np.full(blocks, 5, "<u4").tobytes() + (b"\x80" + b"\x55" * 4) * blocks
+    with pytest.raises(DecodeError):
+        decode_mixing(data, [tensor])
+
+
+# ---------------------------------------------------------------------------------- in files
+
+
+def contents_of(masks: list[Mask], **prototype: Any) -> Contents:
+    tensors = tuple(
+        MaskedTensor(f"w{i}", "float32", mask.shape, Fill(0, offset=3), mask)
+        for i, mask in enumerate(masks)
+    )
+    return Contents((prototype["prototype"],), tensors)
+
+
+def test_one_tensor_of_a_shared_section() -> None:
+    masks = [structured((60, 50), 4), structured((50, 60), 5), structured((30, 100), 6)]
+    contents = contents_of(masks, prototype=SeededPrototype("normal", 5, 777))
+    data = b"".join(encode_contents(contents, preset="max"))
+    for name in ("w2", "w0", "w1"):
+        with pemncodec.open(io.BytesIO(data)) as file:
+            assert np.array_equal(file.mask(name), masks[int(name[1])])
+    with pemncodec.open(io.BytesIO(data)) as file:
+        file.verify()
+        info = file.info()
+        assert [tensor.coder for tensor in info.tensors] == ["mixing"] * 3
+        assert sum(tensor.bytes for tensor in info.tensors) == info.mask_bytes
+        assert len({row.section for row in file.header.tensors}) == 1
+        assert file.mask_bits("w1").tolist() == masks[1].reshape(-1).astype(int).tolist()
+    assert len(data) < len(b"".join(encode_contents(contents, preset="fast")))
+
+
+def values_decide(shape: tuple[int, int], values: NDArray[np.float32]) -> Mask:
+    return np.resize(np.roll(values, -3), shape) > 0.4
+
+
+@pytest.mark.parametrize(("missing", "used"), [(10, "all"), (1900, "masks")])
+def test_unused_values_are_stored_where_knowing_the_rest_pays(missing: int, used: str) -> None:
+    """Both choices decode to the same tensors; the smaller file wins."""
+    rng = np.random.default_rng(8)
+    values = prototype_values(SeededPrototype("normal", 1, 2000)).copy()
+    masks = [rng.random((40, 500)) < np.resize(np.roll(np.abs(values) / 3, -3), (40, 500))]
+    masks += [rng.random((300, 100)) < np.resize(np.roll(np.abs(values) / 3, -3), (300, 100))]
+    gone = rng.permutation(2000)[:missing]
+    for mask in masks:
+        mask &= ~np.isin((np.arange(mask.size) + 3) % 2000, gone).reshape(mask.shape)
+    values[gone] = 0
+    contents = contents_of(masks, prototype=StoredPrototype(values, "float32"))
+    with pemncodec.open(io.BytesIO(b"".join(encode_contents(contents, preset="max")))) as file:
+        (row,) = file.header.prototypes
+        assert getattr(row, "used", None) == used
+        for i, mask in enumerate(masks):
+            expected = np.where(mask, np.resize(np.roll(values, -3), mask.shape), 0)
+            assert file.tensor(f"w{i}").tobytes() == expected.astype(np.float32).tobytes()
+
+
+# ------------------------------------------------------------------------- real checkpoints
+
+
+@pytest.mark.parametrize("preset", ["default", "max"])
+@pytest.mark.parametrize(("which", "most"), [("onelayer", 0.960), ("rp", 0.965)])
+def test_official_masks_take_less_than_their_order0(which: str, most: float, preset: str) -> None:
+    official = official_checkpoint(which)
+    assert isinstance(official, Official)
+    state = load_checkpoint(official.path)
+    assert_share_of_order0(state, official.keep, most, preset)
+
+
+def test_example_masks_take_less_than_their_order0() -> None:
+    state = load_checkpoint(ROOT / "examples" / "convmixer-rp1e-3-k50.pt")
+    assert_share_of_order0(state, 0.5, 0.965, "max")
+
+
+def assert_share_of_order0(state: Any, keep: float, most: float, preset: str) -> None:
+    target = io.BytesIO()
+    report = pemncodec.encode(state, target, keep=keep, manifest=False, preset=preset)
+    assert report.info.mask_bytes <= most * report.info.order0_bytes
+    fast = pemncodec.encode(state, io.BytesIO(), keep=keep, manifest=False, preset="fast")
+    assert report.info.file_bytes < fast.info.file_bytes
+    with pemncodec.open(target) as file:
+        file.verify()
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(pemncodec.EncodeArgumentError, match="preset"):
+        pemncodec.encode({}, io.BytesIO(), manifest=False, preset="best")
