@@ -1,0 +1,175 @@
+"""Both implementations of the mixing kernels: tables, arguments, results."""
+
+from __future__ import annotations
+
+import zlib
+from types import ModuleType
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+from conftest import native_kernels
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pemncodec.coders.mixing import _tables
+from pemncodec.kernels import mixing_twin
+
+STRETCH, SQUASH = 4096, 3072
+PART = (6, 3, 1, 1, 0, 128)
+
+
+@pytest.fixture(params=["native", "numpy"])
+def kernel(request: pytest.FixtureRequest) -> ModuleType:
+    return native_kernels() if request.param == "native" else mixing_twin
+
+
+def parts(*rows: tuple[int, ...]) -> bytes:
+    return np.array(rows, np.uint64).tobytes()
+
+
+def outcome(kernel: ModuleType, name: str, *arguments: Any) -> tuple[str, Any]:
+    try:
+        return "returned", getattr(kernel, name)(*arguments)
+    except (TypeError, ValueError) as error:
+        return type(error).__name__, str(error) if isinstance(error, ValueError) else None
+
+
+def test_tables_are_those_of_the_spec() -> None:
+    tables = _tables()
+    with mpmath.workprec(100):
+        for j in (0, 1, 2047, 2048, 2049, 4094, 4095):
+            odds = mpmath.mpf(2 * j + 1) / (8191 - 2 * j)
+            assert tables[j] == int(mpmath.nint(1024 * mpmath.log(odds)))
+        for x in range(-1536, 1536, 61):
+            exact = 65536 / (1 + mpmath.exp(-mpmath.mpf(2 * x + 1) / 256))
+            assert tables[STRETCH + 1536 + x] == min(max(int(mpmath.nint(exact)), 1), 65535)
+    halves = np.concatenate([tables[2048:4096], tables[4096 + 1536 :]]).astype("<u2")
+    assert zlib.crc32(halves.tobytes()) == 0x73BB4889
+    assert np.array_equal(tables[:2048], -tables[4095:2047:-1])
+    assert np.array_equal(tables[4096 : 4096 + 1536], 65536 - tables[:-1537:-1])
+
+
+GOOD: dict[str, Any] = {
+    "bits": bytes([1, 0, 0, 1, 1, 0]),
+    "buckets": bytes([0, 31, 7, 3, 3, 0]),
+    "parts": parts(PART),
+    "tables": _tables(),
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"bits": bytes([1, 0, 0, 1, 1, 2])}, "bits"),
+        ({"bits": bytes(5)}, "parts"),
+        ({"bits": b""}, "parts"),
+        ({"bits": b"", "buckets": b"", "parts": b""}, "parts"),
+        ({"buckets": bytes(5)}, "buckets"),
+        ({"buckets": bytes([0, 0, 0, 0, 0, 32])}, "buckets"),
+        ({"parts": parts(PART)[:-1]}, "parts"),
+        ({"parts": parts((0, 3, 1, 1, 0, 128))}, "parts"),
+        ({"parts": parts((6, 0, 1, 1, 0, 128))}, "parts"),
+        ({"parts": parts((6, 3, 0, 1, 0, 128))}, "parts"),
+        ({"parts": parts((6, 3, 1, 0, 0, 128))}, "parts"),
+        ({"parts": parts((6, 3, 1, 1, 0, 256))}, "parts"),
+        ({"parts": parts((6, 1 << 40, 1 << 40, 1, 0, 1))}, "parts"),
+        ({"parts": parts((6, 3, 1, 1, (1 << 62) + 1, 1))}, "parts"),
+        ({"parts": parts((3, 3, 1, 1, 3, 1), (3, 3, 1, 1, 0, 1))}, "parts"),
+        ({"parts": parts((2**64 - 1, 3, 1, 1, 0, 1), (7, 3, 1, 1, 0, 1))}, "parts"),
+        ({"tables": _tables()[:-1]}, "tables"),
+        ({"tables": np.where(np.arange(STRETCH + SQUASH) == 9, 10_000, _tables())}, "tables"),
+        ({"tables": np.where(np.arange(STRETCH + SQUASH) == 5000, 0, _tables())}, "tables"),
+        ({"bits": memoryview(bytes(12))[::2]}, "buffer"),
+    ],
+)
+def test_arguments_out_of_range(kernel: ModuleType, changed: dict[str, Any], error: str) -> None:
+    arguments = GOOD | changed
+    if isinstance(arguments["tables"], np.ndarray):
+        arguments["tables"] = arguments["tables"].astype(np.int32)
+    with pytest.raises(ValueError, match=f"^{error}$"):
+        kernel.mixing_encode(**arguments)
+
+
+def test_arguments_of_another_type(kernel: ModuleType) -> None:
+    for name in GOOD:
+        with pytest.raises(TypeError):
+            kernel.mixing_encode(**GOOD | {name: "text"})
+    with pytest.raises(ValueError, match="buffer"):
+        kernel.mixing_decode(bytes(4), GOOD["buckets"], GOOD["parts"], GOOD["tables"], bytes(6))
+
+
+def test_round_trip(kernel: ModuleType) -> None:
+    data, ends = kernel.mixing_encode(**GOOD)
+    assert len(ends) == 1
+    assert len(data) == ends[0] + 4
+    out = bytearray(6)
+    kernel.mixing_decode(data, GOOD["buckets"], GOOD["parts"], GOOD["tables"], out)
+    assert bytes(out) == GOOD["bits"]
+
+
+def test_every_error_of_decoding(kernel: ModuleType) -> None:
+    data, _ = kernel.mixing_encode(**GOOD)
+    for damaged, error in (
+        (data[:3], "too short"),
+        (data + b"\0", "bytes left over"),
+        (data[:-1] + bytes([data[-1] ^ 1]), "final state"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            kernel.mixing_decode(
+                damaged, GOOD["buckets"], GOOD["parts"], GOOD["tables"], bytearray(6)
+            )
+
+
+def test_carries_run_through_what_is_written(kernel: ModuleType) -> None:
+    """Bits against every prediction leave long runs of FF behind which a carry may come."""
+    tables = _tables().copy()
+    tables[STRETCH:] = 1
+    bits = bytes([0] * 3000)
+    layout = parts((3000, 3000, 1, 1, 0, 0))
+    for source in (bits, bytes([1]) + bits[1:], bits[:-1] + bytes([1])):
+        data, _ = kernel.mixing_encode(source, bytes(3000), layout, tables)
+        out = bytearray(3000)
+        kernel.mixing_decode(data, bytes(3000), layout, tables, out)
+        assert bytes(out) == source
+
+
+NUMBERS = st.integers(0, 9) | st.sampled_from([1 << 16, 1 << 31, 1 << 32, 1 << 62, 2**64 - 1])
+
+
+@settings(max_examples=300)
+@given(
+    rows=st.lists(st.tuples(*[NUMBERS] * 6), max_size=3),
+    data=st.binary(max_size=40),
+    weights=st.integers(0, 20),
+)
+def test_any_layout_ends_alike(rows: list[tuple[int, ...]], data: bytes, weights: int) -> None:
+    results = []
+    for module in (native_kernels(), mixing_twin):
+        out = bytearray(weights)
+        result = outcome(
+            module, "mixing_decode", data, bytes(weights), parts(*rows), _tables(), out
+        )
+        results.append((result, bytes(out) if result[0] == "returned" else None))
+    assert results[0] == results[1]
+
+
+@settings(max_examples=100)
+@given(
+    columns=st.sampled_from([1, 2, 5, 1 << 17, 1 << 40]),
+    kernel_size=st.sampled_from([1, 9, 600, 1 << 20]),
+    width=st.sampled_from([1, 3, 1 << 30]),
+    first=st.integers(0, 50) | st.sampled_from([1 << 20, (1 << 62) - 1]),
+    bits=st.lists(st.integers(0, 1), min_size=1, max_size=60),
+)
+def test_blocks_from_anywhere_are_coded_alike(
+    columns: int, kernel_size: int, width: int, first: int, bits: list[int]
+) -> None:
+    layout = parts((len(bits), columns, kernel_size, width, first, 100))
+    arguments = bytes(bits), bytes(i % 32 for i in range(len(bits))), layout, _tables()
+    expected = mixing_twin.mixing_encode(*arguments)
+    assert native_kernels().mixing_encode(*arguments) == expected
+    out = bytearray(len(bits))
+    native_kernels().mixing_decode(expected[0], *arguments[1:], out)
+    assert list(out) == bits
