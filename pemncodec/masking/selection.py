@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from pemncodec import kernels
 from pemncodec.masking.keep import dropped_count
 
 By = Literal["magnitude", "score"]
@@ -125,12 +125,17 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
 
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 class StraightThrough(torch.autograd.Function):
     """Effective weights, +0.0 where masked out; the gradient of what was ranked is g · w."""
 
     @staticmethod
     def forward(weight: Tensor, ranked: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG004
-        return torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+        # By bits: several times as fast as torch.where on a CPU, and never −0.0.
+        integer = _INTEGERS[weight.dtype.itemsize]
+        return (weight.view(integer) & -mask.to(integer)).view(weight.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
@@ -140,7 +145,9 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
         (weight,) = ctx.saved_tensors
-        return None, (gradient * weight).to(ctx.ranked_dtype), None
+        # The gradient of a linear layer comes transposed; mixed strides are slow.
+        ordered = torch.empty_like(weight).copy_(gradient)
+        return None, ordered.mul_(weight).to(ctx.ranked_dtype), None
 
 
 # -------------------------------------------------------------------------------------- top-k
@@ -165,18 +172,12 @@ def top_k_mask(ranked: Tensor, kept: Tensor) -> Tensor:
 
 @top_k_mask.register_kernel("cpu")
 def _(ranked: Tensor, kept: Tensor) -> Tensor:
-    values, count = ranked.detach().reshape(-1), int(kept)
-    if values.dtype in (torch.bfloat16, torch.float16):
-        values = values.float()
-    if not count or not values.numel():
-        return torch.zeros(ranked.shape, dtype=torch.bool, device=ranked.device)
-    first = values.numel() - count
-    cut = float(np.partition(values.numpy(), first)[first])
-    mask = values >= cut
-    surplus = int(torch.count_nonzero(mask)) - count
-    if surplus > 0:
-        mask[(values == cut).nonzero()[:surplus, 0]] = False
-    return mask.view(ranked.shape)
+    if ranked.dtype == torch.float64:
+        return top_k_mask_by_sort(ranked, kept)
+    mask = torch.empty(ranked.shape, dtype=torch.bool, device=ranked.device)
+    values = ranked.detach().float().contiguous()
+    kernels.top_k(values.reshape(-1).numpy(), int(kept), mask.view(-1).view(torch.uint8).numpy())
+    return mask
 
 
 @top_k_mask.register_fake
