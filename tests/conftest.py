@@ -19,7 +19,7 @@ from pemncodec import kernels
 from pemncodec.kernels import numpy_twin
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ("expand", "philox4x32", "rans_decode", "rans_encode")
+KERNELS = ("expand", "philox4x32", "rans_decode", "rans_encode", "top_k")
 
 # The kernels stay exchanged for all examples of a test, so a fixture per function is right.
 settings.register_profile(

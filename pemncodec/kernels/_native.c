@@ -420,9 +420,11 @@ static PyObject *expand(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
 /* ---- The largest values ---- */
 
 /* Keys order as the values do: floats without NaN, −0 as +0. */
-static uint32_t ordered_key(float value)
+static uint32_t ordered_key(const unsigned char *values, size_t index)
 {
+    float value;
     uint32_t bits;
+    memcpy(&value, values + index * sizeof value, sizeof value);
     value += 0.0f;
     memcpy(&bits, &value, sizeof bits);
     return bits ^ (bits >> 31 ? UINT32_MAX : 0x80000000u);
@@ -444,19 +446,20 @@ static uint32_t bin_of_rank(Histogram histogram, size_t *rank, size_t *here)
 
 /* Radix selection by digits of 11, 11 and 10 bits: the key of rank *rank in ascending order; what
  * is left of *rank are the equal keys before it. False without memory. */
-static bool key_of_rank(const float *values, size_t count, size_t *rank, uint32_t *cut)
+static bool key_of_rank(const unsigned char *values, size_t count, size_t *rank,
+                        uint32_t *cut)
 {
     static const int shifts[] = {21, 10, 0};
     Histogram histogram = {{0}};
     for (size_t i = 0; i < count; i++)
-        histogram[i % 4][ordered_key(values[i]) >> shifts[0]]++;
+        histogram[i % 4][ordered_key(values, i) >> shifts[0]]++;
     size_t here, found = 0;
     *cut = bin_of_rank(histogram, rank, &here);
     uint32_t *keys = malloc((here + 1) * sizeof *keys);
     if (keys == NULL)
         return false;
     for (size_t i = 0; i < count; i++) { /* without a branch, which nobody could predict */
-        uint32_t key = ordered_key(values[i]);
+        uint32_t key = ordered_key(values, i);
         keys[found] = key;
         found += key >> shifts[0] == *cut;
     }
@@ -472,7 +475,8 @@ static bool key_of_rank(const float *values, size_t count, size_t *rank, uint32_
     return true;
 }
 
-static bool mark_largest(const float *values, size_t count, size_t kept, unsigned char *mask)
+static bool mark_largest(const unsigned char *values, size_t count, size_t kept,
+                         unsigned char *mask)
 {
     memset(mask, kept > 0, count);
     if (kept == 0 || kept == count)
@@ -482,9 +486,9 @@ static bool mark_largest(const float *values, size_t count, size_t kept, unsigne
     if (!key_of_rank(values, count, &dropped_ties, &cut))
         return false;
     for (size_t i = 0; i < count; i++)
-        mask[i] = ordered_key(values[i]) >= cut;
+        mask[i] = ordered_key(values, i) >= cut;
     for (size_t i = 0; i < count && dropped_ties > 0; i++)
-        if (ordered_key(values[i]) == cut) {
+        if (ordered_key(values, i) == cut) {
             mask[i] = 0;
             dropped_ties--;
         }

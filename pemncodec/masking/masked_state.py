@@ -89,9 +89,11 @@ def read_masked_weights(state: Mapping[str, Tensor]) -> MaskedState:
             raise EncodeError(f"{name}: {error}") from None
         ranked[weight] = recipes[weight].selection.ranked(scores)
         memory[weight] = state[entry + _SCORES].data_ptr()
+    tensors = _plain_state(state, recipes)
+    masks = _masks(recipes, ranked, memory)
     return MaskedState(
-        _plain_state(state, recipes),
-        _masks(recipes, ranked, memory),
+        tensors,
+        {name: masks[name] for name in tensors if name in masks},
         fills={name: recipe.fill for name, recipe in recipes.items()},
     )
 
