@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
 CHECKPOINTS = {
-    "example, RP 1e-3, keep 0.5": ("examples/convmixer-rp1e-3-k50.pt", 0.5),
+    "example, RP 1e-3, keep 0.5": ("examples/convmixer-rp1e-3-k50.pt", None),
     "official, RP 1e-3, keep 0.5": ("official-convmixer-rp1e-3-k50.pt", 0.5),
     "official, One-layer, keep 0.2": ("official-convmixer-onelayer-k20.pt", 0.2),
 }
@@ -58,7 +58,7 @@ def sparse_bytes(state: dict[str, torch.Tensor], masked: list[str]) -> int:
     return stream.tell()
 
 
-def measure(path: Path, keep: float) -> dict[str, float]:
+def measure(path: Path, keep: float | None) -> dict[str, float]:
     """Bytes of one checkpoint in every form."""
     from convmixer import convmixer
 

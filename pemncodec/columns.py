@@ -84,6 +84,7 @@ _SEEDED = {
     "distribution": Column(_is_one_of(DISTRIBUTIONS), "a distribution", "normal"),
     "seed": Column(_is_match("[0-9a-f]{16}"), "sixteen hexadecimal digits", "0" * 16),
     "stream": Column(_is_match("[0-9a-f]{16}"), "sixteen hexadecimal digits", "0" * 16),
+    "period": Column(is_int(0, MAX_INDEX), "a period", 0),
 }
 _STORED = {
     "dtype": Column(_is_one_of(WEIGHT_DTYPES), "a dtype", "float32"),

@@ -76,12 +76,15 @@ class SeededPrototype:
         seed: 64-bit key of the generator.
         length: number of values.
         stream: upper half of the counter; prototypes of one seed differ in it.
+        period: 0, or how many values are made, repeated to `length` and shuffled by a permutation
+            from the same stream (spec section 5.2).
     """
 
     distribution: Distribution
     seed: int
     length: int
     stream: int = 0
+    period: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +105,14 @@ class StoredPrototype:
 
 
 Prototype = SeededPrototype | StoredPrototype
+
+
+@dataclass(frozen=True, slots=True)
+class SeededFill:
+    """A layer's values before prototypes have numbers: `prototype[i % length] * scale`."""
+
+    prototype: SeededPrototype
+    scale: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,17 @@ def generate(
     raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
 
 
+def permutation(seed: int, start: int, count: int, *, stream: int = 0) -> npt.NDArray[np.int64]:
+    """0 … count − 1 in the order of words `start` to `start + count`, equal ones by position.
+
+    Returns:
+        int64 [count].
+    """
+    words = np.empty(count, np.uint32)
+    kernels.philox4x32(words, seed, stream, start)
+    return np.argsort(words, kind="stable")
+
+
 def check_stream(seed: int, stream: int) -> None:
     """Raises ValueError unless both are 64-bit unsigned integers."""
     for name, value in (("seed", seed), ("stream", stream)):

@@ -160,6 +160,7 @@ def _encode_prototype(prototype: PrototypeRow, rows: dict[str, list[dict[str, An
                 "distribution": prototype.distribution,
                 "seed": f"{prototype.seed:016x}",
                 "stream": f"{prototype.stream:016x}",
+                "period": prototype.period,
             }
         )
     else:
@@ -244,12 +245,15 @@ def _decode_prototypes(
     for row in rows:
         if row["kind"] == "seeded":
             own = next(seeded)
+            if own["period"] > row["length"]:
+                raise _broken("a prototype's period is longer than the prototype")
             prototypes.append(
                 SeededPrototype(
                     own["distribution"],
                     int(own["seed"], 16),
                     row["length"],
                     int(own["stream"], 16),
+                    own["period"],
                 )
             )
         else:

@@ -19,11 +19,12 @@ from pemncodec.contents import (
     Array,
     Fill,
     Prototype,
+    SeededFill,
     SeededPrototype,
     StoredPrototype,
     bits_of,
 )
-from pemncodec.generator import generate
+from pemncodec.generator import generate, permutation
 
 Mask = npt.NDArray[np.bool_]
 
@@ -36,9 +37,11 @@ def prototype_values(prototype: Prototype) -> Array:
     """A prototype's values before scaling, [length]; float32 for a seeded one."""
     if isinstance(prototype, StoredPrototype):
         return prototype.values
-    return generate(
-        prototype.distribution, prototype.seed, 0, prototype.length, stream=prototype.stream
-    )
+    seed, stream, length = prototype.seed, prototype.stream, prototype.length
+    if not prototype.period:
+        return generate(prototype.distribution, seed, 0, length, stream=stream)
+    values = generate(prototype.distribution, seed, 0, prototype.period, stream=stream)
+    return values[permutation(seed, prototype.period, length, stream=stream) % values.size]
 
 
 def scale_values(values: Array, dtype: str, scale: float, to_dtype: str) -> Array:
@@ -105,11 +108,13 @@ class Layer:
     Attributes:
         values: [n], carrier dtype of `dtype`.
         mask: bool [n]; only values where it is True count.
+        fill: where the values are said to come from.
     """
 
     dtype: str
     values: Array
     mask: Mask
+    fill: SeededFill | None = None
 
 
 def recover_prototypes(
@@ -127,6 +132,18 @@ def recover_prototypes(
     """
     fills: list[Fill | None] = [None] * len(layers)
     prototypes: list[Prototype] = []
+    numbers: dict[SeededPrototype, int] = {}
+    latest: dict[SeededPrototype, Array] = {}
+    for index, layer in enumerate(layers):
+        if (fill := layer.fill) is None:
+            continue
+        # Layers that share a prototype are mostly all of them, or neighbours.
+        if fill.prototype not in latest:
+            latest = {fill.prototype: prototype_values(fill.prototype)}
+        if _comes_from(latest[fill.prototype], fill.scale, layer):
+            number = numbers.setdefault(fill.prototype, len(numbers))
+            fills[index] = Fill(number, scale=fill.scale)
+    prototypes += numbers
     for prototype in seeded:
         values = prototype_values(prototype)
         matches = {
@@ -255,6 +272,14 @@ def _has_period(bits: npt.NDArray[np.unsignedinteger], known: Mask, length: int)
         np.copyto(first, part, where=part_known & ~first_seen)
         first_seen |= part_known
     return True
+
+
+def _comes_from(values: Array, scale: float, layer: Layer) -> bool:
+    """Whether a seeded prototype's values at a known scale make the layer's used ones."""
+    values = scale_values(values[: layer.values.size], "float32", scale, layer.dtype)
+    positions = np.flatnonzero(layer.mask)
+    made = bits_of(values)[positions % values.size]
+    return np.array_equal(made, bits_of(layer.values)[positions])
 
 
 def _seeded_scale(values: Array, layer: Layer) -> float | None:

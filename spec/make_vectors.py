@@ -255,6 +255,10 @@ def valid() -> dict[str, bytes]:
                 tensors={"dtype": [dtype]},
             )
     files["seeded-stream"] = masked(ONES, [10], prototype={"stream": ["8000000000000001"]})
+    for period in (1, 3, 12):
+        files[f"seeded-shuffled-period-{period}"] = masked(
+            ONES, [2, 5], prototype={"period": [period]}, length=12
+        )
     files["seeded-scaled-float32"] = masked(ONES, [10], masked={"scale": ["bdcccccd"]})
     files["seeded-scale-zero"] = masked(ONES, [10], masked={"scale": ["00000000"]})
     files["seeded-scale-subnormal"] = masked(ONES, [10], masked={"scale": ["00000003"]})
@@ -575,6 +579,8 @@ def invalid_header() -> dict[str, tuple[str, bytes]]:
         "seed-upper-case": weight(prototype={"seed": ["ABCDEF0123456789"]}),
         "seed-15-digits": weight(prototype={"seed": ["123456789abcdef"]}),
         "seed-integer": weight(prototype={"seed": [1]}),
+        "period-negative": weight(prototype={"period": [-1]}),
+        "period-above-length": weight(prototype={"period": [3]}, length=2),
         "stored-dtype": masked(ONES, [2], stored=TWO, length=2, prototype={"dtype": ["int32"]}),
         "unknown-used": masked(ONES, [2], stored=TWO, length=2, prototype={"used": ["explicit"]}),
         "sections-not-an-array": pack({"sections": {}}),

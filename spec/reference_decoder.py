@@ -162,6 +162,7 @@ COLUMNS: dict[str, Columns] = {
         "distribution": (("uniform", "signed-constant", "normal"), "normal"),
         "seed": ("[0-9a-f]{16}", "0" * 16),
         "stream": ("[0-9a-f]{16}", "0" * 16),
+        "period": (is_index, 0),
     },
     "stored": {"dtype": (WEIGHTS, "float32"), "used": (("all", "masks"), "all")} | SECTION,
 }
@@ -275,6 +276,8 @@ class Decoder:
             mine = [row for row in self.prototypes + self.rows if row["kind"] == owner]
             for row, own in zip(mine, read_rows(header, kind, len(mine)), strict=True):
                 row |= own
+        for row in self.prototypes:  # rule 6
+            require(row.get("period", 0) <= row["length"], "header", "period above the length")
         seen: dict[str, dict[str, Any]] = {}
         for row in self.rows:
             require(row["name"] not in seen, "header", "two tensors of one name")  # rule 4
@@ -366,7 +369,13 @@ class Decoder:
         if row["kind"] == "seeded":
             seed, stream = int(row["seed"], 16), int(row["stream"], 16)
             value = DISTRIBUTIONS[row["distribution"]]
-            return [value(philox(seed, stream, i // 4)[i % 4]) for i in range(length)]
+            word = lambda i: philox(seed, stream, i // 4)[i % 4]  # noqa: E731
+            period = row["period"]
+            values = [value(word(i)) for i in range(period or length)]
+            if period:
+                order = sorted(range(length), key=lambda i: word(period + i))
+                return [values[i % period] for i in order]
+            return values
         stored = set(range(length))
         if row["used"] == "masks":  # 5.4
             stored = set()

@@ -24,6 +24,7 @@ TWINS = {
     "philox4x32": numpy_twin,
     "rans_decode": numpy_twin,
     "rans_encode": numpy_twin,
+    "top_k": numpy_twin,
     "mixing_decode": mixing_twin,
     "mixing_encode": mixing_twin,
 }

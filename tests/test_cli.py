@@ -44,7 +44,7 @@ def fails(result: subprocess.CompletedProcess[bytes], status: int, *words: str) 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("net") / "net.pemn"
-    result = pemn("encode", EXAMPLE, "--keep", 0.5, *ARCH, "-o", path, cwd=path.parent)
+    result = pemn("encode", EXAMPLE, *ARCH, "-o", path, cwd=path.parent)
     assert result.returncode == 0, result.stderr
     return path
 
@@ -59,7 +59,7 @@ def masked_state(tmp_path: Path) -> Path:
 
 
 def test_encode_prints_what_the_file_costs(tmp_path: Path) -> None:
-    result = pemn("encode", EXAMPLE, "--keep", 0.5, *ARCH, "-o", "net.pemn", cwd=tmp_path)
+    result = pemn("encode", EXAMPLE, *ARCH, "-o", "net.pemn", cwd=tmp_path)
     assert result.returncode == 0
     size = (tmp_path / "net.pemn").stat().st_size
     assert f"{size:,} bytes" in result.stdout.decode()
@@ -97,10 +97,19 @@ def test_inspect_does_not_import_torch(net: Path) -> None:
 
 
 def test_verify_against(net: Path) -> None:
-    result = pemn("verify", net, "--against", EXAMPLE, "--keep", 0.5, cwd=net.parent)
+    result = pemn("verify", net, "--against", EXAMPLE, cwd=net.parent)
     assert (result.returncode, result.stderr) == (0, b"")
-    fails(pemn("verify", net, "--against", EXAMPLE, "--keep", 0.4, cwd=net.parent), 1, "differs")
-    fails(pemn("verify", net, "--keep", 0.5, cwd=net.parent), 2, "--against")
+    fails(pemn("verify", net, "--against", EXAMPLE, "--keep", 0.5, cwd=net.parent), 2, "leave")
+
+
+def test_verify_against_official_scores(masked_state: Path) -> None:
+    folder = masked_state.parent
+    options = ["--keep", 0.5, "--no-manifest", "-o", "net.pemn"]
+    assert pemn("encode", masked_state, *options, cwd=folder).returncode == 0
+    against = ["verify", "net.pemn", "--against", masked_state]
+    assert pemn(*against, "--keep", 0.5, cwd=folder).returncode == 0
+    fails(pemn(*against, "--keep", 0.4, cwd=folder), 1, "differs")
+    fails(pemn("verify", "net.pemn", "--keep", 0.5, cwd=folder), 2, "--against")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
@@ -112,7 +121,9 @@ def test_decode_writes_the_plain_state_dict(net: Path, tmp_path: Path, suffix: s
     else:
         state = torch.load(output, weights_only=True)
     original = torch.load(EXAMPLE, weights_only=True)
-    assert set(state) == {name for name in original if not name.endswith(".scores")}
+    masked = {name.partition(".parametrizations.")[0] for name in original if "scores" in name}
+    trained = {name for name in original if ".parametrizations." not in name}
+    assert set(state) == trained | {f"{module}.weight" for module in masked}
     assert torch.equal(state["2.bias"], original["2.bias"])
     assert float((state["0.weight"] == 0).float().mean()) == 0.5
     result = pemn("verify", net, "--against", output, cwd=tmp_path)
@@ -135,7 +146,7 @@ def test_pipes(net: Path, masked_state: Path, tmp_path: Path) -> None:
 def test_encode_twice_gives_the_same_bytes(net: Path, tmp_path: Path) -> None:
     environment = {"PYTHONHASHSEED": "7"}
     output = tmp_path / "again.pemn"
-    pemn("encode", EXAMPLE, "--keep", 0.5, *ARCH, "-o", output, cwd=tmp_path, env=environment)
+    pemn("encode", EXAMPLE, *ARCH, "-o", output, cwd=tmp_path, env=environment)
     assert output.read_bytes() == net.read_bytes()
 
 

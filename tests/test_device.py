@@ -22,7 +22,8 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def stream() -> io.BytesIO:
     """Layers of every kind of fill: head, middle, wrapping, tiled, empty; in every dtype."""
     prototypes = tuple(
-        SeededPrototype(distribution, seed=2**63 + 5, length=1001, stream=7)
+        SeededPrototype(distribution, seed=2**63 + 5, length=1001, stream=7, period=period)
+        for period in (0, 17)
         for distribution in ("normal", "uniform", "signed-constant")
     )
     generator = np.random.default_rng(0)
@@ -35,9 +36,11 @@ def stream() -> io.BytesIO:
             (3, (50, 60)),
             (0, (0,)),
         ):
-            name = f"{dtype}.{offset}.{shape[0]}"
-            fill = Fill(index % 3, offset, float(np.float32(0.1 * (index + 1))))
-            tensors.append(MaskedTensor(name, dtype, shape, fill, generator.random(shape) < 0.5))
+            for number in (index % 3, index % 3 + 3):
+                name = f"{dtype}.{offset}.{shape[0]}.{number}"
+                fill = Fill(number, offset, float(np.float32(0.1 * (index + 1))))
+                mask = generator.random(shape) < 0.5
+                tensors.append(MaskedTensor(name, dtype, shape, fill, mask))
     return io.BytesIO(b"".join(encode_contents(Contents(prototypes, tuple(tensors)))))
 
 

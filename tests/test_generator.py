@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pemncodec.contents import Distribution
-from pemncodec.generator import DISTRIBUTIONS, generate, normal_quantiles
+from pemncodec.generator import DISTRIBUTIONS, generate, normal_quantiles, permutation
 from pemncodec.torch.generator import generate_on
 
 U64 = st.integers(0, 2**64 - 1) | st.integers(0, 5)
@@ -167,3 +167,13 @@ def test_arguments_out_of_range(
 ) -> None:
     with pytest.raises(ValueError, match=r".+"):
         make(*arguments, stream=stream)
+
+
+@given(U64, STARTS, st.integers(0, 300), U64)
+def test_permutations_are_permutations(seed: int, start: int, count: int, stream: int) -> None:
+    order = permutation(seed, start, count, stream=stream)
+    assert sorted(order.tolist()) == list(range(count))
+
+
+def test_a_permutation_sorts_words() -> None:
+    assert permutation(0, 2, 4).tolist() == [3, 1, 0, 2]  # the example of section 5.2

@@ -440,12 +440,49 @@ def test_expand_refuses(
 # Arguments
 
 
+# -------------------------------------------------------------------------------------- top_k
+
+VALUES = st.lists(st.floats(allow_nan=False, width=32) | st.sampled_from([-0.0, 0.0, 1.0, -1.0]))
+
+
+@given(VALUES, st.data())
+def test_top_k_is_that_of_a_stable_sort(
+    kernel: ModuleType, values: list[float], data: st.DataObject
+) -> None:
+    kept = data.draw(st.integers(0, len(values)))
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    out = np.full(len(values), 7, np.uint8)
+    kernel.top_k(np.array(values, np.float32), kept, out)
+    assert set(np.flatnonzero(out)) == set(order[len(values) - kept :])
+    assert out.sum() == kept
+
+
+@given(st.binary(max_size=400), st.data())
+def test_top_k_of_any_bits_ends(kernel: ModuleType, raw: bytes, data: st.DataObject) -> None:
+    values = raw[: len(raw) // 4 * 4]
+    out = np.full(len(values) // 4, 7, np.uint8)
+    kernel.top_k(values, data.draw(st.integers(0, out.size)), out)
+    assert out.size == 0 or out.max() <= 1
+
+
+def test_top_k_refuses(kernel: ModuleType) -> None:
+    for arguments, message in (
+        ((bytes(12), 1, bytearray(4)), "values"),
+        ((bytes(15), 1, bytearray(4)), "values"),
+        ((bytes(16), 5, bytearray(4)), "kept"),
+        ((bytes(16), -1, bytearray(4)), "kept"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            kernel.top_k(*arguments)
+
+
 def valid_calls() -> dict[str, list[object]]:
     return {
         "philox4x32": [np.zeros(4, np.uint32), 1, 2, 3],
         "rans_encode": [b"\0\0", table_of(_0=2**15), 2],
         "rans_decode": [struct.pack("<I", 2**16), table_of(_0=2**15), 1, np.zeros(4, np.uint8)],
         "expand": [b"abcd", 4, 0, b"\xff", np.zeros(8, np.float32)],
+        "top_k": [np.zeros(8, np.float32), 3, np.zeros(8, np.uint8)],
     }
 
 
@@ -454,6 +491,7 @@ KEYWORDS = {
     "rans_encode": ["symbols", "frequencies", "lanes"],
     "rans_decode": ["data", "frequencies", "lanes", "out"],
     "expand": ["values", "itemsize", "offset", "mask", "out"],
+    "top_k": ["values", "kept", "out"],
 }
 
 

@@ -13,6 +13,7 @@ from conftest import Official
 from torch import Tensor, nn
 
 import pemncodec
+from pemncodec.masking import OneLayer, mask_model, masked_state
 
 ARCHITECTURE = {"dim": 128, "depth": 4, "kernel_size": 5, "patch_size": 4, "n_classes": 10}
 BATCHES = (1, 4, 7)
@@ -54,6 +55,32 @@ def effective_state(official: Official) -> dict[str, Tensor]:
             tensor[masked_out] = 0.0
         effective[name] = tensor
     return effective
+
+
+def test_masks_of_a_model_with_official_weights_and_scores(
+    official: Official, convmixer: Callable[..., nn.Module]
+) -> None:
+    model = mask_model(convmixer(**ARCHITECTURE), OneLayer(), keep=official.keep)
+    renamed = {}
+    for name, tensor in official.state().items():
+        prefix, _, attribute = name.rpartition(".")
+        entry = f"{prefix}.parametrizations.weight"
+        if attribute == "scores":
+            renamed[f"{entry}.0.scores"] = tensor
+        elif f"{prefix}.scores" in official.state():
+            renamed[f"{entry}.original"] = tensor
+        else:
+            renamed[name] = tensor
+    missing, unexpected = model.load_state_dict(renamed, strict=False)
+    assert not unexpected
+    assert all(name.endswith("._extra_state") for name in missing)
+    expected = effective_state(official)
+    weights = {n: m.weight for n, m in model.named_modules() if hasattr(m, "parametrizations")}
+    assert len(weights) == 10
+    for name, weight in weights.items():
+        assert bits(weight) == bits(expected[f"{name}.weight"])
+    for name, mask in masked_state(model).masks.items():
+        assert torch.equal(torch.from_numpy(mask), expected[name] != 0)
 
 
 @pytest.fixture(scope="module")

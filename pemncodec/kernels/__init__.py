@@ -19,10 +19,11 @@ try:
         philox4x32,
         rans_decode,
         rans_encode,
+        top_k,
     )
 except ImportError:
     from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
-    from pemncodec.kernels.numpy_twin import expand, philox4x32, rans_decode, rans_encode
+    from pemncodec.kernels.numpy_twin import expand, philox4x32, rans_decode, rans_encode, top_k
 
     IMPLEMENTATION = "numpy"
 else:
@@ -36,4 +37,5 @@ __all__ = [
     "philox4x32",
     "rans_decode",
     "rans_encode",
+    "top_k",
 ]

@@ -7,7 +7,9 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "_mixing.h"
@@ -417,6 +419,111 @@ static PyObject *expand(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
     return outcome(error);
 }
 
+/* ---- The largest values ---- */
+
+/* Keys order as the values do: floats without NaN, −0 as +0. */
+static uint32_t ordered_key(const unsigned char *values, size_t index)
+{
+    float value;
+    uint32_t bits;
+    memcpy(&value, values + index * sizeof value, sizeof value);
+    value += 0.0f;
+    memcpy(&bits, &value, sizeof bits);
+    return bits ^ (bits >> 31 ? UINT32_MAX : 0x80000000u);
+}
+
+/* Histogram of a digit: four, since neighbours often fall in one bin. */
+typedef size_t Histogram[4][1 << 11];
+
+/* The bin with the item of rank *rank; what is left of *rank are the items before it in the bin. */
+static uint32_t bin_of_rank(Histogram histogram, size_t *rank, size_t *here)
+{
+    for (uint32_t bin = 0;; bin++) {
+        *here = histogram[0][bin] + histogram[1][bin] + histogram[2][bin] + histogram[3][bin];
+        if (*rank < *here || bin == (1 << 11) - 1)
+            return bin;
+        *rank -= *here;
+    }
+}
+
+/* Radix selection by digits of 11, 11 and 10 bits: the key of rank *rank in ascending order; what
+ * is left of *rank are the equal keys before it. False without memory. */
+static bool key_of_rank(const unsigned char *values, size_t count, size_t *rank,
+                        uint32_t *cut)
+{
+    static const int shifts[] = {21, 10, 0};
+    Histogram histogram = {{0}};
+    for (size_t i = 0; i < count; i++)
+        histogram[i % 4][ordered_key(values, i) >> shifts[0]]++;
+    size_t here, found = 0;
+    *cut = bin_of_rank(histogram, rank, &here);
+    uint32_t *keys = malloc((here + 1) * sizeof *keys);
+    if (keys == NULL)
+        return false;
+    for (size_t i = 0; i < count; i++) { /* without a branch, which nobody could predict */
+        uint32_t key = ordered_key(values, i);
+        keys[found] = key;
+        found += key >> shifts[0] == *cut;
+    }
+    for (int digit = 1; digit < 3; digit++) {
+        int shift = shifts[digit], width = shifts[digit - 1] - shift;
+        memset(histogram, 0, sizeof histogram);
+        for (size_t i = 0; i < found; i++)
+            if (keys[i] >> shifts[digit - 1] == *cut)
+                histogram[i % 4][keys[i] >> shift & ((1u << width) - 1)]++;
+        *cut = *cut << width | bin_of_rank(histogram, rank, &here);
+    }
+    free(keys);
+    return true;
+}
+
+static bool mark_largest(const unsigned char *values, size_t count, size_t kept,
+                         unsigned char *mask)
+{
+    memset(mask, kept > 0, count);
+    if (kept == 0 || kept == count)
+        return true;
+    size_t dropped_ties = count - kept;
+    uint32_t cut;
+    if (!key_of_rank(values, count, &dropped_ties, &cut))
+        return false;
+    for (size_t i = 0; i < count; i++)
+        mask[i] = ordered_key(values, i) >= cut;
+    for (size_t i = 0; i < count && dropped_ties > 0; i++)
+        if (ordered_key(values, i) == cut) {
+            mask[i] = 0;
+            dropped_ties--;
+        }
+    return true;
+}
+
+static PyObject *top_k(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"values", "kept", "out", NULL};
+    Py_buffer values = {0}, out = {0};
+    Integer kept = {"kept", 0, UINT64_MAX, 0};
+    const char *error = "";
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&:top_k", names, readable, &values,
+                                    integer, &kept, writable, &out)) {
+        size_t count = (size_t)out.len;
+        bool done = true;
+        error = (size_t)values.len / sizeof(float) != count
+                        || (size_t)values.len % sizeof(float) != 0 ? "values"
+                : kept.value > count ? "kept" : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        if (error == NULL)
+            done = mark_largest(values.buf, count, (size_t)kept.value, out.buf);
+        Py_END_ALLOW_THREADS
+        if (!done) {
+            PyErr_NoMemory();
+            error = "";
+        }
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    return outcome(error);
+}
+
 /* ---- Context mixing (section 6.4) ---- */
 
 typedef struct {
@@ -542,8 +649,8 @@ static PyObject *mixing_decode(PyObject *Py_UNUSED(module), PyObject *args, PyOb
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_VARARGS | METH_KEYWORDS, NULL}
 
 static PyMethodDef methods[] = {
-    METHOD(philox4x32), METHOD(rans_encode), METHOD(rans_decode), METHOD(expand), METHOD(mixing_encode),
-    METHOD(mixing_decode), {0},
+    METHOD(philox4x32), METHOD(rans_encode), METHOD(rans_decode), METHOD(expand), METHOD(top_k),
+    METHOD(mixing_encode), METHOD(mixing_decode), {0},
 };
 
 static PyModuleDef_Slot slots[] = {

@@ -256,3 +256,32 @@ def expand(values: Buffer, itemsize: int, offset: int, mask: Buffer, out: Buffer
         chunk[before_wrap:] = items[: len(chunk) - before_wrap]
         chunk *= ones[: len(chunk), None]
         offset = (offset + len(chunk)) % len(items)
+
+
+def top_k(values: Buffer, kept: int, out: Buffer) -> None:
+    """Writes 1 for the largest values and 0 for the others; of equal ones the later are larger.
+
+    Args:
+        values: n float32 without NaN (with NaN any n - kept to n of the bytes may be 0).
+        kept: how many ones, 0 to n.
+        out: n bytes.
+
+    Raises:
+        ValueError: "values" of another size; "kept" above n.
+    """
+    source = _view(values)
+    kept = _integer(kept, "kept")
+    target = _view(out, writable=True)
+    if source.size != 4 * target.size:
+        raise ValueError("values")
+    if kept > target.size:
+        raise ValueError("kept")
+    if kept in (0, target.size):
+        target[:] = kept > 0
+        return
+    numbers = source.view(np.float32)
+    cut = np.partition(numbers, target.size - kept)[target.size - kept]
+    np.greater_equal(numbers, cut, out=target.view(np.bool_))
+    surplus = int(np.count_nonzero(target)) - kept
+    if surplus > 0:
+        target[np.flatnonzero(numbers == cut)[:surplus]] = 0

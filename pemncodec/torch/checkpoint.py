@@ -4,6 +4,7 @@ Dialects:
 
 * official PEMN: `X.weight` frozen, `X.scores` learned; the mask is the top share `keep` by |score|.
 * `torch.nn.utils.prune`: `X_orig` and `X_mask` in place of `X`.
+* `pemncodec.masking`: `X.parametrizations.weight.…`, which says itself how its masks are made.
 * explicit masks, by name of the parameter.
 """
 
@@ -11,56 +12,21 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from pemncodec.contents import WEIGHT_DTYPES
 from pemncodec.errors import EncodeArgumentError, EncodeError
+from pemncodec.masking.masked_state import Mask, MaskedState, StateDict, read_masked_weights
 from pemncodec.torch.convert import dtype_name
 
-Mask = npt.NDArray[np.bool_]
-StateDict = dict[str, Tensor]
-
 PARALLEL_PREFIX = "module."
+_COMPILED_PREFIX = "_orig_mod."
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MaskedState:
-    """A plain model's state dict with the masks of its frozen weights.
-
-    Attributes:
-        tensors: by name in `state_dict` order; weights not multiplied by their masks.
-        masks: bool [*shape] by name of the weight.
-        aliases: later names of a tensor to its first name.
-    """
-
-    tensors: StateDict
-    masks: dict[str, Mask]
-    aliases: dict[str, str]
-
-    def effective(self) -> StateDict:
-        """The plain model's state dict: masks applied, masked-out weights +0.0, in C order.
-
-        Every name by itself, ties not considered, so that comparing with it proves them too.
-        """
-        return {name: self._effective(name) for name in self.tensors}
-
-    def _effective(self, name: str) -> Tensor:
-        shape = self.tensors[name].shape
-        # Flat first: a dimension of size 1 may keep a stride that makes kernels round anew.
-        tensor = self.tensors[name].detach().cpu().contiguous().reshape(-1)
-        if name in self.masks:
-            used = torch.from_numpy(self.masks[name].reshape(-1))
-            zero = torch.zeros((), dtype=tensor.dtype, device="cpu")
-            tensor = torch.where(used, tensor, zero)
-        return tensor.reshape(shape)
 
 
 def load_checkpoint(path: Path, *, trust_pickle: bool = False) -> nn.Module | StateDict:
@@ -147,10 +113,11 @@ def read_masks(
     if keep is not None and not (isinstance(keep, int | float) and 0 < keep <= 1):
         raise EncodeArgumentError(f"keep must be above 0 and at most 1, not {keep!r}")
     state = check_state_dict(state, "state dict")
-    found: dict[str, Mask] = {}
+    parametrized = read_masked_weights(state)
+    found: dict[str, Mask] = dict(parametrized.masks)
     tensors: StateDict = {}
     scored = False
-    for name, tensor in state.items():
+    for name, tensor in parametrized.tensors.items():
         if is_scores(name):
             scored = True
             weight = name.removesuffix("scores") + "weight"
@@ -175,7 +142,11 @@ def read_masks(
         else:
             tensors[name] = tensor
     if keep is not None and not scored:
-        raise EncodeArgumentError("keep is given, but there are no scores to apply it to")
+        raise EncodeArgumentError(
+            "keep is given, but the masks follow from the checkpoint itself: leave it out"
+            if found
+            else "keep is given, but there are no scores to apply it to"
+        )
     tied = _tied_names(tensors)
     given: dict[str, Mask] = {}
     masks = masks or {}
@@ -205,7 +176,7 @@ def read_masks(
             if _same_mask(found.get(name), found.get(target)):
                 aliases[name] = target
                 break
-    return MaskedState(tensors, found, aliases)
+    return MaskedState(tensors, found, aliases, parametrized.fills)
 
 
 def is_scores(name: str) -> bool:
@@ -269,7 +240,9 @@ def _same_mask(first: Mask | None, second: Mask | None) -> bool:
 
 
 def drop_prefix(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the `module.` that `nn.DataParallel` puts in front of every name."""
-    if not all(name.startswith(PARALLEL_PREFIX) for name in named):
-        return dict(named)
-    return {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in named.items()}
+    """Without what `nn.DataParallel` and `torch.compile` put in front of every name."""
+    for prefix in (PARALLEL_PREFIX, _COMPILED_PREFIX):
+        if named and all(name.startswith(prefix) for name in named):
+            rest = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
+            return drop_prefix(rest)
+    return dict(named)

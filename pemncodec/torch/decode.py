@@ -15,7 +15,7 @@ from pemncodec.file import PemnFile, open_file
 from pemncodec.header import AliasRow, MaskedRow
 from pemncodec.limits import Limits
 from pemncodec.torch.convert import array_to_tensor
-from pemncodec.torch.generator import generate_on
+from pemncodec.torch.generator import generate_on, permutation_on
 from pemncodec.torch.rebuild import assign_tensors, build_module, check_tensors
 
 
@@ -121,10 +121,14 @@ def masked_on_device(file: PemnFile, row: MaskedRow, device: torch.device) -> Te
     assert isinstance(prototype, SeededPrototype)
     count = numel(row.shape)
     offset, length = row.fill.offset, prototype.length
+    seed, stream, period = prototype.seed, prototype.stream, prototype.period
     start, stop = (offset, offset + count) if offset + count <= length else (0, length)
-    values = generate_on(
-        device, prototype.distribution, prototype.seed, start, stop, stream=prototype.stream
-    )
+    if period:
+        values = generate_on(device, prototype.distribution, seed, 0, period, stream=stream)
+        order = permutation_on(device, seed, period, length, stream=stream)
+        values = values[order[start:stop] % period]
+    else:
+        values = generate_on(device, prototype.distribution, seed, start, stop, stream=stream)
     values = (values * torch.tensor(row.fill.scale, dtype=torch.float32, device=device)).to(
         getattr(torch, row.dtype)
     )

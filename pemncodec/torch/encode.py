@@ -34,11 +34,12 @@ from pemncodec.file import open_file
 from pemncodec.generator import DISTRIBUTIONS, check_stream
 from pemncodec.info import FileInfo
 from pemncodec.limits import Limits
+from pemncodec.masking.masked_model import bake, unwrapped
+from pemncodec.masking.masked_state import MaskedState, read_masked_weights
 from pemncodec.masks import PRESETS, Preset
 from pemncodec.prototype import Layer, recover_prototypes
 from pemncodec.torch.checkpoint import (
     PARALLEL_PREFIX,
-    MaskedState,
     check_state_dict,
     drop_prefix,
     is_scores,
@@ -95,8 +96,8 @@ def encode(
     train mode.
 
     Args:
-        source: a module, or a state dict; in `torch.nn.utils.prune` form, or any with `masks`;
-            official PEMN (`X.weight`, `X.scores`) as a state dict.
+        source: a module, or a state dict; of `pemncodec.masking`, in `torch.nn.utils.prune` form,
+            or any with `masks`; official PEMN (`X.weight`, `X.scores`) as a state dict.
         target: a path, replaced atomically, or a binary file object.
         masks: bool [*shape] by name of the parameter, for weights whose masks `source` lacks.
         keep: share of each layer's weights that its scores keep, in (0, 1].
@@ -129,12 +130,12 @@ def encode(
     for prototype in prototypes:
         _check_prototype(prototype)
     step("reading masks", None)
-    if isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        source, masks = source.module, drop_prefix(masks or {})
+    if isinstance(source, nn.Module) and source is not unwrapped(source):
+        source, masks = unwrapped(source), drop_prefix(masks or {})
     named = _state_dict(source, architecture)
     _check_names(named)
     state = read_masks(named, keep=keep, masks=masks)
-    if manifest and isinstance(source, nn.Module) and any(map(is_scores, named)):
+    if manifest and isinstance(source, nn.Module) and _has_own_scores(named):
         raise EncodeArgumentError(
             "a module with scores computes its masks in code of its own: give its state_dict(), "
             "and the plain module as architecture"
@@ -229,6 +230,10 @@ def _state_dict(source: Any, architecture: nn.Module | None) -> dict[str, Tensor
     return drop_prefix(state)
 
 
+def _has_own_scores(named: Mapping[str, Tensor]) -> bool:
+    return any(map(is_scores, read_masked_weights(named).tensors))
+
+
 def _plain_module(source: Any, state: MaskedState) -> nn.Module:
     """A copy on the CPU, pruning removed, that holds the effective weights."""
     # Pruning keeps its result as an attribute, which is no leaf once the module has run.
@@ -243,6 +248,7 @@ def _plain_module(source: Any, state: MaskedState) -> nn.Module:
     except Exception as error:
         cause = str(error).partition("\n")[0]
         raise UnsupportedModelError(f"the module cannot be copied: {cause}") from None
+    bake(module)
     for child in module.modules():
         _remove_pruning(child)
     effective = state.effective()
@@ -295,7 +301,8 @@ def _in_module_order(state: MaskedState, module: nn.Module) -> MaskedState:
         target = first.setdefault(id(tensor), name)
         if target != name:
             aliases[name] = target
-    return MaskedState({name: state.tensors[name] for name in names}, state.masks, aliases)
+    tensors = {name: state.tensors[name] for name in names}
+    return MaskedState(tensors, state.masks, aliases, state.fills)
 
 
 def _contents(
@@ -308,7 +315,12 @@ def _contents(
     arrays = {name: tensor_to_array(tensor, name) for name, tensor in own.items()}
     masked = [name for name in own if name in state.masks]
     layers = [
-        Layer(dtype_name(own[name]), arrays[name].reshape(-1), state.masks[name].reshape(-1))
+        Layer(
+            dtype_name(own[name]),
+            arrays[name].reshape(-1),
+            state.masks[name].reshape(-1),
+            state.fills.get(name),
+        )
         for name in masked
     ]
     prototypes, fills = recover_prototypes(layers, seeded)

@@ -47,6 +47,14 @@ def generate_on(
     raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
 
 
+def permutation_on(
+    device: torch.device | str, seed: int, start: int, count: int, *, stream: int = 0
+) -> Tensor:
+    """0 … count − 1 in the order of words `start` to `start + count`, int64 [count]."""
+    words = philox_on(torch.device(device), seed, start, start + count, stream=stream)
+    return torch.argsort(words, stable=True)
+
+
 def philox_on(device: torch.device, seed: int, start: int, stop: int, *, stream: int = 0) -> Tensor:
     """Words `start` to `stop` of Philox4x32-10, int64 [stop - start] of 32-bit values."""
     blocks = torch.arange(start // 4, (stop + 3) // 4, dtype=torch.int64, device=device)

@@ -1,0 +1,279 @@
+"""A plain model → a masked one in place, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pemncodec.contents import WEIGHT_DTYPES, Distribution, SeededFill
+from pemncodec.masking.keep import Keep, keep_by_name
+from pemncodec.masking.masked_state import MaskedState, read_masked_weights
+from pemncodec.masking.masked_weight import MaskedWeight, Recipe
+from pemncodec.masking.selection import Selection, TopK, kept_in_each
+from pemncodec.masking.strategies import Initialization, Strategy
+from pemncodec.prototype import prototype_values, scale_values
+
+_MASKABLE = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+    nn.Embedding,
+)
+_IN_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+Patterns = str | Iterable[str]
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A parameter, and every layer that has it (several where weights are tied)."""
+
+    name: str
+    weight: nn.Parameter
+    holders: list[tuple[nn.Module, str]]
+
+
+def mask_model(
+    model: M,
+    strategy: Strategy,
+    *,
+    keep: Keep | Mapping[str, Keep] = 0.5,
+    seed: int = 0,
+    distribution: Distribution = "normal",
+    rescale: bool = False,
+    selection: Selection | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+) -> M:
+    """Freeze a model's weights at values from a seed, and learn which of them to use.
+
+    The weights of convolutions, transposed convolutions, `Linear`, `Embedding` and the
+    in-projection of `MultiheadAttention` are parametrized in place; biases and all other parameters
+    stay trainable as they are. The result is the same on every machine. Tied weights stay tied.
+
+    Args:
+        model: any module whose weights are not parametrized, pruned or lazy.
+        strategy: `OneLayer()`, `MaxLayerPadding()`, `RandomPadding(…)` or `Independent()`.
+        keep: share of the weights that a mask uses, in (0, 1], or a `KeepSchedule`; one for all,
+            or by pattern of the weight's name, such as {"head.*": 0.8, "*": 0.5}.
+        seed: 64-bit key of the frozen values, and of the scores to begin with.
+        distribution: "normal" (kaiming normal), "signed-constant" (± its standard deviation) or
+            "uniform" (kaiming uniform).
+        rescale: give each layer the scale of its own fan-in also where a larger layer's values are
+            shared (MP, RP).
+        selection: how scores become a mask; None is `TopK()`, a layer's largest |score|.
+        include: patterns (`fnmatch`) of the only weights to mask, such as "blocks.*".
+        exclude: patterns of weights to leave alone.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: an argument out of range, a pattern that fits no weight, nothing to mask, or a
+            weight that cannot be masked. The model is left as it was.
+    """
+    selection = TopK() if selection is None else selection
+    initialization = Initialization(distribution, seed, rescale)
+    places = _places(model, include, exclude)
+    keeps = keep_by_name(keep, [place.name for place in places])
+    if isinstance(selection, TopK) and selection.scope == "global" and any(_masked_weights(model)):
+        raise ValueError("a global selection needs the whole model: it has masked weights already")
+    fills = strategy.fills([tuple(place.weight.shape) for place in places], initialization)
+    values: dict[Any, Any] = {}
+    for index, (place, fill, own_keep) in enumerate(zip(places, fills, keeps, strict=True)):
+        weight = place.weight.requires_grad_(False)
+        if fill.prototype not in values:
+            values = {fill.prototype: prototype_values(fill.prototype)}
+        _fill_weight(weight, fill, values[fill.prototype])
+        masked = MaskedWeight(weight, Recipe(fill, selection, own_keep), index)
+        for module, attribute in place.holders:
+            masked.train(module.training)
+            parametrize.register_parametrization(module, attribute, masked, unsafe=True)
+    if isinstance(selection, TopK) and selection.scope == "global":
+        model.register_forward_pre_hook(_count_globally)
+    return model
+
+
+def masked_state(model: nn.Module) -> MaskedState:
+    """Frozen weights, masks and trained tensors of a masked model, under a plain model's names.
+
+    Raises:
+        EncodeError: NaN scores.
+    """
+    return read_masked_weights(unwrapped(model).state_dict(keep_vars=True))
+
+
+@torch.no_grad()
+def bake(model: M) -> M:
+    """Turn a masked model into a plain one in place: effective weights, no scores.
+
+    The weights are +0.0 where masked out and need no gradient.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: a layer has parametrizations besides its masks.
+        EncodeError: NaN scores.
+    """
+    effective = read_masked_weights(model.state_dict(keep_vars=True)).effective()
+    baked: dict[nn.Module, nn.Parameter] = {}
+    for module_name, module in list(_masked_modules(model)):
+        weights: dict[str, nn.Parameter | None] = {}
+        for attribute, parametrizations in module.parametrizations.items():  # type: ignore[operator, union-attr]
+            masked, *others = parametrizations
+            if others or not isinstance(masked, MaskedWeight):
+                raise ValueError(f"{module_name} has parametrizations besides its masks")
+            if masked not in baked:
+                weight = torch.empty_like(parametrizations.original)
+                weight.copy_(effective[f"{module_name}.{attribute}".lstrip(".")])
+                baked[masked] = nn.Parameter(weight, requires_grad=False)
+            weights[attribute] = baked[masked]
+        # Not by remove_parametrizations, which changes a class that copies of the module share.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module._modules["parametrizations"]
+        # Layers register their weights first.
+        rest = dict(module._parameters)
+        module._parameters.clear()
+        module._parameters.update(weights | rest)
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if hook is _count_globally:
+            del model._forward_pre_hooks[key]
+    return model
+
+
+def advance_keep(model: nn.Module) -> None:
+    """One training step is done: every `KeepSchedule` of the model moves on."""
+    for masked in _masked_weights(model):
+        masked.advance()
+
+
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, scores_weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Groups for an optimizer: the scores, and all other parameters that are trained.
+
+    Args:
+        model: a masked model.
+        weight_decay: of the parameters that are not scores.
+        scores_weight_decay: of the scores; the official PEMN recipe decays them like all others.
+    """
+    scores = [masked.scores for masked in _masked_weights(model)]
+    known = {id(parameter) for parameter in scores}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    return [
+        {"params": scores, "weight_decay": scores_weight_decay},
+        {"params": others, "weight_decay": weight_decay},
+    ]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of `nn.DataParallel`, `DistributedDataParallel` and `torch.compile`."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+# ---------------------------------------------------------------------------------- inside
+
+
+def _places(model: nn.Module, include: Patterns | None, exclude: Patterns | None) -> list[_Place]:
+    candidates: dict[int, _Place] = {}
+    for module_name, module in model.named_modules():
+        for attribute in _attributes(module):
+            weight = getattr(module, attribute)
+            name = f"{module_name}.{attribute}".lstrip(".")
+            place = candidates.setdefault(id(weight), _Place(name, weight, []))
+            place.holders.append((module, attribute))
+    if not candidates:
+        raise ValueError("the model has no weights to mask")
+    names = [place.name for place in candidates.values()]
+    chosen = set(names) if include is None else _matching(names, include, "include")
+    chosen -= set() if exclude is None else _matching(names, exclude, "exclude")
+    places = [place for place in candidates.values() if place.name in chosen]
+    if not places:
+        raise ValueError("include and exclude leave no weights to mask")
+    for place in places:
+        _check_place(place)
+    return places
+
+
+def _attributes(module: nn.Module) -> list[str]:
+    if isinstance(module, _MASKABLE):
+        return ["weight"]
+    if isinstance(module, nn.MultiheadAttention):
+        return [a for a in _IN_PROJECTIONS if getattr(module, a, None) is not None]
+    return []
+
+
+def _matching(names: Sequence[str], patterns: Patterns, option: str) -> set[str]:
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        fitting = {name for name in names if fnmatchcase(name, pattern)}
+        if not fitting:
+            raise ValueError(f"{option}: no weight is called {pattern}; there are {_some(names)}")
+        found |= fitting
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _check_place(place: _Place) -> None:
+    for module, attribute in place.holders:
+        if parametrize.is_parametrized(module, attribute):
+            raise ValueError(f"{place.name} is parametrized already")
+        if not isinstance(module._parameters.get(attribute), nn.Parameter):
+            raise ValueError(f"{place.name} is no parameter of its layer (pruned?)")
+        if isinstance(module, nn.Embedding) and (module.sparse or module.max_norm is not None):
+            raise ValueError(f"{place.name}: cannot mask a sparse or norm-limited embedding")
+    if nn.parameter.is_lazy(place.weight) or place.weight.is_meta:
+        raise ValueError(f"{place.name} has no values yet: run the model once, or move it")
+    if str(place.weight.dtype).removeprefix("torch.") not in WEIGHT_DTYPES:
+        raise ValueError(f"{place.name}: cannot mask weights of {place.weight.dtype}")
+    if not place.weight.numel():
+        raise ValueError(f"{place.name} is empty: exclude it")
+
+
+@torch.no_grad()
+def _fill_weight(weight: Tensor, fill: SeededFill, values: Any) -> None:
+    scaled = scale_values(values[: weight.numel()], "float32", fill.scale, "float32")
+    filled = np.resize(scaled, tuple(weight.shape))
+    weight.copy_(torch.from_numpy(filled))
+
+
+def _masked_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module) and _masked_weights(module.parametrizations):
+            yield name, module
+
+
+def _masked_weights(model: nn.Module) -> list[MaskedWeight]:
+    return [module for module in model.modules() if isinstance(module, MaskedWeight)]
+
+
+@torch.no_grad()
+def _count_globally(model: nn.Module, _: Any) -> None:
+    """Forward hook: how many weights of each layer the ranking of all layers keeps."""
+    layers = [masked for masked in _masked_weights(model) if masked.recipe.is_global]
+    ranked = [masked.recipe.selection.ranked(masked.scores.detach()) for masked in layers]
+    counts = kept_in_each(ranked, [masked.recipe.ratio for masked in layers])
+    for masked, count in zip(layers, counts, strict=True):
+        masked.kept.copy_(count)

@@ -1,0 +1,183 @@
+"""The parametrization of one frozen weight: scores that choose what of it is used.
+
+In a state dict the weight `X.weight` of a masked model is three entries:
+
+* `X.parametrizations.weight.original`: the frozen values;
+* `X.parametrizations.weight.0.scores`: the learned scores;
+* `X.parametrizations.weight.0._extra_state`: how the mask follows from the scores and the values
+  from a seed, JSON in a uint8 tensor, so that every checkpoint format can hold it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pemncodec.coders.canonical_json import decode_json, encode_json
+from pemncodec.contents import SeededFill, SeededPrototype
+from pemncodec.generator import DISTRIBUTIONS, check_stream, generate
+from pemncodec.masking.keep import (
+    Keep,
+    KeepSchedule,
+    dropped_count,
+    keep_at,
+    keep_from_json,
+    keep_to_json,
+)
+from pemncodec.masking.selection import (
+    Selection,
+    StraightThrough,
+    TopK,
+    selection_from_json,
+    selection_to_json,
+)
+
+# Streams of the weights count from 0, those of the scores from the middle of their range.
+_SCORES_STREAM = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a mask follows from its scores, and frozen values from a seed.
+
+    Attributes:
+        fill: where the frozen values come from.
+        selection: the rule that makes the mask.
+        keep: share of the weights that the mask uses, or its schedule.
+        step: training steps done, for a schedule.
+    """
+
+    fill: SeededFill
+    selection: Selection
+    keep: Keep
+    step: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """The keep ratio at the present step."""
+        return keep_at(self.keep, self.step)
+
+    @property
+    def is_global(self) -> bool:
+        """Whether other layers' scores have a say in the mask."""
+        return isinstance(self.selection, TopK) and self.selection.scope == "global"
+
+    def kept(self, count: int) -> int:
+        """How many of `count` weights the present keep ratio keeps."""
+        return count - dropped_count(count, self.ratio)
+
+    def to_tensor(self) -> Tensor:
+        """uint8 [bytes] of JSON."""
+        value = {
+            "prototype": asdict(self.fill.prototype),
+            "scale": self.fill.scale,
+            "selection": selection_to_json(self.selection),
+            "keep": keep_to_json(self.keep),
+            "step": self.step,
+        }
+        return torch.frombuffer(bytearray(encode_json(value)), dtype=torch.uint8)
+
+    @classmethod
+    def from_tensor(cls, data: Tensor) -> Self:
+        """The recipe of `to_tensor`.
+
+        Raises:
+            ValueError: the tensor holds something else.
+        """
+        try:
+            value = decode_json(bytes(data.cpu().numpy().tobytes()), depth=8)
+            prototype = SeededPrototype(**value["prototype"])
+            scale, step = value["scale"], value["step"]
+            _check_prototype(prototype)
+            if not (isinstance(scale, float) and math.isfinite(scale) and isinstance(step, int)):
+                raise TypeError
+            selection = selection_from_json(value["selection"])
+            return cls(SeededFill(prototype, scale), selection, keep_from_json(value["keep"]), step)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+            raise ValueError("not the recipe of a masked weight") from None
+
+
+def _check_prototype(prototype: SeededPrototype) -> None:
+    numbers = (prototype.seed, prototype.stream, prototype.length, prototype.period)
+    if not all(type(number) is int for number in numbers):
+        raise TypeError
+    check_stream(prototype.seed, prototype.stream)
+    if prototype.distribution not in DISTRIBUTIONS:
+        raise ValueError
+    if not 0 <= prototype.period <= prototype.length or prototype.length < 1:
+        raise ValueError
+
+
+class MaskedWeight(nn.Module):
+    """Parametrization of a frozen weight by scores.
+
+    Attributes:
+        scores: float [*shape of the weight], learned.
+        recipe: how the mask follows from them.
+        kept: int64 0-d: how many weights a top-k mask uses. A tensor, so that compiled code need
+            not be compiled anew when it changes.
+    """
+
+    scores: nn.Parameter
+    kept: Tensor
+
+    def __init__(self, weight: Tensor, recipe: Recipe, index: int) -> None:
+        """Args:
+        weight: [*shape]; only its shape, dtype and device matter.
+        recipe: how the mask follows from the scores.
+        index: of the weight in its model; the initial scores come from the recipe's seed and this.
+        """
+        super().__init__()
+        self.recipe = recipe
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        stream = _SCORES_STREAM + index
+        uniform = torch.from_numpy(
+            generate("uniform", recipe.fill.prototype.seed, 0, weight.numel(), stream=stream)
+        ).view(weight.shape)
+        # As nn.init.kaiming_uniform_(scores, a=√5).
+        bound = 1 / math.sqrt(max(math.prod(weight.shape[1:]), 1))
+        scores = recipe.selection.initial_scores(uniform, bound, recipe.ratio)
+        self.scores = nn.Parameter(torch.empty_like(weight, dtype=dtype).copy_(scores))
+        kept = torch.tensor(recipe.kept(weight.numel()), device=weight.device)
+        self.register_buffer("kept", kept, persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Effective weight [*shape]; the gradient goes to the scores alone."""
+        ranked = self.recipe.selection.ranked(self.scores)
+        mask = self.recipe.selection.mask(ranked.detach(), self.kept, training=self.training)
+        effective: Tensor = StraightThrough.apply(weight, ranked, mask)  # type: ignore[no-untyped-call]
+        return effective
+
+    def advance(self) -> None:
+        """One training step is done: keep moves along its schedule."""
+        if isinstance(self.recipe.keep, KeepSchedule):
+            self._set_recipe(
+                Recipe(
+                    self.recipe.fill,
+                    self.recipe.selection,
+                    self.recipe.keep,
+                    self.recipe.step + 1,
+                )
+            )
+
+    def get_extra_state(self) -> Tensor:
+        return self.recipe.to_tensor()
+
+    def set_extra_state(self, state: Any) -> None:
+        self._set_recipe(Recipe.from_tensor(state))
+
+    def _set_recipe(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        if not recipe.is_global:
+            self.kept.fill_(recipe.kept(self.scores.numel()))
+
+    def extra_repr(self) -> str:
+        prototype = self.recipe.fill.prototype
+        return (
+            f"keep={self.recipe.ratio:g}, {self.recipe.selection}, "
+            f"{prototype.length} {prototype.distribution} values"
+        )

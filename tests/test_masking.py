@@ -1,0 +1,685 @@
+"""Masked models: frozen values, masks, gradients, and what they encode to."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import pemncodec
+from pemncodec import SeededPrototype
+from pemncodec.generator import generate
+from pemncodec.masking import (
+    Independent,
+    KeepSchedule,
+    MaskedWeight,
+    MaxLayerPadding,
+    OneLayer,
+    RandomPadding,
+    Stochastic,
+    Strategy,
+    Threshold,
+    TopK,
+    advance_keep,
+    bake,
+    mask_model,
+    masked_state,
+    parameter_groups,
+)
+from pemncodec.masking.selection import Selection, top_k_mask, top_k_mask_by_sort
+
+STRATEGIES: list[Strategy] = [
+    OneLayer(),
+    MaxLayerPadding(),
+    RandomPadding(ratio=0.01),
+    RandomPadding(length=5),
+    RandomPadding(length=5, mode="shuffle"),
+    Independent(),
+]
+SELECTIONS: list[Selection] = [
+    TopK(),
+    TopK("score"),
+    TopK(scope="global"),
+    Threshold(),
+    Threshold(0.01, "magnitude"),
+    Stochastic(),
+]
+each_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+each_selection = pytest.mark.parametrize("selection", SELECTIONS, ids=repr)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Flatten(),
+        nn.Linear(8 * 4 * 4, 10),
+    )
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def train(model: nn.Module, steps: int = 3, x: Tensor | None = None) -> None:
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.01), lr=0.01)
+    x = images() if x is None else x
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
+def frozen(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in model.named_parameters() if name.endswith(".original")}
+
+
+def scores_of(model: nn.Module, name: str = "5") -> Tensor:
+    return model.get_parameter(f"{name}.parametrizations.weight.0.scores")
+
+
+def by_stable_sort(ranked: Tensor, kept: int) -> Tensor:
+    order = ranked.reshape(-1).sort(stable=True).indices
+    mask = torch.zeros(ranked.numel(), dtype=torch.bool)
+    mask[order[ranked.numel() - kept :]] = True
+    return mask.view(ranked.shape)
+
+
+# ----------------------------------------------------------------------------- frozen values
+
+
+def test_one_layer_shares_values_within_a_shape_and_only_there() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 8))
+    mask_model(model, OneLayer(), seed=3)
+    first, second, third = frozen(model).values()
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third[:4])
+    expected = generate("normal", 3, 0, 16) * np.float32(math.sqrt(2 / 4))
+    assert torch.equal(first.reshape(-1), torch.from_numpy(expected))
+
+
+def test_max_layer_padding_gives_every_layer_the_head_of_the_largest() -> None:
+    model = mask_model(network(), MaxLayerPadding(), seed=1)
+    flat = [weight.reshape(-1) for weight in frozen(model).values()]
+    largest = max(flat, key=Tensor.numel)
+    for weight in flat:
+        assert torch.equal(weight, largest[: weight.numel()])
+    assert largest.std().item() == pytest.approx(math.sqrt(2 / 128), rel=0.1)
+
+
+def test_random_padding_repeats_the_official_number_of_values() -> None:
+    model = mask_model(network(), RandomPadding(ratio=0.01))
+    for weight in frozen(model).values():
+        flat = weight.reshape(-1)
+        assert torch.equal(flat, flat[torch.arange(flat.numel()) % 13])  # int(1280 · 0.01) + 1
+
+
+def test_a_shuffle_has_every_value_equally_often_in_another_order() -> None:
+    copied = mask_model(network(), RandomPadding(length=5))
+    shuffled = mask_model(network(), RandomPadding(length=5, mode="shuffle"))
+    plain, mixed = frozen(copied)[LINEAR], frozen(shuffled)[LINEAR]
+    assert torch.equal(plain.reshape(-1).sort().values, mixed.reshape(-1).sort().values)
+    assert not torch.equal(plain, mixed)
+
+
+LINEAR = "5.parametrizations.weight.original"
+
+
+def test_independent_layers_of_one_shape_differ() -> None:
+    model = mask_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), Independent())
+    first, second = frozen(model).values()
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "signed-constant", "uniform"])
+def test_initializations_have_kaiming_standard_deviation(distribution: str) -> None:
+    layer = nn.Linear(200, 300)
+    mask_model(layer, Independent(), distribution=distribution)  # type: ignore[arg-type]
+    weight = layer.get_parameter("parametrizations.weight.original")
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / 200), rel=0.01)
+    if distribution == "signed-constant":
+        assert weight.abs().unique().numel() == 1
+
+
+def test_rescale_gives_each_layer_its_own_fan_in() -> None:
+    model = mask_model(network(), MaxLayerPadding(), distribution="signed-constant", rescale=True)
+    expected = [math.sqrt(2 / fan_in) for fan_in in (27, 9, 128)]
+    actual = [weight.abs().max().item() for weight in frozen(model).values()]
+    assert actual == pytest.approx(expected)
+
+
+@each_strategy
+def test_the_result_depends_on_the_seed_alone(strategy: Strategy) -> None:
+    states = [mask_model(network(), strategy, seed=seed).state_dict()[LINEAR] for seed in (7, 7, 8)]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_keep_their_dtype(dtype: torch.dtype) -> None:
+    layer = mask_model(nn.Linear(8, 8).to(dtype), MaxLayerPadding())
+    layer(torch.randn(2, 8, dtype=dtype)).sum().backward()
+    assert layer.weight.dtype == dtype
+    stream = io.BytesIO()
+    pemncodec.encode(layer, stream, manifest=False)
+    assert torch.equal(pemncodec.load_state_dict(stream)["weight"], bake(layer).weight)
+
+
+# ------------------------------------------------------------------------------------ masks
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 3.0]), max_size=60)
+    | st.lists(st.floats(-1e9, 1e9, width=32), max_size=60),
+    st.data(),
+)
+def test_every_top_k_agrees_with_a_stable_sort(values: list[float], data: st.DataObject) -> None:
+    ranked = torch.tensor(values, dtype=torch.float32)
+    kept = data.draw(st.integers(0, len(values)))
+    expected = by_stable_sort(ranked, kept)
+    assert torch.equal(top_k_mask(ranked, torch.tensor(kept)), expected)
+    assert torch.equal(top_k_mask_by_sort(ranked, torch.tensor(kept)), expected)
+
+
+@pytest.mark.parametrize("size", [1, 100, 4097, 300_000])
+@pytest.mark.parametrize("distinct", [2, 1000, 1 << 24])
+def test_top_k_of_large_tensors(size: int, distinct: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    ranked = torch.randint(distinct, (size,), generator=generator) / distinct - 0.5
+    for kept in (0, 1, size // 3, size - 1, size):
+        expected = by_stable_sort(ranked, kept)
+        assert torch.equal(top_k_mask(ranked, torch.tensor(kept)), expected)
+        assert torch.equal(top_k_mask_by_sort(ranked, torch.tensor(kept)), expected)
+
+
+def test_masks_of_channels_last_scores_go_by_logical_order() -> None:
+    model = mask_model(network(), MaxLayerPadding()).to(memory_format=torch.channels_last)
+    scores = scores_of(model, "0")
+    scores.data = torch.ones_like(scores)
+    kept = scores.numel() - int(0.5 * scores.numel())
+    mask = masked_state(model).masks["0.weight"].reshape(-1)
+    assert mask[-kept:].all()
+    assert mask.sum() == kept
+    assert np.array_equal((model[0].weight != 0).numpy().reshape(-1), mask)
+
+
+def test_keep_by_pattern() -> None:
+    model = mask_model(network(), OneLayer(), keep={"5.*": 0.9, "*": 0.2})
+    share = {name: mask.mean() for name, mask in masked_state(model).masks.items()}
+    assert share == pytest.approx({"0.weight": 0.2, "3.weight": 0.2, "5.weight": 0.9}, abs=0.02)
+
+
+def test_a_global_selection_keeps_the_largest_of_all_layers() -> None:
+    model = mask_model(network(), OneLayer(), keep=0.25, selection=TopK(scope="global"))
+    scores_of(model).data.mul_(0.01)
+    masks = masked_state(model).masks
+    total = sum(mask.size for mask in masks.values())
+    assert sum(mask.sum() for mask in masks.values()) == total - int(0.75 * total)
+    assert masks["0.weight"].mean() > 0.8
+    ranked = torch.cat([scores_of(model, n).abs().flatten() for n in ("0", "3", "5")])
+    together = np.concatenate([mask.reshape(-1) for mask in masks.values()])
+    assert np.array_equal(by_stable_sort(ranked, int(together.sum())).numpy(), together)
+    model(images())
+    for name, mask in masks.items():
+        weight = model.get_submodule(name[0]).weight
+        assert isinstance(weight, Tensor)
+        assert np.array_equal((weight != 0).numpy(), mask)
+
+
+def test_thresholds() -> None:
+    layer = mask_model(nn.Linear(8, 8), OneLayer(), selection=Threshold(0.25))
+    with torch.no_grad():
+        scores_of(nn.Sequential(layer), "0").copy_(torch.linspace(-1, 1, 64).view(8, 8))
+    assert np.array_equal(
+        masked_state(layer).masks["weight"], np.linspace(-1, 1, 64).reshape(8, 8) > 0.25
+    )
+
+
+@pytest.mark.parametrize("selection", [Threshold(), Threshold(0.1, "magnitude"), Stochastic()])
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
+def test_keep_is_the_share_at_the_start(selection: Selection, keep: float) -> None:
+    layer = mask_model(nn.Linear(100, 200), OneLayer(), keep=keep, selection=selection)
+    share = (layer.weight != 0).float().mean().item()
+    assert share == pytest.approx(keep, abs=0.02)
+
+
+def test_stochastic_masks_are_drawn_in_training_and_fixed_in_eval() -> None:
+    layer = mask_model(nn.Linear(50, 50), OneLayer(), selection=Stochastic())
+    assert not torch.equal(layer.weight, layer.weight)
+    layer.eval()
+    assert torch.equal(layer.weight, layer.weight)
+    assert np.array_equal((layer.weight != 0).numpy(), masked_state(layer).masks["weight"])
+
+
+def test_a_schedule_moves_keep() -> None:
+    schedule = KeepSchedule(1.0, 0.2, steps=4, begin=1, power=1)
+    layer = mask_model(nn.Linear(10, 10), OneLayer(), keep=schedule)
+    counts = []
+    for _ in range(7):
+        counts.append(int(masked_state(layer).masks["weight"].sum()))
+        assert int((layer.weight != 0).sum()) == counts[-1]
+        advance_keep(layer)
+    assert counts == pytest.approx([100, 100, 80, 60, 40, 20, 20], abs=1)
+
+
+# ---------------------------------------------------------------------------------- gradients
+
+
+def surrogate_gradient(selection: Selection, scores: Tensor) -> Tensor:
+    if isinstance(selection, Stochastic):
+        return scores.sigmoid() * (1 - scores.sigmoid())
+    return scores.sign() if selection.by == "magnitude" else torch.ones_like(scores)
+
+
+@each_selection
+def test_the_gradient_is_the_straight_through_formula(selection: Selection) -> None:
+    layer = nn.Linear(5, 3, bias=False)
+    mask_model(layer, Independent(), seed=1, selection=selection).eval()
+    weight = layer.get_parameter("parametrizations.weight.original")
+    scores = layer.get_parameter("parametrizations.weight.0.scores")
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+    target = torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
+    ((layer(x) - target) ** 2).sum().backward()
+    mask = torch.from_numpy(masked_state(layer).masks["weight"])
+    effective = weight * mask
+    by_effective_weight = 2 * (x @ effective.T - target).T @ x
+    expected = by_effective_weight * weight * surrogate_gradient(selection, scores)
+    assert scores.grad is not None
+    torch.testing.assert_close(scores.grad, expected.detach())
+    assert weight.grad is None
+
+
+@each_strategy
+@each_selection
+def test_training_changes_scores_and_never_frozen_weights(
+    strategy: Strategy, selection: Selection
+) -> None:
+    model = mask_model(network(), strategy, selection=selection)
+    before = copy.deepcopy(model.state_dict())
+    train(model)
+    for name, tensor in model.state_dict().items():
+        if name.endswith((".original", "_extra_state")):
+            assert torch.equal(tensor, before[name])
+        elif name.endswith(".scores"):
+            assert not torch.equal(tensor, before[name])
+
+
+def test_scores_decay_only_where_asked() -> None:
+    model = mask_model(network(), OneLayer())
+    groups = parameter_groups(model, weight_decay=0.1)
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.1]
+    assert [len(group["params"]) for group in groups] == [3, 4]
+    assert parameter_groups(model, weight_decay=0.1, scores_weight_decay=0.1)[0]["weight_decay"]
+
+
+# ------------------------------------------------------------------------------ which weights
+
+LAYERS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
+    (lambda: nn.Conv1d(2, 3, 3), (1, 2, 8)),
+    (lambda: nn.Conv2d(2, 3, 3), (1, 2, 8, 8)),
+    (lambda: nn.Conv3d(2, 3, 3), (1, 2, 4, 4, 4)),
+    (lambda: nn.ConvTranspose1d(2, 3, 3), (1, 2, 8)),
+    (lambda: nn.ConvTranspose2d(2, 3, 3), (1, 2, 8, 8)),
+    (lambda: nn.ConvTranspose3d(2, 3, 3), (1, 2, 4, 4, 4)),
+    (lambda: nn.Linear(4, 3), (2, 4)),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS)
+def test_every_kind_of_layer(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    layer = mask_model(make(), Independent()).eval()
+    x = torch.randn(shape)
+    expected = layer(x)
+    stream = io.BytesIO()
+    pemncodec.encode(layer, stream, example_inputs=x)
+    assert torch.equal(pemncodec.decode(stream)(x), expected)
+    assert torch.equal(bake(layer)(x), expected)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+
+
+def test_embeddings() -> None:
+    layer = mask_model(nn.Embedding(10, 4), Independent())
+    expected = layer(torch.arange(10))
+    stream = io.BytesIO()
+    pemncodec.encode(layer, stream, example_inputs=torch.arange(10))
+    assert torch.equal(pemncodec.decode(stream)(torch.arange(10)), expected)
+
+
+@pytest.mark.parametrize("own_sizes", [False, True])
+def test_attention(own_sizes: bool) -> None:
+    kwargs = {"kdim": 4, "vdim": 6} if own_sizes else {}
+    layer = nn.MultiheadAttention(8, 2, batch_first=True, **kwargs)
+    names = list(layer.state_dict())
+    masked = (
+        ["q_proj_weight", "k_proj_weight", "v_proj_weight"] if own_sizes else ["in_proj_weight"]
+    )
+    mask_model(layer, Independent())
+    assert list(masked_state(layer).masks) == [*masked, "out_proj.weight"]
+    inputs = [torch.randn(2, 5, size) for size in ((8, 4, 6) if own_sizes else (8, 8, 8))]
+    layer(*inputs)[0].sum().backward()
+    layer.eval()
+    with torch.no_grad():
+        expected = layer(*inputs)[0]
+        stream = io.BytesIO()
+        pemncodec.encode(layer, stream, manifest=False)
+        plain = nn.MultiheadAttention(8, 2, batch_first=True, **kwargs).eval()
+        plain.load_state_dict(pemncodec.load_state_dict(stream))
+        plain.requires_grad_(False)  # on which torch chooses its kernels
+        assert torch.equal(plain(*inputs)[0], expected)
+        assert sorted(bake(layer).state_dict()) == sorted(names)
+        assert torch.equal(layer(*inputs)[0], expected)
+
+
+def test_a_transformer_in_eval_mode_takes_its_fast_path() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    mask_model(layer, RandomPadding(length=7)).eval()
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        expected = layer(x)
+        torch.testing.assert_close(bake(layer)(x), expected)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(12, 6)
+        self.head = nn.Linear(6, 12, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embedding(x))
+        return logits
+
+
+@pytest.mark.parametrize("selection", [TopK(), TopK(scope="global")], ids=repr)
+def test_tied_weights_stay_tied(selection: Selection) -> None:
+    model = mask_model(Tied(), Independent(), keep=0.3, selection=selection)
+    x = torch.arange(12)
+    train(model, x=x)
+    assert len([p for p in model.parameters() if p.requires_grad]) == 1
+    expected = model(x)
+    stream = io.BytesIO()
+    report = pemncodec.encode(model, stream, example_inputs=x)
+    assert [t.kind for t in report.info.tensors] == ["masked", "alias"]
+    assert torch.equal(pemncodec.decode(stream)(x), expected)
+    bake(model)
+    assert model.head.weight is model.embedding.weight
+    assert torch.equal(model(x), expected)
+
+
+def test_include_and_exclude() -> None:
+    assert list(masked_state(mask_model(network(), OneLayer(), include="0.*")).masks) == [
+        "0.weight"
+    ]
+    model = mask_model(network(), OneLayer(), exclude=["5.weight", "3.*"])
+    assert list(masked_state(model).masks) == ["0.weight"]
+    mask_model(model, Independent(), seed=9, exclude="0.*")
+    assert list(masked_state(model).masks) == ["0.weight", "3.weight", "5.weight"]
+
+
+def lazy() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.LazyLinear(3)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (network, {"keep": 0.0}, "keep ratio"),
+        (network, {"keep": 1.5}, "keep ratio"),
+        (network, {"keep": {"0.*": 0.5}}, "nothing for 3.weight"),
+        (network, {"keep": {"*": 0.5, "x": 0.5}}, "called x"),
+        (network, {"include": "conv*"}, "called conv"),
+        (network, {"exclude": "*"}, "leave no weights"),
+        (network, {"distribution": "cauchy"}, "unknown distribution"),
+        (network, {"seed": -1}, "64-bit"),
+        (nn.ReLU, {}, "no weights"),
+        (lazy, {}, "no values yet"),
+        (lambda: nn.Linear(2, 2, device="meta"), {}, "no values yet"),
+        (lambda: nn.Linear(2, 2, dtype=torch.complex64), {}, "complex64"),
+        (lambda: nn.Embedding(2, 2, sparse=True), {}, "sparse"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), {}, "parametrized"),
+        (lambda: nn.utils.prune.l1_unstructured(nn.Linear(2, 2), "weight", 1), {}, "pruned"),
+        (lambda: mask_model(nn.Linear(2, 2), OneLayer()), {}, "parametrized already"),
+        (
+            lambda: mask_model(network(), OneLayer(), include="0.*"),
+            {"include": "5.*", "selection": TopK(scope="global")},
+            "whole model",
+        ),
+    ],
+)
+def test_what_cannot_be_masked_is_refused_and_left_alone(
+    model: Callable[[], nn.Module], options: dict[str, object], message: str
+) -> None:
+    plain = model()
+    before = [(name, id(p)) for name, p in plain.named_parameters()]
+    with pytest.raises(ValueError, match=message):
+        mask_model(plain, OneLayer(), **options)  # type: ignore[arg-type]
+    assert [(name, id(p)) for name, p in plain.named_parameters()] == before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RandomPadding(),
+        lambda: RandomPadding(ratio=0.1, length=3),
+        lambda: RandomPadding(ratio=-1),
+        lambda: RandomPadding(length=0),
+        lambda: RandomPadding(length=3, mode="rand"),  # type: ignore[arg-type]
+        lambda: TopK("random"),  # type: ignore[arg-type]
+        lambda: Threshold(math.nan),
+        lambda: Threshold(-1.0, "magnitude"),
+        lambda: KeepSchedule(1.0, 0.0, 10),
+        lambda: KeepSchedule(1.0, 0.5, 0),
+    ],
+)
+def test_options_out_of_range(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 each has a message of its own
+        make()
+
+
+# ----------------------------------------------------------------------- life with a model
+
+
+@each_selection
+def test_save_and_resume(tmp_path: Path, selection: Selection) -> None:
+    schedule = KeepSchedule(0.9, 0.3, 5)
+    model = mask_model(network(), RandomPadding(length=7), keep=schedule, selection=selection)
+    train(model)
+    advance_keep(model)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other = mask_model(network(), OneLayer(), seed=99)
+    if isinstance(selection, TopK) and selection.scope == "global":
+        other = mask_model(network(), OneLayer(), selection=selection)
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    model.eval()
+    other.eval()
+    assert torch.equal(other(images()), model(images()))
+    advance_keep(model)
+    advance_keep(other)
+    assert torch.equal(other(images()), model(images()))
+
+
+def test_a_copy_is_independent() -> None:
+    model = mask_model(network(), OneLayer())
+    twin = copy.deepcopy(model)
+    expected = model(images())
+    bake(twin)
+    assert not any(isinstance(m, MaskedWeight) for m in twin.modules())
+    assert torch.equal(model(images()), expected)
+    train(model)
+    assert not torch.equal(twin[5].weight, model[5].weight)
+
+
+def test_baking_keeps_other_layers_and_refuses_what_it_cannot_undo() -> None:
+    model = mask_model(network(), OneLayer(), include="0.*")
+    with torch.no_grad():
+        expected = model.eval()(images())
+    assert torch.equal(bake(model)(images()), expected)
+    assert type(model[0]) is nn.Conv2d
+    assert not model[0].weight.requires_grad
+    assert model[5].weight.requires_grad
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    layer = mask_model(nn.Linear(2, 2), OneLayer())
+    parametrize.register_parametrization(layer, "bias", Twice())
+    with pytest.raises(ValueError, match="besides its masks"):
+        bake(layer)
+
+
+def test_autocast() -> None:
+    model = mask_model(network(), MaxLayerPadding())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images()).float().square().mean()
+    loss.backward()
+    gradient = scores_of(model).grad
+    assert gradient is not None
+    assert gradient.dtype == torch.float32
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_compiled_model_has_the_same_outputs_and_gradients(scope: str) -> None:
+    torch._dynamo.reset()
+    model = mask_model(network(), MaxLayerPadding(), selection=TopK(scope=scope))  # type: ignore[arg-type]
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, backend="aot_eager")
+    for kept in (0.5, 0.3):
+        for m in (model, twin):
+            for masked in m.modules():
+                if isinstance(masked, MaskedWeight):
+                    masked.kept.fill_(int(kept * masked.scores.numel()))
+        first, second = model(images()), compiled(images())
+        torch.testing.assert_close(second, first)
+    first.sum().backward()
+    second.sum().backward()
+    torch.testing.assert_close(scores_of(twin).grad, scores_of(model).grad)
+    stream = io.BytesIO()
+    pemncodec.encode(compiled, stream, example_inputs=images())
+    assert torch.equal(pemncodec.decode(stream)(images()), bake(twin).eval()(images()))
+
+
+def _train_in_parallel(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    model = mask_model(network(), RandomPadding(length=9), selection=TopK(scope="global"))
+    parallel = nn.parallel.DistributedDataParallel(model)
+    train(parallel, x=images(8)[4 * rank : 4 * rank + 4])
+    torch.save(parallel.state_dict(), f"{folder}/rank{rank}.pt")
+    if rank == 0:
+        pemncodec.encode(parallel, f"{folder}/net.pemn", example_inputs=images())
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_data_parallel_training(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_train_in_parallel, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert torch.equal(first[f"module.{LINEAR}"], second[f"module.{LINEAR}"])
+    name = "module.5.parametrizations.weight.0.scores"
+    assert torch.equal(first[name], second[name])
+    state = pemncodec.load_state_dict(tmp_path / "net.pemn")
+    expected = mask_model(network(), OneLayer(), selection=TopK(scope="global"))
+    expected.load_state_dict({k.removeprefix("module."): v for k, v in first.items()})
+    for name, tensor in bake(expected).state_dict().items():
+        assert torch.equal(state[name], tensor)
+
+
+# ------------------------------------------------------------------------------------ files
+
+
+@each_strategy
+@each_selection
+def test_a_file_holds_seeds_and_classifies_as_the_trained_model(
+    strategy: Strategy, selection: Selection, tmp_path: Path
+) -> None:
+    model = mask_model(network(), strategy, seed=2**63 + 5, keep=0.4, selection=selection)
+    train(model)
+    report = pemncodec.encode(model, tmp_path / "net.pemn", example_inputs=images())
+    assert report.info.prototype_bytes == 0
+    model.eval()
+    with torch.no_grad():
+        expected = model(images(9))
+        assert torch.equal(pemncodec.decode(tmp_path / "net.pemn")(images(9)), expected)
+    with pemncodec.open(tmp_path / "net.pemn") as file:
+        for prototype in file.header.prototypes:
+            assert isinstance(prototype, SeededPrototype)
+            assert prototype.seed == 2**63 + 5
+        for name, mask in masked_state(model).masks.items():
+            assert np.array_equal(file.mask(name), mask)
+    pemncodec.encode(
+        model.state_dict(), tmp_path / "state.pemn", architecture=network(), example_inputs=images()
+    )
+    assert (tmp_path / "state.pemn").read_bytes() == (tmp_path / "net.pemn").read_bytes()
+
+
+def test_changed_weights_are_encoded_as_they_are() -> None:
+    model = mask_model(network(), RandomPadding(length=5))
+    with torch.no_grad():
+        frozen(model)[LINEAR].add_(0.5)
+    stream = io.BytesIO()
+    report = pemncodec.encode(model, stream, example_inputs=images())
+    assert report.info.prototype_bytes > 0
+    assert torch.equal(pemncodec.load_state_dict(stream)["5.weight"], bake(model)[5].weight)
+
+
+def test_state_dicts_keep_a_plain_models_order_without_an_architecture() -> None:
+    model = mask_model(network(), OneLayer())
+    stream = io.BytesIO()
+    pemncodec.encode(model.state_dict(), stream, manifest=False)
+    assert list(pemncodec.load_state_dict(stream)) == list(network().state_dict())
+
+
+def test_keep_is_refused_where_the_checkpoint_has_it() -> None:
+    model = mask_model(network(), OneLayer())
+    with pytest.raises(pemncodec.EncodeArgumentError, match="leave it out"):
+        pemncodec.encode(model.state_dict(), io.BytesIO(), keep=0.5, manifest=False)
+
+
+def broken(key: str, value: Tensor | None) -> dict[str, Tensor]:
+    state = dict(mask_model(nn.Linear(4, 4), OneLayer()).state_dict())
+    name = f"parametrizations.weight.{key}"
+    if value is None:
+        del state[name]
+    else:
+        state[name] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("original", None, "there is no parametrizations.weight.original"),
+        ("0.scores", None, "there is no parametrizations.weight.0.scores"),
+        ("0.scores", torch.zeros(3), "does not fit"),
+        ("0.scores", torch.zeros(4, 4, dtype=torch.int64), "does not fit"),
+        ("0.scores", torch.full((4, 4), math.nan), "NaN"),
+        ("0._extra_state", torch.zeros(3, dtype=torch.uint8), "recipe"),
+        ("0._extra_state", torch.zeros(3), "recipe"),
+        ("1.scores", torch.zeros(4, 4), "more than its mask"),
+    ],
+)
+def test_broken_state_dicts(key: str, value: Tensor | None, message: str) -> None:
+    with pytest.raises(pemncodec.EncodeError, match=message):
+        pemncodec.encode(broken(key, value), io.BytesIO(), manifest=False)
