@@ -405,7 +405,7 @@ LAYERS = [[6, 3, 3, 3], [6, 1, 2, 5], [4, 6, 1, 1], [3, 4], [7], [], [2, 3, 4], 
 def valid_mixing() -> dict[str, bytes]:
     files = {}
     files["mask-mixing-example-of-the-spec"] = masked(
-        bytes.fromhex("037930739971f0"),
+        bytes.fromhex("03792727db5400"),
         [2, 4],
         stored=b"\0" + floats(1, 2, 3),
         length=8,

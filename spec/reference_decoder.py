@@ -344,8 +344,9 @@ class Decoder:
                 tensors = [(r["shape"], self.buckets(r)) for r in sharers]
                 masks = read_mixed(payload[1:], tensors)
             else:
-                masks = [read_mask(payload, numel(row))]
+                require(payload[0] < 3, "unknown-field", f"mask coder {payload[0]}")
                 require(len(sharers) == 1, "section", "a section of several masks is not mixed")
+                masks = [read_mask(payload, numel(row))]
             self.masks |= zip([r["name"] for r in sharers], masks, strict=True)
         return self.masks[row["name"]]
 
@@ -477,7 +478,6 @@ DISTRIBUTIONS = {
 def read_mask(section: bytes, n: int) -> list[int]:
     """6.1 to 6.3: the mask's n bits."""
     coder, body = section[0], section[1:]
-    require(coder <= 2, "unknown-field", f"mask coder {coder}")
     if coder == 0:  # 6.1
         require(body in (b"\0", b"\1"), "section", "a constant mask")
         return [body[0]] * n
@@ -603,37 +603,41 @@ def read_mixed_block(
         count = stop - start if len(tensors) == 1 else len(buckets)
         rows = -(-(first + count) // row_size)
         chained = rows_before == (rows if number == 1 else columns)
-        row_counters: dict[int, Counter] = {}
-        column_counters: dict[int, Counter] = {}
-        of_row = lone = Counter(p0)
+        row_counters: dict[int, Counter] = {}  # counters 0 as the rows left them
+        lines = Counters(p0)
         mask: list[int] = []
         for i, bucket in enumerate(buckets):
             row, within = divmod(first + i, row_size)
             x, y = divmod(within, kernel)
-            if i == 0 or within == 0:
-                of_row = row_counters[row % 65536] = Counter(p0)
-            if i == 0:
-                lone = Counter(p0)
-            if kernel == 1:
-                back = [(1, x >= 1), (2, x >= 2), (row_size, True), (2 * row_size, True)]
+            sign, column = bucket // 16, x % 16384
+            left, up = y % width > 0, y >= width
+            if number == 0:
+                places = [(1, x >= 1), (2, x >= 2), (row_size, True), (2 * row_size, True)]
+            elif number == 1:
+                places = [(1, left), (width, up), (row_size, True), (width + 1, left and up)]
             else:
-                back = [(1, y % width > 0), (width, y >= width), (row_size, True), (kernel, x >= 1)]
-            bits = [mask[i - far] if there and i >= far else 0 for far, there in back]
-            around = sum(bit << k for k, bit in enumerate(bits))
-            of_column = column_counters.setdefault(x % 65536, Counter(p0))
+                places = [(1, left), (width, up), (row_size, True), (kernel, x >= 1)]
+            pulls = [
+                (2 if mask[i - far] == buckets[i - far] // 16 else 1) if there and i >= far else 0
+                for far, there in places
+            ]
+            of_row, of_column = lines.of("row", row), lines.of("column", column)
+            row_counters[row % 16384] = of_row
             levels = [
                 min(max((stretch(c.p) - stretch(p0)) >> 7, -16), 15) for c in (of_row, of_column)
             ]
-            channel = channels[(row if number == 1 else x) % 65536] if chained else lone
             counters = [
                 of_row,
                 of_column,
-                kind.counter("crossing", *levels),
-                kind.counter("neighbours", around, bucket // 2),
-                kind.counter("position", y % 512, bucket // 4),
-                kind.counter("bucket", bucket),
-                kind.counter("order 0"),
-                channel,
+                kind.counters.of("crossing", *levels),
+                lines.of("row and sign", row, sign),
+                lines.of("column and sign", column, sign),
+                lines.of("row and bucket", row, bucket),
+                lines.of("column and bucket", column, bucket),
+                kind.counters.of("position", y % 512, bucket // 4),
+                kind.counters.of("near", *pulls[:2], bucket),
+                kind.counters.of("around", *pulls, sign),
+                channels[(row if number == 1 else x) % 16384] if chained else lines.of("channel"),
             ]
             s = [stretch(counter.p) for counter in counters]
             mixed = sum(a * (b >> 7) for a, b in zip(s, kind.w, strict=True)) >> 16
@@ -647,7 +651,7 @@ def read_mixed_block(
             ]
             kind.t = min(kind.t + 1, 16383)
             for j, counter in enumerate(counters):
-                if j < 7 or not chained:
+                if j < 10 or not chained:
                     counter.learn(bit, 1023 if j < 3 else 255)
             mask.append(bit)
         masks.append(mask)
@@ -665,19 +669,26 @@ class Counter:
 
     def learn(self, bit: int, most: int) -> None:
         target = (1 << 22) - 1 if bit else 0
-        self.p += (target - self.p) * (131072 // (2 * self.n + 5)) >> 16
+        self.p += (target - self.p) * (65536 // (self.n + 3)) >> 16
         self.n = min(self.n + 1, most)
 
 
-class Kind:
-    """What parts of one kind share: weights of the mixer, counters."""
+class Counters:
+    """Counters by what there is one for each of."""
 
     def __init__(self, p0: int) -> None:
-        self.p0, self.w, self.t = p0, [163840] * 8, 0
+        self.p0 = p0
         self.counters: dict[tuple[Any, ...], Counter] = {}
 
-    def counter(self, *key: Any) -> Counter:
+    def of(self, *key: Any) -> Counter:
         return self.counters.setdefault(key, Counter(self.p0))
+
+
+class Kind:
+    """What parts of one kind share: counters, weights of the mixer, bits coded."""
+
+    def __init__(self, p0: int) -> None:
+        self.counters, self.w, self.t = Counters(p0), [131072] * 11, 0
 
 
 class RangeDecoder:

@@ -5,9 +5,10 @@
 #include <string.h>
 
 enum {
-    INPUTS = 8,
+    INPUTS = 11,
+    STEADY_INPUTS = 3, /* the first ones, whose counters adapt more slowly in the end */
     KINDS = 3,
-    CHANNELS = 1 << 16,
+    CHANNELS = 1 << 14,
     POSITIONS = 512,
     COUNT_BITS = 10, /* of a counter: probability << COUNT_BITS | count */
     PROBABILITY_BITS = 22,
@@ -17,7 +18,7 @@ enum {
     RATES = 256,
     RATE_FLOOR = 25,
     RATE_START = 328,
-    WEIGHT_START = 163840,
+    WEIGHT_START = 1 << 17,
     WEIGHT_MOST = (1 << 21) - 1,
     SQUASH_HALF = MIXING_SQUASH / 2,
 };
@@ -25,18 +26,24 @@ enum {
 typedef struct {
     int32_t weights[INPUTS];
     uint32_t coded; /* saturates at 64 * RATES */
-    uint32_t buckets[MIXING_BUCKETS], order0;
-    uint32_t neighbours[16 * MIXING_BUCKETS / 2];
     uint32_t positions[POSITIONS * 8];
     uint32_t crossings[32 * 32];
+    uint32_t near[9 * MIXING_BUCKETS];
+    uint32_t around[81 * 2];
 } Kind;
+
+/* Counters of a row or of a column. */
+typedef struct {
+    uint32_t whole, signs[2], buckets[MIXING_BUCKETS];
+} Line;
 
 typedef struct {
     Kind kinds[KINDS];
     unsigned char known[KINDS];
     int32_t adaptation[COUNTS], rates[RATES];
     uint64_t channels_of; /* rows of the part before */
-    uint32_t columns[CHANNELS], rows[2][CHANNELS];
+    Line columns[CHANNELS];
+    uint32_t rows[2][CHANNELS]; /* whole ones, of the part before and of this one */
 } State;
 
 size_t mixing_state_size(void) { return sizeof(State); }
@@ -131,7 +138,7 @@ static void start(State *state)
     memset(state->known, 0, sizeof state->known);
     state->channels_of = 0;
     for (int n = 0; n < COUNTS; n++)
-        state->adaptation[n] = 131072 / (2 * n + 5);
+        state->adaptation[n] = 65536 / (n + 3);
     for (uint32_t j = 0; j < RATES; j++)
         state->rates[j] = (int32_t)(RATE_FLOOR + RATE_START * 16 / isqrt(256 * (j + 1)));
 }
@@ -151,11 +158,10 @@ static Kind *kind_of(State *state, const uint64_t *part, uint32_t initial)
         kind->coded = 0;
         for (int i = 0; i < INPUTS; i++)
             kind->weights[i] = WEIGHT_START;
-        fill(kind->buckets, MIXING_BUCKETS, initial);
-        fill(&kind->order0, 1, initial);
-        fill(kind->neighbours, 16 * MIXING_BUCKETS / 2, initial);
         fill(kind->positions, POSITIONS * 8, initial);
         fill(kind->crossings, 32 * 32, initial);
+        fill(kind->near, 9 * MIXING_BUCKETS, initial);
+        fill(kind->around, 81 * 2, initial);
     }
     return kind;
 }
@@ -163,6 +169,15 @@ static Kind *kind_of(State *state, const uint64_t *part, uint32_t initial)
 static inline int32_t clip(int32_t x, int32_t low, int32_t high)
 {
     return x < low ? low : x > high ? high : x;
+}
+
+/* The pull of the weight `back` before weight i: 0 if there is none, else 1 or 2. */
+static inline unsigned pull(const unsigned char *bits, const unsigned char *buckets, uint64_t i,
+                            int there, uint64_t back)
+{
+    if (!there || i < back)
+        return 0;
+    return 1 + (bits[i - back] ^ (buckets[i - back] < MIXING_BUCKETS / 2));
 }
 
 /* Codes one part: `bits` are read when encoding, written when decoding. */
@@ -184,42 +199,51 @@ static inline void code_part(State *state, Coder *coder, unsigned char *bits,
     const uint32_t *before = state->rows[0];
     uint32_t *rows = state->rows[1];
     int chained = state->channels_of != 0 && state->channels_of == (depthwise ? end_row : columns);
-    fill(state->columns, columns < CHANNELS ? columns : CHANNELS, initial);
 
-    uint32_t row_counter = initial;
+    Line initial_line = {initial, {initial, initial}, {0}};
+    fill(initial_line.buckets, MIXING_BUCKETS, initial);
+    Line line = initial_line; /* of the row */
+    for (uint64_t i = 0; i < columns && i < CHANNELS; i++)
+        state->columns[i] = initial_line;
     uint32_t fresh = initial; /* in place of a channel that nothing is known of */
 
     for (uint64_t i = 0; i < count; i++) {
-        unsigned bucket = buckets[i] % MIXING_BUCKETS;
-        unsigned left, up, side, previous = i >= row_size ? bits[i - row_size] : 0;
+        unsigned bucket = buckets[i] % MIXING_BUCKETS, sign = bucket / (MIXING_BUCKETS / 2);
+        unsigned pulls[4];
         if (kernel == 1) {
-            left = column >= 1 && i >= 1 ? bits[i - 1] : 0;
-            up = column >= 2 && i >= 2 ? bits[i - 2] : 0;
-            side = i >= 2 * row_size ? bits[i - 2 * row_size] : 0;
+            pulls[0] = pull(bits, buckets, i, column >= 1, 1);
+            pulls[1] = pull(bits, buckets, i, column >= 2, 2);
+            pulls[3] = pull(bits, buckets, i, 1, 2 * row_size);
         } else {
-            left = position % width && i >= 1 ? bits[i - 1] : 0;
-            up = position >= width && i >= width ? bits[i - width] : 0;
-            side = column && i >= kernel ? bits[i - kernel] : 0;
+            int left = position % width > 0, up = position >= width;
+            pulls[0] = pull(bits, buckets, i, left, 1);
+            pulls[1] = pull(bits, buckets, i, up, width);
+            pulls[3] = depthwise ? pull(bits, buckets, i, left && up, width + 1)
+                                 : pull(bits, buckets, i, column >= 1, kernel);
         }
-        unsigned around = (left | up << 1 | previous << 2 | side << 3) % 16;
-        uint32_t *column_counter = &state->columns[column % CHANNELS];
-        int32_t from_row = stretch[row_counter >> 20], from_column = stretch[*column_counter >> 20];
+        pulls[2] = pull(bits, buckets, i, 1, row_size);
+        unsigned near = pulls[0] + 3 * pulls[1], around = near + 9 * pulls[2] + 27 * pulls[3];
+        Line *of_column = &state->columns[column % CHANNELS];
+        int32_t from_row = stretch[line.whole >> 20], from_column = stretch[of_column->whole >> 20];
         int across = clip((from_row - center) >> 7, -16, 15) + 16;
         int down = clip((from_column - center) >> 7, -16, 15) + 16;
         uint32_t channel;
         uint32_t *counters[INPUTS] = {
-            &row_counter,
-            column_counter,
+            &line.whole,
+            &of_column->whole,
             &kind->crossings[across * 32 + down],
-            &kind->neighbours[around * 16 + bucket / 2],
+            &line.signs[sign],
+            &of_column->signs[sign],
+            &line.buckets[bucket],
+            &of_column->buckets[bucket],
             &kind->positions[position % POSITIONS * 8 + bucket / 4],
-            &kind->buckets[bucket],
-            &kind->order0,
+            &kind->near[near * MIXING_BUCKETS + bucket],
+            &kind->around[around * 2 + sign],
             &fresh,
         };
         if (chained) {
             channel = before[(depthwise ? row : column) % CHANNELS];
-            counters[7] = &channel;
+            counters[INPUTS - 1] = &channel;
         }
         int32_t inputs[INPUTS], sum = 0;
         for (int j = 0; j < INPUTS; j++)
@@ -243,22 +267,23 @@ static inline void code_part(State *state, Coder *coder, unsigned char *bits,
         int64_t target = bit ? (1 << PROBABILITY_BITS) - 1 : 0;
         for (int j = 0; j < INPUTS; j++) {
             uint32_t counter = *counters[j], seen = counter & (COUNTS - 1);
+            uint32_t most = j < STEADY_INPUTS ? SLOW : FAST;
             int64_t probability = counter >> COUNT_BITS;
             probability += ((target - probability) * state->adaptation[seen]) >> 16;
-            *counters[j] = (uint32_t)probability << COUNT_BITS | (seen + (seen < (j < 3 ? SLOW : FAST)));
+            *counters[j] = (uint32_t)probability << COUNT_BITS | (seen + (seen < most));
         }
         if (++position == kernel) {
             position = 0;
             if (++column == columns) {
-                rows[row % CHANNELS] = row_counter;
-                row_counter = initial;
+                rows[row % CHANNELS] = line.whole;
+                line = initial_line;
                 column = 0;
                 row++;
             }
         }
     }
     if (position || column)
-        rows[row % CHANNELS] = row_counter;
+        rows[row % CHANNELS] = line.whole;
     memcpy(state->rows[0], rows, sizeof(uint32_t) * (size_t)(end_row < CHANNELS ? end_row : CHANNELS));
     state->channels_of = end_row;
 }

@@ -1,11 +1,12 @@
 """The context-mixing kernels in plain Python: the same results and errors as the C extension.
 
-Slow: about 50,000 weights a second, where C does 30 million. Buffers and errors are as
+Slow: about 50,000 weights a second, where C does 25 million. Buffers and errors are as
 `numpy_twin` says. Spec section 6.4 defines the model; names here are those of the spec.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isqrt
 
 import numpy as np
@@ -20,10 +21,10 @@ BLOCK = 1 << 23
 FIELDS = 6
 
 _HALF = SQUASH // 2
-_CHANNELS = 1 << 16
+_CHANNELS = 1 << 14
 _POSITIONS = 512
 _SLOW, _FAST = 1023, 255
-_LIMITS = (_SLOW, _SLOW, _SLOW, _FAST, _FAST, _FAST, _FAST, _FAST)
+_LIMITS = (_SLOW, _SLOW, _SLOW, _FAST, _FAST, _FAST, _FAST, _FAST, _FAST, _FAST, _FAST)
 _LARGEST = 1 << 62
 _MASK = 0xFFFFFFFF
 _WEIGHT_MOST = (1 << 21) - 1
@@ -187,22 +188,30 @@ class _Kind:
     """What the parts of one kind share. A counter is a list [probability, count]."""
 
     def __init__(self, initial: int) -> None:
-        self.weights = [163840] * 8
+        self.weights = [1 << 17] * len(_LIMITS)
         self.coded = 0
         self.crossings = _counters(32 * 32, initial)
-        self.neighbours = _counters(16 * 16, initial)
         self.positions = _counters(_POSITIONS * 8, initial)
+        self.near = _counters(9 * BUCKETS, initial)
+        self.around = _counters(81 * 2, initial)
+
+
+class _Line:
+    """Counters of a row or of a column."""
+
+    def __init__(self, initial: int) -> None:
+        self.whole = [initial, 0]
+        self.signs = _counters(2, initial)
         self.buckets = _counters(BUCKETS, initial)
-        self.order0 = [initial, 0]
 
 
 class _Model:
     def __init__(self, stretch: list[int], squash: list[int]) -> None:
         self.stretch, self.squash = stretch, squash
-        self.adaptation = [131072 // (2 * n + 5) for n in range(_SLOW + 1)]
+        self.adaptation = [65536 // (n + 3) for n in range(_SLOW + 1)]
         self.rates = [25 + 328 * 16 // isqrt(256 * (j + 1)) for j in range(256)]
         self.kinds: dict[int, _Kind] = {}
-        self.channels: list[list[int]] = []  # the row counters of the part before
+        self.channels: list[list[int]] = []  # of the rows of the part before
         self.channels_of = 0
 
     def code(
@@ -218,34 +227,43 @@ class _Model:
         row, in_row = divmod(first, row_size)
         column, position = divmod(in_row, kernel)
         chained = self.channels_of == (rows if number == 1 else columns)
-        column_counters = _counters(min(columns, _CHANNELS), initial)
-        row_counters = _counters(min(rows, _CHANNELS), 0)
-        of_row, unknown = [initial, 0], [initial, 0]
+        lines = [_Line(initial) for _ in range(min(columns, _CHANNELS))]
+        channels = _counters(min(rows, _CHANNELS), 0)
+        of_row, channel = _Line(initial), [initial, 0]
         for i in range(count):
-            previous = bits[i - row_size] if i >= row_size else 0
+            bucket, sign = buckets[i], buckets[i] // (BUCKETS // 2)
+            left, up = position % width > 0, position >= width
             if kernel == 1:
-                left = bits[i - 1] if column >= 1 and i >= 1 else 0
-                up = bits[i - 2] if column >= 2 and i >= 2 else 0
-                side = bits[i - 2 * row_size] if i >= 2 * row_size else 0
+                places = (column >= 1, 1), (column >= 2, 2), (True, row_size), (True, 2 * row_size)
+            elif columns == 1:
+                places = (left, 1), (up, width), (True, row_size), (left and up, width + 1)
             else:
-                left = bits[i - 1] if position % width and i >= 1 else 0
-                up = bits[i - width] if position >= width and i >= width else 0
-                side = bits[i - kernel] if column and i >= kernel else 0
-            around = left | up << 1 | previous << 2 | side << 3
-            of_column = column_counters[column % _CHANNELS]
+                places = (left, 1), (up, width), (True, row_size), (column >= 1, kernel)
+            pulls = [
+                1 + (bits[i - back] ^ (buckets[i - back] < BUCKETS // 2))
+                if there and i >= back
+                else 0
+                for there, back in places
+            ]
+            near = pulls[0] + 3 * pulls[1]
+            around = near + 9 * pulls[2] + 27 * pulls[3]
+            of_column = lines[column % _CHANNELS]
             if chained:
-                unknown = list(self.channels[(row if number == 1 else column) % _CHANNELS])
-            across = self._level(of_row, center)
-            down = self._level(of_column, center)
+                channel = list(self.channels[(row if number == 1 else column) % _CHANNELS])
+            across = self._level(of_row.whole, center)
+            down = self._level(of_column.whole, center)
             counters = (
-                of_row,
-                of_column,
+                of_row.whole,
+                of_column.whole,
                 kind.crossings[across * 32 + down],
-                kind.neighbours[around * 16 + buckets[i] // 2],
-                kind.positions[position % _POSITIONS * 8 + buckets[i] // 4],
-                kind.buckets[buckets[i]],
-                kind.order0,
-                unknown,
+                of_row.signs[sign],
+                of_column.signs[sign],
+                of_row.buckets[bucket],
+                of_column.buckets[bucket],
+                kind.positions[position % _POSITIONS * 8 + bucket // 4],
+                kind.near[near * BUCKETS + bucket],
+                kind.around[around * 2 + sign],
+                channel,
             )
             bits[i] = self._code_bit(kind, counters, bits[i], coder)
             position += 1
@@ -253,13 +271,13 @@ class _Model:
                 position = 0
                 column += 1
                 if column == columns:
-                    row_counters[row % _CHANNELS] = of_row
-                    of_row = [initial, 0]
+                    channels[row % _CHANNELS] = of_row.whole
+                    of_row = _Line(initial)
                     column = 0
                     row += 1
         if position or column:
-            row_counters[row % _CHANNELS] = of_row
-        self.channels, self.channels_of = row_counters, rows
+            channels[row % _CHANNELS] = of_row.whole
+        self.channels, self.channels_of = channels, rows
 
     def _level(self, counter: list[int], center: int) -> int:
         return min(max((self.stretch[counter[0] >> 10] - center) >> 7, -16), 15) + 16
@@ -267,7 +285,7 @@ class _Model:
     def _code_bit(
         self,
         kind: _Kind,
-        counters: tuple[list[int], ...],
+        counters: Sequence[list[int]],
         bit: int,
         coder: _Encoder | _Decoder,
     ) -> int:
