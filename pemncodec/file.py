@@ -243,7 +243,9 @@ class PemnFile:
             counts = [numel(self.shape(name)) for name in starts]
             shares |= zip(starts, share_bytes(size, counts), strict=True)
         for section, sharers in self._sharers.items():
-            coders[section] = masks.CODER_NAMES[masks.mask_coder(self._section(section))]
+            data = self._section(section)
+            with _in_section(section):
+                coders[section] = masks.CODER_NAMES[masks.mask_coder(data)]
             size = self._container.sections[section].length
             counts = [numel(row.shape) for row in sharers]
             shares |= zip([row.name for row in sharers], share_bytes(size, counts), strict=True)

@@ -28,7 +28,7 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 a second, where it saves enough. max: also mixing, wherever it saves a byte."""
 
 _STREAM_WEIGHTS = 1 << 22  # of small masks in one stream; bounds what reading one of them decodes
-_SECTION_BYTES = 6  # about what a section costs in the section table
+SECTION_BYTES = 6  # about what a section costs in the section table
 _MIXED_BY_DEFAULT = 1 << 24  # weights of a model
 _LEAST_DEFAULT_GAIN = 1 / 64
 
@@ -114,11 +114,11 @@ def _mix(
         paying = [
             index
             for index, cost in zip(members, costs, strict=True)
-            if cost < len(alone[index]) + _SECTION_BYTES
+            if cost < len(alone[index]) + SECTION_BYTES
         ]
         if len(paying) == len(members):
-            before = sum(len(alone[index]) + _SECTION_BYTES for index in members)
-            gain = before - (1 + len(body) + _SECTION_BYTES)
+            before = sum(len(alone[index]) + SECTION_BYTES for index in members)
+            gain = before - (1 + len(body) + SECTION_BYTES)
             return (bytes([MIXING]) + body, members) if gain > before * least_gain else None
         members = paying
     return None

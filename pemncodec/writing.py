@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from pemncodec import dense, masks
 from pemncodec.coders.mixing import MixingTensor, value_buckets
@@ -41,8 +40,6 @@ from pemncodec.header import (
 )
 from pemncodec.manifest import encode_manifest
 from pemncodec.prototype import prototype_values, used_values
-
-_NEARLY_ALL_USED = 7 / 8  # below, storing every value of a prototype cannot pay
 
 
 def encode_contents(
@@ -96,20 +93,7 @@ def encode_contents(
             count(numel(tensor.shape))
             rows[tensor.name] = DenseRow(tensor.name, tensor.dtype, tensor.shape, section)
     masked = [tensor for tensor in contents.tensors if isinstance(tensor, MaskedTensor)]
-    choices = _used_choices(contents, masked, preset)
-    best = min(
-        (
-            _encode_weights(
-                masked,
-                contents.prototypes,
-                used,
-                preset,
-                lambda values: count(values / len(choices)),
-            )
-            for used in choices
-        ),
-        key=lambda weights: weights.size,
-    )
+    best = _encode_weights(masked, contents.prototypes, preset, count)
     for data, members in best.masks:
         section = add("mask", data)
         for tensor in (masked[index] for index in members):
@@ -141,67 +125,88 @@ class _Weights:
 
     @property
     def size(self) -> int:
-        return sum(len(data) for data, _ in self.masks) + sum(map(len, self.stored))
+        """Bytes in the file."""
+        mask_bytes = sum(len(data) + masks.SECTION_BYTES for data, _ in self.masks)
+        return mask_bytes + sum(map(len, self.stored))
 
 
 def _encode_weights(
     masked: Sequence[MaskedTensor],
     prototypes: Sequence[Prototype],
-    used: Sequence[npt.NDArray[np.bool_] | None],
     preset: masks.Preset,
-    count: Callable[[int], None],
+    count: Callable[[float], None],
 ) -> _Weights:
-    """Masks and prototypes, of which the values in `used` are stored, all where it is None."""
-    mixing = masks.tries_mixing(preset, _weights_of(masked))
-    buckets = [
-        value_buckets(_values(prototype)) if known is None and mixing else None
-        for prototype, known in zip(prototypes, used, strict=True)
-    ]
-    tensors = [
-        MixingTensor(tensor.shape, buckets[tensor.fill.prototype], tensor.fill.offset)
-        for tensor in masked
-    ]
-    return _Weights(
-        masks.encode_masks([tensor.mask.reshape(-1) for tensor in masked], tensors, preset, count),
-        ["all" if known is None else "masks" for known in used],
-        [
-            dense.encode_dense(
-                [prototype.values if known is None else prototype.values[known]], prototype.dtype
-            )
-            if isinstance(prototype, StoredPrototype)
-            else b""
-            for prototype, known in zip(prototypes, used, strict=True)
-        ],
-    )
+    """Masks, and prototypes with the values that masks use, or whole where the file is smaller.
 
-
-def _used_choices(
-    contents: Contents, masked: Sequence[MaskedTensor], preset: masks.Preset
-) -> list[list[npt.NDArray[np.bool_] | None]]:
-    """For every prototype which values to store, None for all; more choices where it is open.
-
-    A prototype that is stored whole tells mixing the weights. That can be worth more than the few
+    A prototype that is stored whole tells mixing the weights. That can be worth more than the
     values that no mask uses.
     """
-    users: dict[int, list[MaskedTensor]] = {}
+    mixing = masks.tries_mixing(preset, sum(numel(tensor.shape) for tensor in masked))
+    users: list[list[MaskedTensor]] = [[] for _ in prototypes]
     for tensor in masked:
-        users.setdefault(tensor.fill.prototype, []).append(tensor)
-    used: list[npt.NDArray[np.bool_] | None] = []
-    for index, prototype in enumerate(contents.prototypes):
-        known = None
-        if isinstance(prototype, StoredPrototype):
-            fills = [(t.fill.offset, t.mask.reshape(-1)) for t in users.get(index, ())]
-            known = used_values(prototype.length, fills)
-            known = None if known.all() else known
-        used.append(known)
-    whole = [None if known is None or known.mean() >= _NEARLY_ALL_USED else known for known in used]
-    changed = any(a is not b for a, b in zip(used, whole, strict=True))
-    mixing = masks.tries_mixing(preset, _weights_of(masked))
-    return [used, whole] if changed and mixing else [used]
+        users[tensor.fill.prototype].append(tensor)
+    sections: list[dict[Used, bytes]] = []
+    used: list[Used] = []
+    candidates: list[int] = []
+    for index, prototype in enumerate(prototypes):
+        sections.append(_stored_sections(prototype, users[index], mixing))
+        used.append(next(iter(sections[-1])))
+        more = len(sections[-1]["all"]) - len(sections[-1][used[-1]]) if mixing else 0
+        if 0 < 8 * more < sum(_order0_bits(tensor) for tensor in users[index]):
+            candidates.append(index)
+    buckets = [
+        value_buckets(_values(prototype)) if mixing and "all" in forms else None
+        for prototype, forms in zip(prototypes, sections, strict=True)
+    ]
+
+    def encode(used: list[Used]) -> _Weights:
+        tensors = [
+            MixingTensor(
+                tensor.shape,
+                buckets[tensor.fill.prototype] if used[tensor.fill.prototype] == "all" else None,
+                tensor.fill.offset,
+            )
+            for tensor in masked
+        ]
+        return _Weights(
+            masks.encode_masks(
+                [tensor.mask.reshape(-1) for tensor in masked],
+                tensors,
+                preset,
+                lambda weights: count(weights / (1 + len(candidates))),
+            ),
+            used,
+            [forms[which] for forms, which in zip(sections, used, strict=True)],
+        )
+
+    best = encode(used)
+    for index in candidates:
+        whole = encode([*best.used[:index], "all", *best.used[index + 1 :]])
+        best = min(best, whole, key=lambda weights: weights.size)
+    return best
 
 
-def _weights_of(masked: Sequence[MaskedTensor]) -> int:
-    return sum(numel(tensor.shape) for tensor in masked)
+def _stored_sections(
+    prototype: Prototype, users: Sequence[MaskedTensor], mixing: bool
+) -> dict[Used, bytes]:
+    """Sections of a prototype by which of its values they hold, the fewest first.
+
+    That of all values is made where masks use all, and where the others may be worth it. A seeded
+    prototype has no section: nothing is stored, and all is known.
+    """
+    if not isinstance(prototype, StoredPrototype):
+        return {"all": b""}
+    used = used_values(prototype.length, [(t.fill.offset, t.mask.reshape(-1)) for t in users])
+    sections: dict[Used, bytes] = {}
+    if not used.all():
+        sections["masks"] = dense.encode_dense([prototype.values[used]], prototype.dtype)
+    if used.all() or mixing:
+        sections["all"] = dense.encode_dense([prototype.values], prototype.dtype)
+    return sections
+
+
+def _order0_bits(tensor: MaskedTensor) -> float:
+    return masks.order0_bits(int(np.count_nonzero(tensor.mask)), tensor.mask.size)
 
 
 def _values(prototype: Prototype) -> Array:

@@ -161,6 +161,59 @@ def test_values_are_learned() -> None:
     assert len(known) < 0.2 * len(unknown)
 
 
+def wanted(rows: int, columns: int, seed: int) -> tuple[Mask, MixingTensor]:
+    """Weights are kept that pull the way which their row, or else their column, wants."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(rows * columns).astype(np.float32)
+    direction = rng.choice([-1, 1], (rows, 1)) + rng.choice([-1, 1], columns)
+    pull = direction * values.reshape(rows, columns)
+    mask = rng.random(pull.shape) < 1 / (1 + np.exp(-pull))
+    return mask.reshape(-1), MixingTensor((rows, columns), value_buckets(values))
+
+
+def test_signs_of_rows_and_columns_are_learned() -> None:
+    mask, tensor = wanted(400, 500, 6)
+    known, _ = encode_mixing([(mask, tensor)])
+    unknown, _ = encode_mixing([(mask, MixingTensor(tensor.shape))])
+    assert len(known) < 0.9 * len(unknown)
+
+
+@pytest.mark.parametrize("shape", [(600, 1, 5, 5), (60, 60, 3, 3), (500, 4, 11)])
+def test_neighbours_of_a_kernel_are_learned(shape: tuple[int, ...]) -> None:
+    """Every kernel wants one direction of all its weights."""
+    rng = np.random.default_rng(9)
+    values = rng.standard_normal(math.prod(shape)).astype(np.float32)
+    direction = rng.choice([-2, 2], (*shape[:2], *[1] * (len(shape) - 2)))
+    odds = 1 / (1 + np.exp(-direction * values.reshape(shape)))
+    mask = (rng.random(shape) < odds).reshape(-1)
+    known, _ = encode_mixing([(mask, MixingTensor(shape, value_buckets(values)))])
+    unknown, _ = encode_mixing([(mask, MixingTensor(shape))])
+    assert len(known) < 0.93 * len(unknown)
+
+
+def test_short_prototypes_tie_rows_that_are_equal() -> None:
+    """Row r + 17 has the weights of row r: what columns do with a value is learned."""
+    rng = np.random.default_rng(10)
+    values = rng.standard_normal(17).astype(np.float32)
+    wants = rng.random((17, 128)) < 0.5
+    mask = np.tile(wants, (20, 1))[:300] ^ (rng.random((300, 128)) < 0.1)
+    known, _ = encode_mixing([(mask.reshape(-1), MixingTensor(mask.shape, value_buckets(values)))])
+    assert len(known) < 0.75 * mask.size / 8
+
+
+@given(mixed(), st.integers(0, 10**6), st.integers(0, 300))
+def test_buckets_of_any_stretch(
+    masks: list[tuple[Mask, MixingTensor]], start: int, count: int
+) -> None:
+    for _, tensor in masks:
+        found = tensor.weight_buckets(start, start + count)
+        if tensor.buckets is None:
+            assert found.tolist() == [0] * count
+        else:
+            places = (tensor.offset + start + np.arange(count)) % tensor.buckets.size
+            assert np.array_equal(found, tensor.buckets[places])
+
+
 def test_layers_learn_from_each_other() -> None:
     """A channel that one layer keeps is a column that the next one keeps."""
     rng = np.random.default_rng(3)
@@ -181,6 +234,14 @@ def test_buckets_follow_the_order_of_values(dtype: str) -> None:
     assert value_buckets(np.ones(7, dtype)).tolist() == [0] * 7
     many = np.random.default_rng(0).standard_normal(6400).astype(dtype)
     assert np.bincount(value_buckets(many), minlength=32).min() > 100
+
+
+def test_buckets_of_numbers_that_are_not_finite() -> None:
+    """They are placed by their bits: NaN at both ends, −0 below +0."""
+    bits = np.array([0xFFC0, 0xFF80, 0x8000, 0x0000, 0x7F80, 0x7FC0, 0x7FFF, 0xFFFF], np.uint16)
+    assert np.argsort(value_buckets(bits)).tolist() == [7, 0, 1, 2, 3, 4, 5, 6]
+    wide = (bits.astype(np.uint32) << 16).view(np.float32)
+    assert np.array_equal(value_buckets(wide), value_buckets(bits))
 
 
 # --------------------------------------------------------------------------- choice of a coder
@@ -230,7 +291,7 @@ def test_masks_without_structure_are_not_mixed(preset: Preset, density: float) -
 
 
 def test_what_does_not_pay_leaves_the_stream() -> None:
-    noise = random_mask(30_000, 0.5).reshape(100, 300)
+    noise = random_mask(300_000, 0.2).reshape(1000, 300)
     masks = [structured((200, 150)), noise, structured((200, 150), 2)]
     sections = sections_of(masks, "max")
     assert [members for _, members in sections] == [[0, 2], [1]]

@@ -1,8 +1,9 @@
 """Adaptive mixing of contexts: masks below their order-0 entropy (spec section 6.4).
 
-Every bit is predicted from what the decoder has already: its row, its column, its neighbours, its
-place in the kernel, and how large the weight's value is among those of its prototype. Small masks
-share a stream, so that what one teaches serves the next; large ones are cut into blocks.
+Every bit is predicted from what the decoder has already: its row and column and what they do with
+large and small values, its neighbours, its place in the kernel, and how large the weight's value is
+among those of its prototype. Small masks share a stream, so that what one teaches serves the next;
+large ones are cut into blocks.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ class MixingTensor:
         if self.buckets is None:
             return np.zeros(stop - start, np.uint8)
         first = (self.offset + start) % self.buckets.size
-        if first + stop - start <= self.buckets.size:
-            return self.buckets[first : first + stop - start]
-        return np.resize(np.roll(self.buckets, -first), stop - start)
+        head = self.buckets[first : first + stop - start]
+        missing = stop - start - head.size
+        return np.concatenate([head, np.resize(self.buckets[:missing], missing)])
 
 
 def value_buckets(values: Array) -> Buckets:
     """uint8 [L]: which 32nd of the prototype's values [L] each one belongs to, in their order."""
     key = (bits_of(values) >> (8 * values.itemsize - 16)).astype(np.uint16)
     # Floats are ordered as integers once negative ones are inverted.
-    key ^= np.where(key >> 15, 0xFFFF, 0x8000).astype(np.uint16)
+    key ^= (key >> 15) * np.uint16(0x7FFF) | np.uint16(0x8000)
     counts = np.bincount(key, minlength=1 << 16)
     below = np.cumsum(counts) - counts
     ranks: Buckets = (below * BUCKETS // values.size).astype(np.uint8)
