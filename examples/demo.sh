@@ -15,11 +15,11 @@ show() {
     "$@"
 }
 
-show pemn encode convmixer-rp1e-3-k50.pt --keep 0.5 --arch convmixer.py:convmixer \
+show pemn encode convmixer-rp1e-3-k50.pt --arch convmixer.py:convmixer \
     --arch-kwargs '{"dim": 128, "depth": 4, "patch_size": 4}' --example-shape 3,32,32 \
     -o "$out/net.pemn"
 show pemn inspect "$out/net.pemn"
-show pemn verify "$out/net.pemn" --against convmixer-rp1e-3-k50.pt --keep 0.5
+show pemn verify "$out/net.pemn" --against convmixer-rp1e-3-k50.pt
 
 cp classify.py cifar10-200.npz "$out"
 cd "$out"
