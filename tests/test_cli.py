@@ -67,6 +67,19 @@ def test_encode_prints_what_the_file_costs(tmp_path: Path) -> None:
     assert result.stderr == b""
 
 
+def test_presets(net: Path, tmp_path: Path) -> None:
+    """What is not said is `default`; `fast` decodes to the same tensors from more bytes."""
+    for preset in ("fast", "default", "max"):
+        arguments = ["encode", EXAMPLE, *ARCH, "--preset", preset, "-o", f"{preset}.pemn"]
+        assert pemn(*arguments, cwd=tmp_path).returncode == 0
+        result = pemn("verify", f"{preset}.pemn", "--against", EXAMPLE, cwd=tmp_path)
+        assert result.returncode == 0
+    assert (tmp_path / "default.pemn").read_bytes() == net.read_bytes()
+    sizes = [(tmp_path / f"{name}.pemn").stat().st_size for name in ("max", "default", "fast")]
+    assert sizes == sorted(sizes)
+    assert sizes[1] < sizes[2]
+
+
 def test_inspect_json_adds_up(net: Path) -> None:
     result = pemn("inspect", net, "--json", cwd=net.parent)
     info = json.loads(result.stdout)
@@ -158,6 +171,7 @@ def test_encode_twice_gives_the_same_bytes(net: Path, tmp_path: Path) -> None:
         (["--keep", "1.5", "--no-manifest"], 2, ["--keep", "at most 1"]),
         (["--keep", "nan", "--no-manifest"], 2, ["--keep"]),
         (["--keep", "half", "--no-manifest"], 2, ["--keep"]),
+        (["--keep", "0.5", "--preset", "best", "--no-manifest"], 2, ["--preset", "fast", "max"]),
         (["--keep", "0.5"], 2, ["--arch", "--no-manifest"]),
         (["--keep", "0.5", "--arch", "nowhere:net", "--example-shape", "4"], 2, ["nowhere"]),
         (["--keep", "0.5", "--arch", "torch.nn:nothing", "--example-shape", "4"], 2, ["nothing"]),

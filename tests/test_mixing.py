@@ -458,7 +458,7 @@ def test_unused_values_are_stored_where_knowing_the_rest_pays(missing: int, used
 
 
 @pytest.mark.parametrize("preset", ["default", "max"])
-@pytest.mark.parametrize(("which", "most"), [("onelayer", 0.960), ("rp", 0.965)])
+@pytest.mark.parametrize(("which", "most"), [("onelayer", 0.960), ("rp", 0.880)])
 def test_official_masks_take_less_than_their_order0(which: str, most: float, preset: str) -> None:
     official = official_checkpoint(which)
     assert isinstance(official, Official)
@@ -468,10 +468,10 @@ def test_official_masks_take_less_than_their_order0(which: str, most: float, pre
 
 def test_example_masks_take_less_than_their_order0() -> None:
     state = load_checkpoint(ROOT / "examples" / "convmixer-rp1e-3-k50.pt")
-    assert_share_of_order0(state, 0.5, 0.965, "max")
+    assert_share_of_order0(state, None, 0.880, "max")
 
 
-def assert_share_of_order0(state: Any, keep: float, most: float, preset: str) -> None:
+def assert_share_of_order0(state: Any, keep: float | None, most: float, preset: str) -> None:
     target = io.BytesIO()
     report = pemncodec.encode(state, target, keep=keep, manifest=False, preset=preset)
     assert report.info.mask_bytes <= most * report.info.order0_bytes
