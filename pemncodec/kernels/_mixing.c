@@ -171,13 +171,14 @@ static inline int32_t clip(int32_t x, int32_t low, int32_t high)
     return x < low ? low : x > high ? high : x;
 }
 
-/* The pull of the weight `back` before weight i: 0 if there is none, else 1 or 2. */
+/* The pull of the weight `back` before weight i: 0 if there is none, else 1 or 2, whatever another
+ * thread does to the buffers. */
 static inline unsigned pull(const unsigned char *bits, const unsigned char *buckets, uint64_t i,
                             int there, uint64_t back)
 {
     if (!there || i < back)
         return 0;
-    return 1 + (bits[i - back] ^ (buckets[i - back] < MIXING_BUCKETS / 2));
+    return 1 + ((bits[i - back] & 1) ^ (buckets[i - back] < MIXING_BUCKETS / 2));
 }
 
 /* Codes one part: `bits` are read when encoding, written when decoding. */

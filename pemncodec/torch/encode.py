@@ -106,8 +106,9 @@ def encode(
             first layer.
         manifest: False stores the tensors without the architecture.
         prototypes: seeded prototypes that the frozen weights may come from.
-        preset: "fast" for masks that decode at memory speed, "max" for the smallest that there are,
-            which decode at some 30 million weights a second and core.
+        preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
+            at some 25 million weights a second on one core; "default" for the smallest of models
+            that this decodes within a second.
         metadata: text to keep in the file.
         progress: called with the step that is under way and its share done, 0 to 1 or None.
 
