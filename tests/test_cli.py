@@ -96,7 +96,7 @@ def test_inspect_json_adds_up(net: Path) -> None:
         [128, 3, 4, 4],
         "float32",
     )
-    assert (first["kind"], first["density"], first["coder"]) == ("masked", 0.5, "packed")
+    assert (first["kind"], first["density"], first["coder"]) == ("masked", 0.5, "mixing")
     assert first["order0_bytes"] == pytest.approx(768)
 
 

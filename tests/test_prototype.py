@@ -118,7 +118,7 @@ def test_random_vector_shuffled() -> None:
     masks = {name: torch.from_numpy(RNG(3).random(v.size) < 0.5) for name, v in state.items()}
     stream = io.BytesIO()
     tensors = {name: torch.from_numpy(values) for name, values in state.items()}
-    pemncodec.encode(tensors, stream, masks=masks, manifest=False)
+    pemncodec.encode(tensors, stream, masks=masks, manifest=False, preset="fast")
     with pemncodec.open(stream) as file:
         info = file.info()
         assert len(file.header.prototypes) == 1
