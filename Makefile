@@ -26,7 +26,7 @@ format: $(STAMP)
 bench: $(STAMP)  ## sizes of the example and of any official checkpoints at hand
 	$(BIN)/python benchmarks/storage.py
 
-$(STAMP): pyproject.toml setup.py constraints.txt pemncodec/kernels/_native.c
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard pemncodec/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint]'
 	touch $@
