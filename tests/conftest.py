@@ -65,6 +65,19 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return change
 
 
+@pytest.fixture(scope="session")
+def reference() -> ModuleType:
+    """The independent decoder of the specification."""
+    spec = importlib.util.spec_from_file_location(
+        "reference", ROOT / "spec" / "reference_decoder.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def shared_folder(name: str) -> Path:
     folder = ROOT.parent / "shared" / name
     if not folder.is_dir():

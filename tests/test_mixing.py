@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from pemncodec.coders.mixing import (
 )
 from pemncodec.coders.packed import unpack
 from pemncodec.contents import (
+    CARRIERS,
     Contents,
     Fill,
     MaskedTensor,
@@ -110,6 +112,18 @@ def test_both_implementations_write_the_same_bytes(
     with_kernels("numpy")
     assert encode_mixing(masks) == data
     assert_round_trip(masks, data[0])
+
+
+@settings(max_examples=30)
+@given(masks=mixed())
+def test_the_reference_decoder_reads_what_is_written(
+    reference: ModuleType, masks: list[tuple[Mask, MixingTensor]]
+) -> None:
+    data, _ = encode_mixing(masks)
+    known = [
+        (list(tensor.shape), tensor.weight_buckets(0, mask.size).tolist()) for mask, tensor in masks
+    ]
+    assert reference.read_mixed(data, known) == [mask.astype(int).tolist() for mask, _ in masks]
 
 
 @pytest.mark.parametrize("density", [0.0, 0.0001, 0.5, 0.9999, 1.0])
@@ -428,6 +442,42 @@ def test_one_tensor_of_a_shared_section() -> None:
         assert len({row.section for row in file.header.tensors}) == 1
         assert file.mask_bits("w1").tolist() == masks[1].reshape(-1).astype(int).tolist()
     assert len(data) < len(b"".join(encode_contents(contents, preset="fast")))
+
+
+ODD_SHAPES = [(), (1,), (7,), (0, 3), (4, 0, 3, 3), (1, 1), (90, 40), (40, 3, 3, 3), (60, 1, 5, 5)]
+
+
+@given(data=st.data())
+@settings(max_examples=25)
+def test_odd_tensors_in_files(data: st.DataObject) -> None:
+    """Shapes, scales, dtypes and values of any kind: every preset decodes to the same tensors."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    dtype = data.draw(st.sampled_from(["float16", "bfloat16", "float32", "float64"]))
+    carrier = CARRIERS[dtype]
+    values = np.frombuffer(rng.bytes(61 * carrier.itemsize), carrier).copy()  # NaN among them
+    values[:4] = np.frombuffer(bytes(carrier.itemsize * 4), carrier)
+    values.view(np.uint8)[carrier.itemsize - 1] = 0x80  # -0.0
+    prototypes = (StoredPrototype(values, dtype), SeededPrototype("normal", 3, 500))
+    shapes = data.draw(st.permutations(ODD_SHAPES))
+    tensors = []
+    for number, shape in enumerate(shapes):
+        which = data.draw(st.sampled_from([0, 1]))
+        scale = 1.0 if which == 0 else data.draw(st.sampled_from([1.0, -0.5, 0.0]))
+        fill = Fill(which, data.draw(st.integers(0, 60)), scale)
+        mask = np.asarray(rng.random(shape) < data.draw(st.sampled_from([0.02, 0.5, 1.0])))
+        of = dtype if which == 0 else "float32"
+        tensors.append(MaskedTensor(f"w{number}", of, shape, fill, mask))
+    found = []
+    for preset in ("fast", "default", "max"):
+        stream = io.BytesIO(
+            b"".join(encode_contents(Contents(prototypes, tuple(tensors)), None, preset))
+        )
+        with pemncodec.open(stream) as file:
+            file.verify()
+            for tensor in tensors:
+                assert np.array_equal(file.mask(tensor.name), tensor.mask)
+            found.append([file.tensor(tensor.name).tobytes() for tensor in tensors])
+    assert found[0] == found[1] == found[2]
 
 
 def values_decide(shape: tuple[int, int], values: NDArray[np.float32]) -> Mask:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import zlib
 from pathlib import Path
@@ -19,16 +18,6 @@ VECTORS = SPEC / "vectors"
 INDEX: list[dict[str, Any]] = json.loads((VECTORS / "index.json").read_text(encoding="utf-8"))
 VALID = [pytest.param(entry, id=entry["name"]) for entry in INDEX if "tensors" in entry]
 INVALID = [pytest.param(entry, id=entry["name"]) for entry in INDEX if "error" in entry]
-
-
-@pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", SPEC / "reference_decoder.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("entry", VALID)
