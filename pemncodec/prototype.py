@@ -134,8 +134,10 @@ def recover_prototypes(
     prototypes: list[Prototype] = []
     numbers: dict[SeededPrototype, int] = {}
     latest: dict[SeededPrototype, Array] = {}
+    weights = sum(layer.values.size for layer in layers)
     for index, layer in enumerate(layers):
-        if (fill := layer.fill) is None:
+        # No strategy makes a prototype longer than the model; a damaged checkpoint may claim one.
+        if (fill := layer.fill) is None or fill.prototype.length > weights:
             continue
         # Layers that share a prototype are mostly all of them, or neighbours.
         if fill.prototype not in latest:

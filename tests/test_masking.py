@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import math
 import warnings
 from collections.abc import Callable
@@ -683,3 +684,16 @@ def broken(key: str, value: Tensor | None) -> dict[str, Tensor]:
 def test_broken_state_dicts(key: str, value: Tensor | None, message: str) -> None:
     with pytest.raises(pemncodec.EncodeError, match=message):
         pemncodec.encode(broken(key, value), io.BytesIO(), manifest=False)
+
+
+@pytest.mark.parametrize("period", [0, 7, 1 << 40])
+def test_a_prototype_longer_than_the_model_is_not_made(period: int) -> None:
+    model = mask_model(nn.Linear(4, 4), OneLayer())
+    state = dict(model.state_dict())
+    name = "parametrizations.weight.0._extra_state"
+    recipe = json.loads(bytes(state[name].tolist()))
+    recipe["prototype"] |= {"length": 1 << 40, "period": period}
+    state[name] = torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)
+    stream = io.BytesIO()
+    pemncodec.encode(state, stream, manifest=False)
+    assert torch.equal(pemncodec.load_state_dict(stream)["weight"], bake(model).weight)
