@@ -133,9 +133,9 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, ranked: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG004
-        # By bits: several times as fast as torch.where on a CPU, and never −0.0.
+        # By bits times 0 or 1: several times as fast as torch.where on a CPU, and never −0.0.
         integer = _INTEGERS[weight.dtype.itemsize]
-        return (weight.view(integer) & -mask.to(integer)).view(weight.dtype)
+        return mask.to(integer).mul_(weight.view(integer)).view(weight.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
