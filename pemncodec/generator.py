@@ -48,7 +48,8 @@ def generate(
         ones: npt.NDArray[np.float32] = ((words & 0x80000000) | 0x3F800000).view(np.float32)
         return ones
     if distribution == "normal":
-        normal: npt.NDArray[np.float32] = normal_quantiles()[words >> 20]
+        normal = words.view(np.float32)
+        kernels.quantiles(words, normal_quantiles(), normal)
         return normal
     raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
 

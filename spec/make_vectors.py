@@ -337,17 +337,29 @@ def valid() -> dict[str, bytes]:
     files["mask-constant-1"] = masked(ONES, [10])
     files["mask-packed"] = masked(PACKED_10, [10])
     files["mask-packed-whole-bytes"] = masked(b"\1\xa5\x3c", [16])
-    files["mask-rans-1-lane"] = masked(rans(40, {3, 17}), [40])
+    files["mask-rans-runs"] = masked(rans(40, {3, 17}), [40])
+    files["mask-rans-bytes"] = masked(rans(40, {2, 3, 5, 6, 11, 17, 20, 30, 31, 38}), [40])
     some = random.Random(1)
-    files["mask-rans-words"] = masked(rans(1003, set(some.sample(range(1003), 90))), [17, 59])
-    files["mask-rans-dense"] = masked(rans(500, set(range(500)) - {7, 499}), [500])
-    for name, n in (
-        ("8-lanes", 1 << 18),
-        ("below-8-lanes", (1 << 18) - 1),
-        ("2-blocks", (1 << 20) + 13),
+    for name, n, density in (
+        ("runs-words", 1003, 0.09),
+        ("runs-of-ones", 1003, 0.95),
+        ("runs-to-the-end", 1001, 0.002),
+        ("bytes-words", 1003, 0.3),
+        ("bytes-dense", 1003, 0.8),
+        ("bytes-8-lanes", 1 << 19, 0.2),
+        ("bytes-below-8-lanes", (1 << 19) - 8, 0.2),
+        ("runs-8-lanes", 1 << 19, 0.1),
+        ("2-blocks", (1 << 20) + 13, 0.001),
     ):
-        ones = set(some.sample(range(n), n // 1000)) | {n - 1}
+        ones = set(some.sample(range(n - 1), round(density * n))) | {n - 1}
         files[f"mask-rans-{name}"] = masked(rans(n, ones), [n], length=3)
+    every = set(range(1 << 20, 1 << 21))
+    files["mask-rans-blocks-of-any-density"] = masked(rans(3 << 20, every), [3 << 20], length=3)
+    two = rans((1 << 20) + 13, {5, (1 << 20) + 12})
+    assert two[1] == 21  # one block; cut in two, a writer may well do so
+    cut = rans(1 << 20, {5})[1:], rans(13, {12})[1:]
+    body = struct.pack("<BII", 20, len(cut[0]), len(cut[1])) + cut[0] + cut[1]
+    files["mask-rans-small-blocks"] = masked(b"\2" + body, [(1 << 20) + 13], length=3)
     files |= valid_mixing()
     manifest = {"format": "tree/1", "tree": {"cls": "Linear", "in_features": 2, "out_features": 1}}
     files["manifest"] = pack(
@@ -663,8 +675,10 @@ def invalid_header() -> dict[str, tuple[str, bytes]]:
 
 def invalid_sections() -> dict[str, tuple[str, bytes]]:
     block = rans(40, {3, 17})
+    dense_block = rans(40, {2, 3, 5, 6, 11, 17, 20, 30, 31, 38})
     two = rans((1 << 20) + 13, {5, (1 << 20) + 12})
-    eight = rans(1 << 18, {9})
+    eight = rans(1 << 19, set(range(0, 1 << 19, 4)))
+    runs = rans(50, {3, 17, 49})
     cases: dict[str, tuple[str, bytes, list[int]]] = {
         "mask-empty": ("truncated", b"", [10]),
         "mask-unknown-coder": ("unknown-field", b"\4", [10]),
@@ -677,16 +691,27 @@ def invalid_sections() -> dict[str, tuple[str, bytes]]:
         "mask-rans-no-weights": ("section", block, [0]),
         "mask-rans-without-density": ("truncated", b"\2\1", [40]),
         "mask-rans-density-0": ("section", b"\2\0\0" + block[3:], [40]),
+        "mask-rans-without-count": ("truncated", block[:3], [40]),
+        "mask-rans-count-0": ("section", block[:3] + b"\0" + block[4:], [40]),
+        "mask-rans-count-large": ("section", block[:3] + b"\x29" + block[4:], [40]),
+        "mask-rans-count-long": ("section", block[:3] + b"\x83\0" + block[4:], [40]),
+        "mask-rans-runs-missing": ("section", block, [60]),
+        "mask-rans-runs-left-over": ("section", block, [18]),
+        "mask-rans-run-too-long": ("section", block, [17]),
+        "mask-rans-one-behind-the-end": ("section", runs, [49]),
         "mask-rans-state-cut": ("section", block[:-2], [40]),
         "mask-rans-odd-bytes": ("section", block + b"\0", [40]),
-        "mask-rans-initial-state": ("section", block[:5] + b"\0\0", [40]),
-        "mask-rans-words-missing": ("section", rans(103, set(range(0, 103, 5)))[:-2], [103]),
+        "mask-rans-initial-state": ("section", block[:6] + b"\0\0", [40]),
+        "mask-rans-words-missing": ("section", dense_block[:-2], [40]),
         "mask-rans-words-left-over": ("section", block + b"\0\0", [40]),
-        "mask-rans-final-state": ("section", block[:3] + b"\x81" + block[4:], [40]),
-        "mask-rans-padding": ("section", rans(40, {3, 39}), [39]),
-        "mask-rans-lanes-cut": ("section", eight[:20], [1 << 18]),
-        "mask-rans-index-cut": ("truncated", two[:7], [(1 << 20) + 13]),
-        "mask-rans-index-too-small": ("section", two[:5] + b"\0" + two[6:], [(1 << 20) + 13]),
+        "mask-rans-final-state": ("section", block[:4] + b"\x0b" + block[5:], [40]),
+        "mask-rans-padding": ("section", dense_block, [38]),
+        "mask-rans-lanes-cut": ("section", eight[:20], [1 << 19]),
+        "mask-rans-block-bits-cut": ("truncated", b"\2", [(1 << 20) + 13]),
+        "mask-rans-block-bits-19": ("section", two[:1] + b"\x13" + two[2:], [(1 << 20) + 13]),
+        "mask-rans-block-bits-26": ("section", two[:1] + b"\x1a" + two[2:], [(1 << 20) + 13]),
+        "mask-rans-index-cut": ("truncated", two[:5], [(1 << 20) + 13]),
+        "mask-rans-index-too-small": ("section", two[:2] + b"\0" + two[3:], [(1 << 20) + 13]),
     }
     files = {name: (code, masked(data, shape)) for name, (code, data, shape) in cases.items()}
     files |= invalid_mixing()

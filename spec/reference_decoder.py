@@ -484,7 +484,7 @@ def read_mask(section: bytes, n: int) -> list[int]:
     size = -(-n // 8)
     if coder == 2:
         require(n > 0, "section", "rANS without weights")
-        body = read_rans(body, n)
+        return read_rans(body, n)
     require(len(body) >= size, "truncated", "a packed mask")
     require(len(body) == size, "trailing", "a packed mask")
     bits = [body[i // 8] >> i % 8 & 1 for i in range(8 * size)]
@@ -492,49 +492,76 @@ def read_mask(section: bytes, n: int) -> list[int]:
     return bits[:n]
 
 
-def read_rans(body: bytes, n: int) -> bytes:
-    """6.3: packed bits."""
-    weights = [min(1 << 20, n - start) for start in range(0, n, 1 << 20)]
-    sizes, at = [len(body)], 0
-    if len(weights) > 1:
-        at = 4 * len(weights)
-        require(len(body) >= at, "truncated", "block index")
-        sizes = list(struct.unpack_from(f"<{len(weights)}I", body))
-        require(sum(sizes) == len(body) - at, "section", "block sizes")
-    result = b""
+def read_rans(body: bytes, n: int) -> list[int]:
+    """6.3: bits."""
+    if n <= 1 << 20:
+        return read_block(body, n)
+    require(len(body) >= 1, "truncated", "block bits")
+    require(20 <= body[0] <= 25, "section", "block bits")
+    weights = [min(1 << body[0], n - start) for start in range(0, n, 1 << body[0])]
+    at = 1 + 4 * len(weights)
+    require(len(body) >= at, "truncated", "block index")
+    sizes = struct.unpack_from(f"<{len(weights)}I", body, 1)
+    require(sum(sizes) == len(body) - at, "section", "block sizes")
+    bits = []
     for m, size in zip(weights, sizes, strict=True):
-        result += read_block(body[at : at + size], m)
+        bits += read_block(body[at : at + size], m)
         at += size
-    return result
+    return bits
 
 
-def read_block(block: bytes, m: int) -> bytes:
-    lanes = 8 if m >= 1 << 18 else 1
+def read_block(block: bytes, m: int) -> list[int]:
     require(len(block) >= 2, "truncated", "a block's density")
     q = block[0] | block[1] << 8
     require(q > 0, "section", "density 0")
-    powers = [q**k * (65536 - q) ** (8 - k) for k in range(9)]
-    frequency = [max(1, (powers[s.bit_count()] + (1 << 112)) >> 113) for s in range(256)]
-    frequency[0x00 if q <= 32768 else 0xFF] += 32768 - sum(frequency)
-    start = [sum(frequency[:s]) for s in range(256)]
-    byte_of = [s for s in range(256) for _ in range(frequency[s])]
-    fits = len(block) >= 2 + 4 * lanes and len(block) % 2 == 0
+    r = min(q, 65536 - q)
+    if r >= 10240:
+        powers = [q**k * (65536 - q) ** (8 - k) for k in range(9)]
+        frequency = [max(1, (powers[s.bit_count()] + (1 << 112)) >> 113) for s in range(256)]
+        frequency[0x00 if q <= 32768 else 0xFF] += 32768 - sum(frequency)
+        symbols = read_symbols(block[2:], -(-m // 8), frequency)
+        bits = [symbols[i // 8] >> i % 8 & 1 for i in range(8 * len(symbols))]
+        require(not any(bits[m:]), "section", "padding bits")
+        return bits[:m]
+    count, at = read_varint(block, 2)
+    require(1 <= count <= m, "section", "number of runs")
+    longest, reach, frequency = min(255, (1 << 17) // r), 1 << 32, []
+    for _ in range(longest):
+        frequency.append(max(1, (reach * r + (1 << 32)) >> 33))
+        reach = reach * (65536 - r) >> 16
+    frequency.append(32768 - sum(frequency))
+    rarer, bits = int(q < 32768), []
+    for s in read_symbols(block[at:], count, frequency):
+        require(len(bits) < m, "section", "runs are left over")
+        bits += [1 - rarer] * s
+        if s < longest:
+            bits.append(rarer)
+            require(len(bits) <= m, "section", "a run is too long")
+    require(len(bits) >= m, "section", "runs are missing")
+    return bits[:m]
+
+
+def read_symbols(data: bytes, count: int, frequency: list[int]) -> bytes:
+    lanes = 8 if count >= 1 << 16 else 1
+    start = [sum(frequency[:s]) for s in range(len(frequency))]
+    symbol_of = [s for s, f in enumerate(frequency) for _ in range(f)]
+    fits = len(data) >= 4 * lanes and len(data) % 2 == 0
     require(fits, "section", "states are cut off, or an odd number of bytes")
-    states = list(struct.unpack_from(f"<{lanes}I", block, 2))
+    states = list(struct.unpack_from(f"<{lanes}I", data))
     require(min(states) >= 1 << 16, "section", "initial state")
-    at, symbols = 2 + 4 * lanes, bytearray()
-    for j in range(-(-m // 8)):
+    at, symbols = 4 * lanes, bytearray()
+    for j in range(count):
         x = states[j % lanes]
         slot = x % 32768
-        s = byte_of[slot]
+        s = symbol_of[slot]
         x = frequency[s] * (x >> 15) + slot - start[s]
         if x < 1 << 16:
-            require(at < len(block), "section", "words are missing")
-            x = x << 16 | block[at] | block[at + 1] << 8
+            require(at < len(data), "section", "words are missing")
+            x = x << 16 | data[at] | data[at + 1] << 8
             at += 2
         states[j % lanes] = x
         symbols.append(s)
-    require(at == len(block), "section", "words are left over")
+    require(at == len(data), "section", "words are left over")
     require(set(states) == {1 << 16}, "section", "final state")
     return bytes(symbols)
 

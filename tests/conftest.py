@@ -22,8 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TWINS = {
     "expand": numpy_twin,
     "philox4x32": numpy_twin,
+    "quantiles": numpy_twin,
     "rans_decode": numpy_twin,
     "rans_encode": numpy_twin,
+    "runs_decode": numpy_twin,
+    "runs_encode": numpy_twin,
     "top_k": numpy_twin,
     "mixing_decode": mixing_twin,
     "mixing_encode": mixing_twin,

@@ -440,6 +440,91 @@ def test_expand_refuses(
 # Arguments
 
 
+# --------------------------------------------------------------------------------- quantiles
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000])
+def test_quantiles_are_looked_up_by_the_upper_bits(kernel: ModuleType, count: int) -> None:
+    source = np.array(words(kernel, count, 1, 2, 3), np.uint32)
+    table = np.arange(4096, dtype=np.float32)
+    out = np.empty(count, np.float32)
+    kernel.quantiles(source, table, out)
+    assert out.tolist() == (source >> 20).tolist()
+    kernel.quantiles(source, table, source)
+    assert source.view(np.float32).tolist() == out.tolist()
+
+
+def test_quantiles_refuses(kernel: ModuleType) -> None:
+    table = np.zeros(4096, np.float32)
+    for message, sizes in (
+        ("words", (7, table, 7)),
+        ("table", (8, table[:-1], 8)),
+        ("out", (8, table, 4)),
+        ("out", (8, table, 9)),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            kernel.quantiles(bytes(sizes[0]), sizes[1], bytearray(sizes[2]))
+
+
+# -------------------------------------------------------------------------------------- runs
+
+
+def runs_reference(bits: list[int], longest: int) -> bytes:
+    runs, run = [], 0
+    for bit in bits:
+        if bit:
+            runs.append(run)
+            run = 0
+        elif (run := run + 1) == longest:
+            runs.append(longest)
+            run = 0
+    return bytes(runs + [longest] * (run > 0))
+
+
+@given(bits=st.lists(st.integers(0, 1), max_size=300) | st.integers(0, 900).map(lambda n: [0] * n),
+       longest=st.integers(1, 255) | st.integers(1, 9))  # fmt: skip
+def test_runs_round_trip_and_reference(kernel: ModuleType, bits: list[int], longest: int) -> None:
+    mask = np.packbits(np.array(bits, np.uint8), bitorder="little")
+    runs = kernel.runs_encode(mask, len(bits), longest)
+    assert runs == runs_reference(bits, longest)
+    out = np.full(mask.size, 0xFF, np.uint8)
+    kernel.runs_decode(runs, longest, len(bits), out)
+    assert out.tolist() == mask.tolist()
+
+
+@needs_native
+@given(runs=st.binary(max_size=40), longest=st.integers(1, 255), count=st.integers(0, 400))
+def test_any_runs_give_the_same_outcome(runs: bytes, longest: int, count: int) -> None:
+    results = []
+    for module in (native, numpy_twin):
+        out = bytearray(-(-count // 8))
+        problem = outcome(module, "runs_decode", runs, longest, count, out)
+        results.append((problem, None if problem else out))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("message", "runs", "longest", "count", "size"),
+    [
+        ("longest", b"", 0, 0, 0),
+        ("longest", b"", 256, 0, 0),
+        ("count", b"", 1, -1, 0),
+        ("out", b"", 1, 8, 2),
+        ("out", b"", 1, 2**64 - 1, 2),
+        ("run too long", b"\4", 3, 8, 1),
+        ("one behind the end", b"\2", 3, 2, 1),
+        ("runs left over", b"\1\1", 3, 2, 1),
+        ("runs left over", b"\0", 3, 0, 0),
+        ("runs missing", b"\3", 3, 8, 1),
+    ],
+)
+def test_runs_decode_refuses(
+    kernel: ModuleType, message: str, runs: bytes, longest: int, count: int, size: int
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        kernel.runs_decode(runs, longest, count, bytearray(size))
+
+
 # -------------------------------------------------------------------------------------- top_k
 
 VALUES = st.lists(st.floats(allow_nan=False, width=32) | st.sampled_from([-0.0, 0.0, 1.0, -1.0]))
@@ -479,6 +564,9 @@ def test_top_k_refuses(kernel: ModuleType) -> None:
 def valid_calls() -> dict[str, list[object]]:
     return {
         "philox4x32": [np.zeros(4, np.uint32), 1, 2, 3],
+        "quantiles": [np.zeros(2, np.uint32), np.zeros(4096, np.float32), np.zeros(2, np.float32)],
+        "runs_encode": [b"\x10", 8, 3],
+        "runs_decode": [b"\3\1\3", 3, 8, np.zeros(1, np.uint8)],
         "rans_encode": [b"\0\0", table_of(_0=2**15), 2],
         "rans_decode": [struct.pack("<I", 2**16), table_of(_0=2**15), 1, np.zeros(4, np.uint8)],
         "expand": [b"abcd", 4, 0, b"\xff", np.zeros(8, np.float32)],
@@ -488,6 +576,9 @@ def valid_calls() -> dict[str, list[object]]:
 
 KEYWORDS = {
     "philox4x32": ["out", "seed", "stream", "start"],
+    "quantiles": ["words", "table", "out"],
+    "runs_encode": ["mask", "count", "longest"],
+    "runs_decode": ["runs", "longest", "count", "out"],
     "rans_encode": ["symbols", "frequencies", "lanes"],
     "rans_decode": ["data", "frequencies", "lanes", "out"],
     "expand": ["values", "itemsize", "offset", "mask", "out"],

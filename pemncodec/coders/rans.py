@@ -1,30 +1,55 @@
-"""Static range coder (rANS) over bytes of eight mask bits (spec section 6.3).
+"""Static range coder (rANS) for masks of independent bits (spec section 6.3).
 
-The model is one number, the density of the mask: a byte with k ones has the probability
-p^k (1 − p)^(8 − k), so nine frequencies describe all 256 bytes and the table need not be sent.
-Tensors above `BLOCK_WEIGHTS` are split into independent blocks behind an index of their sizes.
+The model is one number, the density of a block. Where ones and zeros are about as frequent, the
+symbols are bytes of eight bits; where one of them is rare, they are runs of the other, since the
+bytes that hardly ever occur could not be given small enough frequencies. Either way the frequencies
+follow from the density, and no table is sent. Large masks are cut into independent blocks.
 """
 
 from __future__ import annotations
 
+import math
 import struct
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from pemncodec import kernels
 from pemncodec.coders.packed import packed_size
-from pemncodec.errors import CorruptError, TruncatedError
+from pemncodec.coders.varint import decode_varint, encode_varint
+from pemncodec.errors import CorruptError, DecodeError, TruncatedError
 
-BLOCK_WEIGHTS = 1 << 20
-_MANY_LANES_WEIGHTS = 1 << 18  # from here the bytes that eight lanes cost are below 0.1 %
+BLOCK_BITS = range(20, 26)  # log2 of the weights of a block, where there are more than 2^20
+_RUNS_BELOW = 10240  # probability of the rarer value, in 1/65536
+_MANY_LANES_SYMBOLS = 1 << 16  # from here the bytes that eight lanes cost are below 0.1 %
 _PRECISION = 15
+_BLOCK_BYTES = 12  # about what a block costs besides its words
 
 _POPCOUNT = np.array([value.bit_count() for value in range(256)])
+Packed = npt.NDArray[np.uint8]
+Frequencies = npt.NDArray[np.uint32]
 
 
-def byte_frequencies(density: int) -> npt.NDArray[np.uint32]:
-    """Frequencies of all bytes, uint32 [256], sum 2^15.
+@dataclass(frozen=True, slots=True, eq=False)
+class RansBlock:
+    """A block that can be decoded by itself.
+
+    Attributes:
+        start: index of its first weight, a multiple of 8.
+        stop: index behind its last weight.
+        data: its bytes.
+    """
+
+    start: int
+    stop: int
+    data: memoryview
+
+
+@lru_cache(maxsize=64)
+def byte_frequencies(density: int) -> Frequencies:
+    """Frequencies of the bytes of eight bits, uint32 [256], sum 2^15.
 
     Args:
         density: probability of a one in 1/65536, 1 to 65535.
@@ -38,64 +63,157 @@ def byte_frequencies(density: int) -> npt.NDArray[np.uint32]:
     return np.asarray(frequencies, np.uint32)
 
 
-def encode_rans(packed: npt.NDArray[np.uint8], count: int) -> bytes:
-    """Packed bits of `count` ≥ 1 weights to blocks, with an index where there are several."""
+@lru_cache(maxsize=64)
+def run_frequencies(rare: int) -> tuple[int, Frequencies]:
+    """The longest run, and the frequencies of all runs, uint32 [256], sum 2^15.
+
+    Args:
+        rare: probability of the rarer value in 1/65536, 1 to 10239.
+    """
+    longest = min(255, (1 << 17) // rare)
+    frequencies = np.zeros(256, np.uint32)
+    reached = 1 << 32  # probability in 1/2^32 that a run gets this far
+    for run in range(longest):
+        frequencies[run] = max(1, (reached * rare + (1 << 32)) >> 33)
+        reached = (reached * (65536 - rare)) >> 16
+    frequencies[longest] = (1 << _PRECISION) - int(frequencies.sum())
+    return longest, frequencies
+
+
+def encode_rans(packed: Packed, count: int) -> bytes:
+    """Packed bits of `count` ≥ 1 weights to blocks, with an index where `count` is large."""
+    if count <= 1 << BLOCK_BITS[0]:
+        return _encode_block(packed, count)
+    bits = _best_block_bits(packed, count)
     blocks = [
         _encode_block(packed[start // 8 : packed_size(stop)], stop - start)
-        for start, stop in _block_bounds(count)
+        for start, stop in _block_bounds(count, bits)
     ]
-    index = struct.pack(f"<{len(blocks)}I", *map(len, blocks)) if len(blocks) > 1 else b""
-    return index + b"".join(blocks)
+    return struct.pack(f"<B{len(blocks)}I", bits, *map(len, blocks)) + b"".join(blocks)
 
 
-def decode_rans(data: bytes, count: int) -> npt.NDArray[np.uint8]:
+def decode_rans(data: bytes, count: int) -> Packed:
     """Packed bits of `count` ≥ 1 weights.
 
     Raises:
         TruncatedError: `data` is too short.
         CorruptError: `data` is not what `encode_rans` can have written.
     """
-    bounds = _block_bounds(count)
-    sizes, position = [len(data)], 0
-    if len(bounds) > 1:
-        position = 4 * len(bounds)
-        if len(data) < position:
-            raise TruncatedError("truncated", "the block index is cut off")
-        sizes = list(struct.unpack_from(f"<{len(bounds)}I", data))
-        if position + sum(sizes) != len(data):
-            raise CorruptError("section", "the block index and the section's size differ")
-    packed = np.empty(packed_size(count), np.uint8)
+    return np.concatenate([decode_block(block) for block in split_blocks(data, count)])
+
+
+def split_blocks(data: bytes, count: int) -> list[RansBlock]:
+    """The blocks of `count` ≥ 1 weights, not decoded; errors as `decode_rans`."""
+    view = memoryview(data)
+    if count <= 1 << BLOCK_BITS[0]:
+        return [RansBlock(0, count, view)]
+    if not data:
+        raise TruncatedError("truncated", "a rANS mask without the size of its blocks")
+    if data[0] not in BLOCK_BITS:
+        raise CorruptError("section", f"blocks of 2^{data[0]} weights")
+    bounds = _block_bounds(count, data[0])
+    position = 1 + 4 * len(bounds)
+    if len(data) < position:
+        raise TruncatedError("truncated", "the block index is cut off")
+    sizes = struct.unpack_from(f"<{len(bounds)}I", data, 1)
+    if position + sum(sizes) != len(data):
+        raise CorruptError("section", "the block index and the section's size differ")
+    blocks = []
     for (start, stop), size in zip(bounds, sizes, strict=True):
-        block = data[position : position + size]
-        _decode_block(block, stop - start, packed[start // 8 : packed_size(stop)])
+        blocks.append(RansBlock(start, stop, view[position : position + size]))
         position += size
+    return blocks
+
+
+def decode_block(block: RansBlock) -> Packed:
+    """Packed bits of a block; errors as `decode_rans`."""
+    data, count = block.data, block.stop - block.start
+    if len(data) < 2:
+        raise TruncatedError("truncated", "a block without its density")
+    (density,) = struct.unpack_from("<H", data)
+    if density == 0:
+        raise CorruptError("section", "a block's density is 0")
+    packed = np.empty(packed_size(count), np.uint8)
+    try:
+        if _is_runs(density):
+            _decode_runs(data[2:], count, density, packed)
+        else:
+            kernels.rans_decode(data[2:], byte_frequencies(density), _lanes(packed.size), packed)
+    except DecodeError:
+        raise
+    except ValueError as error:
+        raise CorruptError("section", f"damaged rANS block: {error}") from None
     if count % 8 and packed[-1] >> count % 8:
         raise CorruptError("section", "a padding bit of the mask is set")
     return packed
 
 
-def _block_bounds(count: int) -> list[tuple[int, int]]:
-    return [(start, min(start + BLOCK_WEIGHTS, count)) for start in range(0, count, BLOCK_WEIGHTS)]
+def _is_runs(density: int) -> bool:
+    return min(density, 65536 - density) < _RUNS_BELOW
 
 
-def _lanes(weights: int) -> int:
-    return 8 if weights >= _MANY_LANES_WEIGHTS else 1
+def _lanes(symbols: int) -> int:
+    return 8 if symbols >= _MANY_LANES_SYMBOLS else 1
 
 
-def _encode_block(packed: npt.NDArray[np.uint8], weights: int) -> bytes:
+def _block_bounds(count: int, bits: int) -> list[tuple[int, int]]:
+    return [(start, min(start + (1 << bits), count)) for start in range(0, count, 1 << bits)]
+
+
+def _best_block_bits(packed: Packed, count: int) -> int:
+    """Small blocks follow a density that varies, and can be decoded by several threads; large ones
+    save what each block costs, where that shows."""
+    starts = np.arange(0, packed.size, 1 << (BLOCK_BITS[0] - 3))
+    ones = np.add.reduceat(np.bitwise_count(packed), starts, dtype=np.int64)
+    sizes = []
+    for bits in BLOCK_BITS:
+        bounds = _block_bounds(count, bits)
+        in_block = np.add.reduceat(ones, np.arange(0, ones.size, 1 << (bits - BLOCK_BITS[0])))
+        sizes.append(sum(
+            _BLOCK_BYTES + _order0_bytes(int(k), stop - start)
+            for k, (start, stop) in zip(in_block, bounds, strict=True)
+        ))  # fmt: skip
+    near = min(sizes) * 1.0001
+    return next(bits for bits, size in zip(BLOCK_BITS, sizes, strict=True) if size <= near)
+
+
+def _order0_bytes(ones: int, count: int) -> float:
+    p = ones / count
+    return -count * sum(q * math.log2(q) for q in (p, 1 - p) if q) / 8
+
+
+def _encode_block(packed: Packed, weights: int) -> bytes:
     ones = int(np.bitwise_count(packed).sum(dtype=np.int64))
     density = min(max((ones * 65536 + weights // 2) // weights, 1), 65535)
-    symbols = kernels.rans_encode(packed, byte_frequencies(density), _lanes(weights))
-    return struct.pack("<H", density) + symbols
+    head = struct.pack("<H", density)
+    if _is_runs(density):
+        return head + _encode_runs(packed, weights, density)
+    return head + kernels.rans_encode(packed, byte_frequencies(density), _lanes(packed.size))
 
 
-def _decode_block(block: bytes, weights: int, out: npt.NDArray[np.uint8]) -> None:
-    if len(block) < 2:
-        raise TruncatedError("truncated", "a block without its density")
-    (density,) = struct.unpack_from("<H", block)
-    if density == 0:
-        raise CorruptError("section", "a block's density is 0")
-    try:
-        kernels.rans_decode(block[2:], byte_frequencies(density), _lanes(weights), out)
-    except ValueError as error:
-        raise CorruptError("section", f"damaged rANS block: {error}") from None
+def _encode_runs(packed: Packed, weights: int, density: int) -> bytes:
+    longest, frequencies = run_frequencies(min(density, 65536 - density))
+    rare = packed if density < 32768 else _inverted(packed, weights)
+    runs = kernels.runs_encode(rare, weights, longest)
+    coded = kernels.rans_encode(runs, frequencies, _lanes(len(runs)))
+    return encode_varint(len(runs)) + coded
+
+
+def _decode_runs(data: memoryview, weights: int, density: int, out: Packed) -> None:
+    symbols, start = decode_varint(data, 0)
+    if not 0 < symbols <= weights:
+        raise CorruptError("section", f"{symbols} runs in a block of {weights} weights")
+    longest, frequencies = run_frequencies(min(density, 65536 - density))
+    runs = np.empty(symbols, np.uint8)
+    kernels.rans_decode(data[start:], frequencies, _lanes(symbols), runs)
+    kernels.runs_decode(runs, longest, weights, out)
+    if density > 32768:
+        out[:] = _inverted(out, weights)
+
+
+def _inverted(packed: Packed, count: int) -> Packed:
+    """Packed bits with ones and zeros exchanged, padding bits 0."""
+    inverted = ~packed
+    if count % 8:
+        inverted[-1] &= (1 << count % 8) - 1
+    return inverted

@@ -15,7 +15,7 @@ def encode_varint(value: int) -> bytes:
     return bytes(result)
 
 
-def decode_varint(data: bytes, position: int) -> tuple[int, int]:
+def decode_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
     """Value, and the position behind it.
 
     Raises:

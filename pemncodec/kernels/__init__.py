@@ -17,13 +17,25 @@ try:
         mixing_decode,
         mixing_encode,
         philox4x32,
+        quantiles,
         rans_decode,
         rans_encode,
+        runs_decode,
+        runs_encode,
         top_k,
     )
 except ImportError:
     from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
-    from pemncodec.kernels.numpy_twin import expand, philox4x32, rans_decode, rans_encode, top_k
+    from pemncodec.kernels.numpy_twin import (
+        expand,
+        philox4x32,
+        quantiles,
+        rans_decode,
+        rans_encode,
+        runs_decode,
+        runs_encode,
+        top_k,
+    )
 
     IMPLEMENTATION = "numpy"
 else:
@@ -35,7 +47,10 @@ __all__ = [
     "mixing_decode",
     "mixing_encode",
     "philox4x32",
+    "quantiles",
     "rans_decode",
     "rans_encode",
+    "runs_decode",
+    "runs_encode",
     "top_k",
 ]

@@ -124,6 +124,27 @@ def _frequencies(buffer: Buffer) -> list[int]:
     return frequencies
 
 
+def quantiles(words: Buffer, table: Buffer, out: Buffer) -> None:
+    """Writes the quantile that the upper 12 bits of each word choose (spec/pemn.md section 5).
+
+    Args:
+        words: n uint32 in native byte order.
+        table: 4096 float32.
+        out: n float32; may be the memory of `words`.
+
+    Raises:
+        ValueError: "words" not whole; "table" or "out" of another length.
+    """
+    source, values, target = _view(words), _view(table), _view(out, writable=True)
+    if source.size % 4:
+        raise ValueError("words")
+    if values.size != 4 * 4096:
+        raise ValueError("table")
+    if target.size != source.size:
+        raise ValueError("out")
+    target.view(np.uint32)[:] = values.view(np.uint32)[source.view(np.uint32) >> 20]
+
+
 def rans_encode(symbols: Buffer, frequencies: Buffer, lanes: int) -> bytes:
     """Codes symbols with a static interleaved rANS (spec/pemn.md section 6).
 
@@ -209,6 +230,73 @@ def rans_decode(data: Buffer, frequencies: Buffer, lanes: int, out: Buffer) -> N
         raise ValueError("words left over")
     if any(state != LOWEST for state in states):
         raise ValueError("final state")
+
+
+def runs_encode(mask: Buffer, count: int, longest: int) -> bytes:
+    """Cuts a mask into runs of zeros (spec/pemn.md section 6.3).
+
+    Args:
+        mask: ceil(count / 8) bytes; the bits behind the last are ignored.
+        count: bits of the mask.
+        longest: 1 to 255.
+
+    Returns:
+        One byte a run: s < `longest` is s zeros and a one, `longest` is as many zeros, or at the
+        end of the mask those that are left.
+
+    Raises:
+        ValueError: "count" or "longest" out of range; "mask" of another length.
+    """
+    source = _view(mask)
+    count = _integer(count, "count")
+    longest = _integer(longest, "longest", 1, 255)
+    if source.size != -(-count // 8):
+        raise ValueError("mask")
+    ones = np.flatnonzero(np.unpackbits(source, count=count, bitorder="little"))
+    starts = np.append(0, ones + 1)
+    full, rest = np.divmod(ones - starts[:-1], longest)
+    ends = np.cumsum(full + 1)
+    tail = -((starts[-1] - count) // longest)
+    runs = np.full((ends[-1] if ones.size else 0) + tail, longest, np.uint8)
+    runs[ends - 1] = rest
+    return runs.tobytes()
+
+
+def runs_decode(runs: Buffer, longest: int, count: int, out: Buffer) -> None:
+    """Puts a mask together of runs (spec/pemn.md section 6.3).
+
+    Args:
+        runs: exactly what `runs_encode` returned.
+        longest: 1 to 255, as for encoding.
+        count: bits of the mask.
+        out: ceil(count / 8) bytes; padding bits become 0. Unspecified after an error.
+
+    Raises:
+        ValueError: "longest" or "count" out of range; "out" of another length; then, of the first
+            run that is wrong, "run too long" above `longest`, "one behind the end" of the mask;
+            "runs left over" or "runs missing" at its end.
+    """
+    source = _view(runs)
+    longest = _integer(longest, "longest", 1, 255)
+    count = _integer(count, "count")
+    target = _view(out, writable=True)
+    if target.size != -(-count // 8):
+        raise ValueError("out")
+    ends = np.cumsum(source + (source < longest), dtype=np.int64)
+    needed = int(np.searchsorted(ends, count)) + 1 if count else 0
+    used, ends = source[:needed], ends[:needed]
+    if (used > longest).any():
+        raise ValueError("run too long")
+    ones = ends[used < longest] - 1
+    if (ones >= count).any():
+        raise ValueError("one behind the end")
+    if source.size > needed:
+        raise ValueError("runs left over")
+    if source.size < needed:
+        raise ValueError("runs missing")
+    bits = np.zeros(count, np.uint8)
+    bits[ones] = 1
+    target[:] = np.packbits(bits, bitorder="little")
 
 
 def expand(values: Buffer, itemsize: int, offset: int, mask: Buffer, out: Buffer) -> None:
