@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 from bitarray import bitarray
 
 from pemncodec import dense, masks
-from pemncodec.coders.mixing import Buckets, MixingTensor, value_buckets
+from pemncodec.coders.mixing import Buckets, MixingTensor, buckets_of_slices, value_buckets
 from pemncodec.coders.packed import unpack
 from pemncodec.container import (
     SIGNATURE,
@@ -46,7 +48,16 @@ from pemncodec.header import (
 from pemncodec.info import FileInfo, TensorInfo, share_bytes
 from pemncodec.limits import Limits
 from pemncodec.manifest import decode_manifest
-from pemncodec.prototype import fill_masked, prototype_values, scale_values, used_values
+from pemncodec.prototype import (
+    RepeatedValues,
+    SeededValues,
+    prototype_values,
+    scale_values,
+    seeded_slice,
+    used_values,
+)
+
+_HELD_VALUES = 1 << 20  # of a seeded prototype; longer ones are made slice by slice
 
 Path_ = str | os.PathLike[str]
 
@@ -152,26 +163,8 @@ class PemnFile:
         row = self._masked_row(name)
         if row.name in self._shared_masks:
             return self._shared_masks[row.name]
-        section, sharers = self._section(row.section), self._sharers[row.section]
-        with _in_section(row.section):
-            mixed = masks.mask_coder(section) == masks.MIXING
-        tensors = [
-            MixingTensor(
-                sharer.shape,
-                self._value_buckets(sharer.fill.prototype) if mixed else None,
-                sharer.fill.offset,
-            )
-            for sharer in sharers
-        ]
-        with _in_section(row.section):
-            decoded = dict(
-                zip(
-                    [sharer.name for sharer in sharers],
-                    masks.decode_masks(section, tensors),
-                    strict=True,
-                )
-            )
-        if len(sharers) > 1:
+        decoded = self._section_masks(row.section)()
+        if len(decoded) > 1:
             for packed in decoded.values():
                 packed.flags.writeable = False
             self._shared_masks |= decoded
@@ -191,15 +184,41 @@ class PemnFile:
     def tensor(self, name: str) -> Array:
         """A tensor's values, masks applied, [*shape], in the carrier dtype of its dtype."""
         row = self._placed_row(name)
-        carrier = CARRIERS[row.dtype]
-        if isinstance(row, ConstantRow):
-            return np.full(row.shape, np.frombuffer(row.value or bytes(carrier.itemsize), carrier))
-        if isinstance(row, DenseRow):
-            start = self._groups[row.section][1][row.name]
-            items = self._dense_items(row.section)[start : start + numel(row.shape)]
-            return items.reshape(row.shape)
-        values, offset = self._values_of(row)
-        return fill_masked(values, offset, self.packed_mask(row.name), row.shape)
+        if not isinstance(row, MaskedRow):
+            return self._plain_values(row)
+        values = np.empty(row.shape, CARRIERS[row.dtype])
+        self.read_masked({name: values})
+        return values
+
+    def read_masked(
+        self, targets: Mapping[str, Array], progress: Callable[[float], None] | None = None
+    ) -> None:
+        """Masked tensors as `tensor` gives them, each into memory of the caller's.
+
+        A thread for each processor decodes masks and makes values, a block of each at a time.
+
+        Args:
+            targets: C-ordered [*shape] in the carrier dtype, by name; unspecified after an error.
+            progress: called with the share that is done, 0 to 1.
+        """
+        by_section: dict[int, list[tuple[MaskedRow, Array]]] = {}
+        for name, target in targets.items():
+            row = self._masked_row(name)
+            by_section.setdefault(row.section, []).append((row, target.reshape(-1)))
+        threads = os.cpu_count() or 1
+        with ThreadPoolExecutor(threads) as pool:
+            running: list[Future[None]] = []
+            try:
+                # The first jobs run while sections are read for the next.
+                for fills in by_section.values():
+                    running += [pool.submit(job) for job in self._fill_jobs(fills)]
+                for done, job in enumerate(running):
+                    if progress is not None:
+                        progress(done / len(running))
+                    job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def verify(self) -> None:
         """Decodes everything once.
@@ -326,18 +345,72 @@ class PemnFile:
         values[used] = kept
         return values
 
-    def _value_buckets(self, index: int) -> Buckets | None:
-        """Of a prototype's values; None when they are stored by use, which the masks tell."""
+    def _section_masks(self, index: int) -> Callable[[], dict[str, npt.NDArray[np.uint8]]]:
+        """What decodes the masks of a section, by name; the call reads no more of the file."""
+        data, sharers = self._section(index), self._sharers[index]
+        with _in_section(index):
+            mixed = masks.mask_coder(data) == masks.MIXING
+        buckets = [self._value_buckets(r.fill.prototype) if mixed else None for r in sharers]
+
+        def decode() -> dict[str, npt.NDArray[np.uint8]]:
+            tensors = [
+                MixingTensor(row.shape, known() if known else None, row.fill.offset)
+                for row, known in zip(sharers, buckets, strict=True)
+            ]
+            with _in_section(index):
+                decoded = masks.decode_masks(data, tensors)
+            return dict(zip([row.name for row in sharers], decoded, strict=True))
+
+        return decode
+
+    def _value_buckets(self, index: int) -> Callable[[], Buckets] | None:
+        """What makes those of a prototype; None for one stored by use, which the masks tell."""
         source = self._header.prototypes[index]
         if isinstance(source, StoredRow) and source.used == "masks":
             return None
-        if index not in self._buckets:
-            self._buckets[index] = value_buckets(self.prototype(index))
-        return self._buckets[index]
+        if index in self._buckets:
+            return lambda: self._buckets[index]
+        if _is_made_in_slices(source):
+            make = partial(buckets_of_slices, source.length, partial(seeded_slice, source))
+        else:
+            make = partial(value_buckets, self.prototype(index))
+        if len(self._users[index]) == 1:
+            return make
+        self._buckets[index] = buckets = make()
+        return lambda: buckets
 
-    def _values_of(self, row: MaskedRow) -> tuple[Array, int]:
-        """The values that a tensor takes, scaled, and the offset at which it starts in them."""
+    def _plain_values(self, row: DenseRow | ConstantRow) -> Array:
+        carrier = CARRIERS[row.dtype]
+        if isinstance(row, ConstantRow):
+            return np.full(row.shape, np.frombuffer(row.value or bytes(carrier.itemsize), carrier))
+        start = self._groups[row.section][1][row.name]
+        items = self._dense_items(row.section)[start : start + numel(row.shape)]
+        return items.reshape(row.shape)
+
+    def _fill_jobs(self, fills: Sequence[tuple[MaskedRow, Array]]) -> list[Callable[[], None]]:
+        """What fills tensors [n] of one section; jobs may run at the same time."""
+        section = fills[0][0].section
+        # First, since a prototype that is stored by use needs masks, which are kept then.
+        values = [self._values_of(row) for row, _ in fills]
+        if len(fills) == len(self._sharers[section]) and fills[0][0].name not in self._shared_masks:
+            data = self._section(section)
+            with _in_section(section):
+                if len(fills) > 1 or masks.mask_coder(data) == masks.MIXING:
+                    return [partial(_fill_all, self._section_masks(section), fills, values)]
+                ((_, out),) = fills
+                blocks = masks.mask_blocks(data, out.size)
+            return [partial(_fill_block, section, block, values[0], out) for block in blocks]
+        return [
+            partial(_fill_block, section, block, own, out)
+            for (row, out), own in zip(fills, values, strict=True)
+            for block in masks.blocks_of(self.packed_mask(row.name), out.size)
+        ]
+
+    def _values_of(self, row: MaskedRow) -> RepeatedValues | SeededValues:
+        """The values that a tensor takes, scaled."""
         source = self._header.prototypes[row.fill.prototype]
+        if _is_made_in_slices(source):
+            return SeededValues(source, row.fill, row.dtype)
         dtype = source.dtype if isinstance(source, StoredRow) else "float32"
         values, offset = self.prototype(row.fill.prototype), row.fill.offset
         count = numel(row.shape)
@@ -347,7 +420,7 @@ class PemnFile:
         elif count < values.size:
             values = np.concatenate([values[offset:], values[: offset + count - values.size]])
             offset = 0
-        return scale_values(values, dtype, row.fill.scale, row.dtype), offset
+        return RepeatedValues(scale_values(values, dtype, row.fill.scale, row.dtype), offset)
 
     def _tensor_info(
         self, row: TensorRow, shares: Mapping[str, int], coders: Mapping[int, str]
@@ -380,6 +453,30 @@ class PemnFile:
             shares[row.name],
             None,
         )
+
+
+def _is_made_in_slices(source: PrototypeRow) -> TypeGuard[SeededPrototype]:
+    return (
+        isinstance(source, SeededPrototype) and not source.period and source.length > _HELD_VALUES
+    )
+
+
+def _fill_block(
+    section: int, block: masks.MaskBlock, values: RepeatedValues | SeededValues, out: Array
+) -> None:
+    with _in_section(section):
+        packed = block.decode()
+    values.fill_masked(block.start, packed, out[block.start : block.stop])
+
+
+def _fill_all(
+    decode: Callable[[], Mapping[str, npt.NDArray[np.uint8]]],
+    fills: Sequence[tuple[MaskedRow, Array]],
+    values: Sequence[RepeatedValues | SeededValues],
+) -> None:
+    decoded = decode()
+    for (row, out), own in zip(fills, values, strict=True):
+        own.fill_masked(0, decoded[row.name], out)
 
 
 def open_file(source: Path_ | BinaryIO, *, limits: Limits | None = None) -> PemnFile:

@@ -6,7 +6,7 @@ without what is before it. Words become values without libm: by integer arithmet
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import get_args
 
@@ -20,7 +20,13 @@ DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
 
 
 def generate(
-    distribution: Distribution, seed: int, start: int, stop: int, *, stream: int = 0
+    distribution: Distribution,
+    seed: int,
+    start: int,
+    stop: int,
+    *,
+    stream: int = 0,
+    scale: float = 1.0,
 ) -> npt.NDArray[np.float32]:
     """Values `start` to `stop` of a stream.
 
@@ -30,6 +36,7 @@ def generate(
         start: index of the first value.
         stop: index behind the last value, at most 2^64.
         stream: 64-bit upper half of the counter.
+        scale: a binary32 number that each value is multiplied by, in binary32.
 
     Returns:
         float32 [stop - start].
@@ -42,15 +49,14 @@ def generate(
     check_stream(seed, stream)
     words = np.empty(stop - start, np.uint32)
     kernels.philox4x32(words, seed, stream, start)
-    if distribution == "uniform":
-        return _uniform(words)
-    if distribution == "signed-constant":
-        ones: npt.NDArray[np.float32] = ((words & 0x80000000) | 0x3F800000).view(np.float32)
-        return ones
     if distribution == "normal":
         normal = words.view(np.float32)
-        kernels.quantiles(words, normal_quantiles(), normal)
+        kernels.quantiles(words, _scaled_quantiles(scale), normal)
         return normal
+    if distribution == "uniform":
+        return _scaled(_uniform(words), scale)
+    if distribution == "signed-constant":
+        return _scaled(((words & 0x80000000) | 0x3F800000).view(np.float32), scale)
     raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
 
 
@@ -76,6 +82,17 @@ def _uniform(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
     # 24 bits u become the odd number 2u + 1 − 2^24, exact in binary32: symmetric and never zero.
     odd = ((words >> 8) << 1).view(np.int32) + np.int32(1 - (1 << 24))
     return odd.astype(np.float32) * np.float32(2.0**-24)
+
+
+def _scaled(values: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float32]:
+    # Overflow to infinity is what the format asks for.
+    with np.errstate(over="ignore"):
+        return values if scale == 1.0 else np.multiply(values, np.float32(scale), out=values)
+
+
+@lru_cache(maxsize=64)
+def _scaled_quantiles(scale: float) -> npt.NDArray[np.float32]:
+    return _scaled(normal_quantiles().copy(), scale)
 
 
 @cache

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy.typing as npt
 
 from pemncodec.coders.mixing import MixingTensor, decode_mixing, encode_mixing
 from pemncodec.coders.packed import decode_packed, encode_packed, packed_size
-from pemncodec.coders.rans import decode_rans, encode_rans
+from pemncodec.coders.rans import decode_block, decode_rans, encode_rans, split_blocks
 from pemncodec.contents import numel
 from pemncodec.errors import CorruptError, TruncatedError
 
@@ -32,8 +34,25 @@ SECTION_BYTES = 6  # about what a section costs in the section table
 _MIXED_BY_DEFAULT = 1 << 24  # weights of a model
 _LEAST_DEFAULT_GAIN = 1 / 64
 
+_BLOCK_WEIGHTS = 1 << 20  # of a mask that is not stored in blocks
+
 Mask = npt.NDArray[np.bool_]
 PackedMask = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskBlock:
+    """A slice of a mask that can be decoded by itself.
+
+    Attributes:
+        start: index of its first weight, a multiple of 8.
+        stop: index behind its last weight.
+        decode: returns its packed bits; raises what `decode_mask` does.
+    """
+
+    start: int
+    stop: int
+    decode: Callable[[], PackedMask]
 
 
 def tries_mixing(preset: Preset, weights: int) -> bool:
@@ -149,6 +168,31 @@ def decode_masks(section: bytes, tensors: Sequence[MixingTensor]) -> list[Packed
     if len(tensors) > 1:
         raise CorruptError("section", "several masks in a section that is not mixed")
     return [decode_mask(section, numel(tensors[0].shape))]
+
+
+def mask_blocks(section: bytes, count: int) -> list[MaskBlock]:
+    """A section of one mask by a static coder as blocks that several threads can decode.
+
+    Raises:
+        TruncatedError: the section is too short.
+        CorruptError: the section is not what `encode_mask` can have written.
+    """
+    if mask_coder(section) == RANS and count:
+        blocks = split_blocks(section[1:], count)
+        return [MaskBlock(b.start, b.stop, partial(decode_block, b)) for b in blocks]
+    return blocks_of(decode_mask(section, count), count)
+
+
+def blocks_of(packed: PackedMask, count: int) -> list[MaskBlock]:
+    """A decoded mask as blocks."""
+    return [
+        MaskBlock(start, min(start + _BLOCK_WEIGHTS, count), partial(_slice, packed, start))
+        for start in range(0, count, _BLOCK_WEIGHTS)
+    ]
+
+
+def _slice(packed: PackedMask, start: int) -> PackedMask:
+    return packed[start // 8 : (start + _BLOCK_WEIGHTS) // 8]
 
 
 def decode_mask(section: bytes, count: int) -> PackedMask:

@@ -27,8 +27,10 @@ from pemncodec.contents import (
 from pemncodec.generator import generate, permutation
 
 Mask = npt.NDArray[np.bool_]
+PackedMask = npt.NDArray[np.uint8]
 
 _FIRST_PART = 1 << 20
+_SLICE = 1 << 16  # values made at one time: they and what they are made of stay in the cache
 
 # ---------------------------------------------------------------------------------- filling
 
@@ -37,11 +39,21 @@ def prototype_values(prototype: Prototype) -> Array:
     """A prototype's values before scaling, [length]; float32 for a seeded one."""
     if isinstance(prototype, StoredPrototype):
         return prototype.values
-    seed, stream, length = prototype.seed, prototype.stream, prototype.length
     if not prototype.period:
-        return generate(prototype.distribution, seed, 0, length, stream=stream)
-    values = generate(prototype.distribution, seed, 0, prototype.period, stream=stream)
-    return values[permutation(seed, prototype.period, length, stream=stream) % values.size]
+        return seeded_slice(prototype, 0, prototype.length)
+    seed, stream, period = prototype.seed, prototype.stream, prototype.period
+    values = generate(prototype.distribution, seed, 0, period, stream=stream)
+    return values[permutation(seed, period, prototype.length, stream=stream) % period]
+
+
+def seeded_slice(
+    prototype: SeededPrototype, start: int, stop: int, scale: float = 1.0
+) -> npt.NDArray[np.float32]:
+    """Values `start` to `stop` of a prototype that is not shuffled, scaled in binary32."""
+    source = prototype
+    return generate(
+        source.distribution, source.seed, start, stop, stream=source.stream, scale=scale
+    )
 
 
 def scale_values(values: Array, dtype: str, scale: float, to_dtype: str) -> Array:
@@ -57,16 +69,67 @@ def scale_values(values: Array, dtype: str, scale: float, to_dtype: str) -> Arra
         return _from_float32(_to_float32(values, dtype) * np.float32(scale), to_dtype)
 
 
-def fill_masked(
-    values: Array, offset: int, packed_mask: npt.NDArray[np.uint8], shape: tuple[int, ...]
-) -> Array:
-    """Effective weights [*shape]: `values[(offset + i) % length]`, +0.0 where masked out."""
-    effective = np.empty(shape, values.dtype)
-    if effective.size:
-        kernels.expand(
-            bits_of(values), values.itemsize, offset, packed_mask, bits_of(effective).reshape(-1)
-        )
-    return effective
+@dataclass(frozen=True, slots=True, eq=False)
+class RepeatedValues:
+    """The values of a masked tensor that are held in memory.
+
+    Attributes:
+        values: [length ≥ 1], scaled, in the tensor's carrier dtype.
+        offset: of the tensor's first value.
+    """
+
+    values: Array
+    offset: int
+
+    def fill_masked(self, start: int, packed_mask: PackedMask, out: Array) -> None:
+        """Effective weights: `values[(offset + start + i) % length]`, +0.0 where masked out.
+
+        Args:
+            start: index of the slice's first weight in its tensor.
+            packed_mask: uint8 [ceil(n / 8)], of the slice.
+            out: [n].
+        """
+        offset = (self.offset + start) % self.values.size
+        _expand(self.values, offset, packed_mask, out)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SeededValues:
+    """The values of a masked tensor that are made where they are needed, a slice at a time.
+
+    Attributes:
+        prototype: a seeded one that is not shuffled.
+        fill: of the tensor.
+        dtype: of the tensor.
+    """
+
+    prototype: SeededPrototype
+    fill: Fill
+    dtype: str
+
+    def fill_masked(self, start: int, packed_mask: PackedMask, out: Array) -> None:
+        """As `RepeatedValues.fill_masked`."""
+        for done in range(0, out.size, _SLICE):
+            part = out[done : done + _SLICE]
+            values = self._values(self.fill.offset + start + done, part.size)
+            _expand(
+                _rounded(values, self.dtype), 0, packed_mask[done // 8 : (done + _SLICE) // 8], part
+            )
+
+    def _values(self, start: int, count: int) -> Array:
+        source, parts = self.prototype, []
+        while count:
+            start %= source.length
+            stop = min(start + count, source.length)
+            parts.append(seeded_slice(source, start, stop, self.fill.scale))
+            count -= stop - start
+            start = stop
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _expand(values: Array, offset: int, packed_mask: PackedMask, out: Array) -> None:
+    if out.size:
+        kernels.expand(bits_of(values), values.itemsize, offset, packed_mask, bits_of(out))
 
 
 def used_values(length: int, fills: Iterable[tuple[int, Mask]]) -> Mask:
@@ -86,16 +149,23 @@ def used_values(length: int, fills: Iterable[tuple[int, Mask]]) -> Mask:
 def _to_float32(values: Array, dtype: str) -> npt.NDArray[np.float32]:
     if dtype == "bfloat16":
         return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
+    return values.astype(np.float32, copy=False)
 
 
 def _from_float32(values: npt.NDArray[np.float32], dtype: str) -> Array:
     # One NaN for all: what a processor makes of a payload differs.
-    values = np.where(np.isnan(values), np.float32(np.nan), values)
+    if (nan := np.isnan(values)).any():
+        values = np.where(nan, np.float32(np.nan), values)
+    return _rounded(values, dtype)
+
+
+def _rounded(values: npt.NDArray[np.float32], dtype: str) -> Array:
+    """To nearest even, in the carrier dtype; `values` has no NaN but the one that is quiet."""
     if dtype == "bfloat16":
         bits = values.view(np.uint32)
         return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    return values.astype(CARRIERS[dtype])
+    with np.errstate(over="ignore"):
+        return values.astype(CARRIERS[dtype], copy=False)
 
 
 # --------------------------------------------------------------------------------- recovery

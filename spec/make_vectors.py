@@ -357,7 +357,8 @@ def valid() -> dict[str, bytes]:
     files["mask-rans-blocks-of-any-density"] = masked(rans(3 << 20, every), [3 << 20], length=3)
     two = rans((1 << 20) + 13, {5, (1 << 20) + 12})
     assert two[1] == 21  # one block; cut in two, a writer may well do so
-    cut = rans(1 << 20, {5})[1:], rans(13, {12})[1:]
+    half = 8 * 65537
+    cut = rans(half, {5})[1:], rans((1 << 20) + 13 - half, {(1 << 20) + 12 - half})[1:]
     body = struct.pack("<BII", 20, len(cut[0]), len(cut[1])) + cut[0] + cut[1]
     files["mask-rans-small-blocks"] = masked(b"\2" + body, [(1 << 20) + 13], length=3)
     files |= valid_mixing()

@@ -498,7 +498,8 @@ def read_rans(body: bytes, n: int) -> list[int]:
         return read_block(body, n)
     require(len(body) >= 1, "truncated", "block bits")
     require(20 <= body[0] <= 25, "section", "block bits")
-    weights = [min(1 << body[0], n - start) for start in range(0, n, 1 << body[0])]
+    size = 8 * -(-n // (8 * -(-n >> body[0])))
+    weights = [min(size, n - start) for start in range(0, n, size)]
     at = 1 + 4 * len(weights)
     require(len(body) >= at, "truncated", "block index")
     sizes = struct.unpack_from(f"<{len(weights)}I", body, 1)

@@ -14,12 +14,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pemncodec
-from pemncodec.contents import CARRIERS, Array, Fill, SeededPrototype, StoredPrototype, bits_of
-from pemncodec.generator import generate
+from pemncodec.contents import (
+    CARRIERS,
+    Array,
+    Distribution,
+    Fill,
+    SeededPrototype,
+    StoredPrototype,
+    bits_of,
+)
+from pemncodec.generator import DISTRIBUTIONS, generate
 from pemncodec.prototype import (
     Layer,
     Mask,
-    fill_masked,
+    RepeatedValues,
+    SeededValues,
     prototype_values,
     recover_prototypes,
     scale_values,
@@ -58,7 +67,8 @@ def recover(
         dtype = getattr(source, "dtype", "float32")
         values = scale_values(prototype_values(source), dtype, fill.scale, layer.dtype)
         packed = np.packbits(layer.mask, bitorder="little")
-        made = fill_masked(values, fill.offset, packed, (layer.values.size,))
+        made = np.empty_like(layer.values)
+        RepeatedValues(values, fill.offset).fill_masked(0, packed, made)
         expected = np.where(layer.mask, bits_of(layer.values), 0)
         assert np.array_equal(bits_of(made), expected)
     return list(prototypes), list(fills)
@@ -362,12 +372,35 @@ def test_filling(dtype: str, length: int, offset: int, shape: list[int], seed: i
     values = rng.integers(0, 256, length * width, dtype=np.uint8).view(CARRIERS[dtype])
     mask = rng.random(shape) < 0.5
     packed = np.packbits(mask.reshape(-1), bitorder="little")
-    made = fill_masked(values, offset, packed, tuple(shape))
-    assert made.dtype == values.dtype
-    assert made.shape == tuple(shape)
-    flat = bits_of(made).reshape(-1)
+    made = np.empty(mask.size, values.dtype)
+    RepeatedValues(values, offset).fill_masked(0, packed, made)
+    flat = bits_of(made)
     for i, used in enumerate(mask.reshape(-1)):
         assert flat[i] == (bits_of(values)[(offset + i) % length] if used else 0)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize(
+    ("length", "offset", "start", "count"),
+    [
+        (100_000, 0, 0, 100_000),
+        (100_000, 7, 8, 99_999),
+        (40_000, 39_999, 80, 123_457),
+        (9, 4, 0, 50),
+    ],
+)
+def test_values_made_in_slices_are_those_of_the_prototype(
+    dtype: str, distribution: Distribution, length: int, offset: int, start: int, count: int
+) -> None:
+    prototype = SeededPrototype(distribution, 3, length, 5)
+    scaled = scale_values(prototype_values(prototype), "float32", 0.3, dtype)
+    packed = np.packbits(RNG(0).random(count) < 0.5, bitorder="little")
+    expected, made = np.empty((2, count), scaled.dtype)
+    RepeatedValues(scaled, offset).fill_masked(start, packed, expected)
+    SeededValues(prototype, Fill(0, offset, 0.3), dtype).fill_masked(start, packed, made)
+    assert np.array_equal(bits_of(made), bits_of(expected))
 
 
 @pytest.mark.parametrize("to_dtype", DTYPES)

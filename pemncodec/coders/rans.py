@@ -157,21 +157,23 @@ def _lanes(symbols: int) -> int:
 
 
 def _block_bounds(count: int, bits: int) -> list[tuple[int, int]]:
-    return [(start, min(start + (1 << bits), count)) for start in range(0, count, 1 << bits)]
+    """Blocks of equal size, but for the rest, so that there is no small one."""
+    blocks = -(-count >> bits)
+    size = 8 * -(-count // (8 * blocks))
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _best_block_bits(packed: Packed, count: int) -> int:
     """Small blocks follow a density that varies, and can be decoded by several threads; large ones
     save what each block costs, where that shows."""
-    starts = np.arange(0, packed.size, 1 << (BLOCK_BITS[0] - 3))
-    ones = np.add.reduceat(np.bitwise_count(packed), starts, dtype=np.int64)
-    sizes = []
+    counts, sizes = np.bitwise_count(packed), []
     for bits in BLOCK_BITS:
         bounds = _block_bounds(count, bits)
-        in_block = np.add.reduceat(ones, np.arange(0, ones.size, 1 << (bits - BLOCK_BITS[0])))
+        starts = [start // 8 for start, _ in bounds]
+        ones = np.add.reduceat(counts, starts, dtype=np.int64)
         sizes.append(sum(
             _BLOCK_BYTES + _order0_bytes(int(k), stop - start)
-            for k, (start, stop) in zip(in_block, bounds, strict=True)
+            for k, (start, stop) in zip(ones, bounds, strict=True)
         ))  # fmt: skip
     near = min(sizes) * 1.0001
     return next(bits for bits, size in zip(BLOCK_BITS, sizes, strict=True) if size <= near)

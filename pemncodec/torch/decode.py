@@ -14,7 +14,7 @@ from pemncodec.errors import ManifestError
 from pemncodec.file import PemnFile, open_file
 from pemncodec.header import AliasRow, MaskedRow
 from pemncodec.limits import Limits
-from pemncodec.torch.convert import array_to_tensor
+from pemncodec.torch.convert import array_to_tensor, tensor_to_array
 from pemncodec.torch.generator import generate_on, permutation_on
 from pemncodec.torch.rebuild import assign_tensors, build_module, check_tensors
 
@@ -97,18 +97,31 @@ def load_tensors(
         progress: called with the share of all tensors that is decoded, 0 to 1.
     """
     device = torch.device(device)
+    rows = [row for row in file.header.tensors if not isinstance(row, AliasRow)]
     tensors: dict[str, Tensor] = {}
-    for done, row in enumerate(file.header.tensors):
-        if progress is not None:
-            progress(done / len(file.header.tensors))
-        if isinstance(row, AliasRow):
-            tensors[row.name] = tensors[row.target]
-        elif device.type != "cpu" and isinstance(row, MaskedRow) and _is_seeded(file, row):
+    if device.type == "cpu":
+        masked = [row for row in rows if isinstance(row, MaskedRow)]
+        tensors = {
+            row.name: torch.empty(row.shape, dtype=getattr(torch, row.dtype)) for row in masked
+        }
+        file.read_masked({name: tensor_to_array(t, name) for name, t in tensors.items()}, progress)
+    for done, row in enumerate(rows):
+        if row.name in tensors:
+            continue
+        if progress is not None and device.type != "cpu":
+            progress(done / len(rows))
+        if isinstance(row, MaskedRow) and _is_seeded(file, row):
             tensors[row.name] = masked_on_device(file, row, device)
         else:
             tensors[row.name] = array_to_tensor(file.tensor(row.name), row.dtype, device)
     file.verify_rest()
-    return tensors
+    state: dict[str, Tensor] = {}
+    for entry in file.header.tensors:
+        if isinstance(entry, AliasRow):
+            state[entry.name] = state[entry.target]
+        else:
+            state[entry.name] = tensors[entry.name]
+    return state
 
 
 def _is_seeded(file: PemnFile, row: MaskedRow) -> bool:
