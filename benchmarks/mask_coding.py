@@ -321,21 +321,30 @@ def plot(rows: list[dict[str, object]], mask: str, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    points = [row for row in rows if row["mask"] == mask]
-    for row in points:
-        ours = str(row["coder"]).startswith("pemncodec")
-        x, y = float(str(row["decode Mw/s"])), float(str(row["bits per weight"]))
+    points = [
+        (float(str(row["decode Mw/s"])), float(str(row["bits per weight"])), str(row["coder"]))
+        for row in rows
+        if row["mask"] == mask and row["coder"] != "pemncodec rANS kernel"
+    ]
+    bound = next(float(str(row["order-0"])) for row in rows if row["mask"] == mask)
+    height = max(y for _, y, _ in points) - min(y for _, y, _ in points)
+    below = 0  # labels of neighbours go below one another
+    for i, (x, y, coder) in enumerate(points := sorted(points)):
+        ours = coder.startswith("pemncodec")
         axes.plot(x, y, "o", color="#c2410c" if ours else "#475569", markersize=8 if ours else 6)
+        near = i > 0 and x < 2 * points[i - 1][0] and abs(y - points[i - 1][1]) < height / 20
+        below = below + 1 if near else 0
         axes.annotate(
-            str(row["coder"]), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9
-        )
-    axes.axhline(float(str(points[0]["order-0"])), color="#94a3b8", linestyle="--", linewidth=1)
-    axes.annotate(
-        "order-0 entropy", (axes.get_xlim()[0], float(str(points[0]["order-0"]))),
-        xytext=(8, 4), textcoords="offset points", fontsize=9, color="#64748b",
+            coder, (x, y), xytext=(7, 5 - 14 * below), textcoords="offset points", fontsize=9,
+            weight="bold" if ours else "normal",
+        )  # fmt: skip
+    axes.axhline(bound, color="#94a3b8", linestyle="--", linewidth=1)
+    axes.text(
+        0.99, bound, "order-0 entropy", transform=axes.get_yaxis_transform(),
+        ha="right", va="bottom", fontsize=9, color="#64748b",
     )  # fmt: skip
     axes.set_xscale("log")
-    axes.margins(x=0.2, y=0.1)
+    axes.margins(x=0.2, y=0.15)
     axes.set_xlabel("decoding, million weights a second, one thread (right is better)")
     axes.set_ylabel("bits per weight (lower is better)")
     axes.set_title(f"Masks: size against speed ({mask})")

@@ -1,9 +1,10 @@
 """Bytes of masked checkpoints as .pemn and as what one would use instead, as a table and a CSV.
 
-python benchmarks/storage.py [--official FOLDER] [-o benchmarks/results/storage.csv]
+python benchmarks/storage.py [--official FOLDER] [--trained RUN …] [--data CIFAR-10] [-o FILE.csv]
 
-Measures the example checkpoint and, where the folder is there, the two that the official PEMN code
-trained. Every competitor stores the same effective state dict, and no architecture; "packed masks +
+Measures the example checkpoint; where the folder is there, the two that the official PEMN code
+trained; and runs of train_cifar10.py. With the data, also how many test images each file classifies
+correctly. Every competitor stores the same effective state dict, and no architecture; "packed masks +
 fp32" is what a masked network needs without a codec: one bit a weight, the used prototype values,
 the rest as it is.
 """
@@ -27,6 +28,9 @@ import zstandard
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from cifar10 import Images, load_cifar10
+from train_cifar10 import predict, top1
 
 import pemncodec
 from pemncodec.torch.checkpoint import load_checkpoint, read_masks
@@ -58,19 +62,23 @@ def sparse_bytes(state: dict[str, torch.Tensor], masked: list[str]) -> int:
     return stream.tell()
 
 
-def measure(path: Path, keep: float | None) -> dict[str, float]:
+def measure(path: Path, keep: float | None, images: Images | None) -> dict[str, float]:
     """Bytes of one checkpoint in every form."""
     from convmixer import convmixer
 
-    loaded = load_checkpoint(path)
+    loaded = load_checkpoint(path, trust_pickle=path.name == "last.pt")
     target = io.BytesIO()
-    info = pemncodec.encode(
-        loaded,
-        target,
-        keep=keep,
-        architecture=convmixer(128, 4, kernel_size=5, patch_size=4),
-        example_inputs=torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
-    ).info
+    options = {
+        "keep": keep,
+        "architecture": convmixer(128, 4, kernel_size=5, patch_size=4),
+        "example_inputs": torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        "accuracy": None if images is None else lambda model: top1(predict(model, images), images),
+    }
+    info = pemncodec.encode(loaded, target, **options).info
+    shorter = {
+        mode: pemncodec.encode(loaded, io.BytesIO(), fold_bn=True, dense=mode, **options)
+        for mode in ("lossless", "fp16", "q8")
+    }
     state = read_masks(loaded, keep=keep).effective()
     masked = [tensor.name for tensor in info.tensors if tensor.kind == "masked"]
     with pemncodec.open(target) as file:
@@ -95,7 +103,14 @@ def measure(path: Path, keep: float | None) -> dict[str, float]:
         ".pemn dense": info.dense_bytes,
         ".pemn masks": info.mask_bytes,
         "order-0 entropy of the masks": round(info.order0_bytes, 1),
-    }
+    } | {
+        f".pemn --fold-bn --dense {mode}": report.info.file_bytes
+        for mode, report in shorter.items()
+    } | ({} if images is None else {
+        "top-1 % of the checkpoint": round(shorter["q8"].accuracy[0], 2),
+        **{f"top-1 %, --fold-bn --dense {mode}": round(report.accuracy[1], 2)
+           for mode, report in shorter.items()},
+    })  # fmt: skip
 
 
 def environment() -> str:
@@ -113,15 +128,29 @@ def environment() -> str:
 
 @click.command()
 @click.option("--official", type=Path, default=ROOT.parent / "shared" / "checkpoints")
+@click.option(
+    "--trained",
+    type=(str, Path),
+    multiple=True,
+    metavar="TITLE RUN",
+    help="A run of train_cifar10.py: ConvMixer, dim 128, depth 4, patch 4.",
+)
+@click.option("--data", type=Path, help="CIFAR-10, as for train_cifar10.py.")
 @click.option("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "storage.csv")
-def main(official: Path, output: Path) -> None:
+def main(
+    official: Path, trained: tuple[tuple[str, Path], ...], data: Path | None, output: Path
+) -> None:
     """Measure, print and write the table."""
+    images = None if data is None else load_cifar10(data)[1]
     measured_on = environment()  # before the output changes what git sees
     columns: dict[str, dict[str, float]] = {}
-    for title, (name, keep) in track(list(CHECKPOINTS.items()), "measuring", transient=True):
-        path = ROOT / name if name.startswith("examples/") else official / name
+    paths = {
+        title: (ROOT / name if name.startswith("examples/") else official / name, keep)
+        for title, (name, keep) in CHECKPOINTS.items()
+    } | {title: (run / "last.pt", None) for title, run in trained}
+    for title, (path, keep) in track(list(paths.items()), "measuring", transient=True):
         if path.exists():
-            columns[title] = measure(path, keep)
+            columns[title] = measure(path, keep, images)
         else:
             click.echo(f"{title}: skipped, there is no {path.name}", err=True)
     output.parent.mkdir(parents=True, exist_ok=True)

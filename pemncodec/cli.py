@@ -110,6 +110,19 @@ def cli() -> None:
     show_default=True,
     help="Masks that decode fast, or that are as small as can be.",
 )
+@click.option(
+    "--dense",
+    multiple=True,
+    metavar="[PATTERN=]MODE",
+    help="lossless, fp16, bf16 or q8, for trained tensors (whose names fit)  [default: lossless].",
+)
+@click.option("--fold-bn", is_flag=True, help="Inference only: batch norms as two vectors.")
+@click.option(
+    "--accuracy",
+    metavar="MODULE:FUNCTION",
+    help="A metric of yours, larger is better: called with the module before and after.",
+)
+@click.option("--max-drop", type=float, help="Refuse a file that loses more accuracy than this.")
 @_trust_pickle
 @_force
 @_quiet
@@ -124,6 +137,10 @@ def encode(
     shapes: Sequence[tuple[str, tuple[int, ...]]],
     no_manifest: bool,
     preset: Preset,
+    dense: Sequence[str],
+    fold_bn: bool,
+    accuracy: str | None,
+    max_drop: float | None,
     trust_pickle: bool,
     force: bool,
     quiet: bool,
@@ -151,6 +168,7 @@ def encode(
         from pemncodec.torch.encode import encode as encode_model
 
         architecture = _load_architecture(arch, kwargs) if arch else None
+        metric = _load_object(accuracy, "--accuracy") if accuracy else None
         step("reading the checkpoint", None)
         with _source_path(source) as path:
             loaded = load_checkpoint(path, trust_pickle=trust_pickle)
@@ -163,14 +181,31 @@ def encode(
                 example_inputs=_example_inputs(shapes) if shapes else None,
                 manifest=not no_manifest,
                 preset=preset,
+                dense=_parse_dense(dense),
+                fold_bn=fold_bn,
+                accuracy=metric,
+                max_drop=max_drop,
                 progress=step,
             )
     if as_json:
-        json_report = {**report.info.to_json(), "verified": report.verified}
+        json_report = {
+            **report.info.to_json(),
+            "verified": report.verified,
+            "difference": report.difference,
+            "accuracy": report.accuracy,
+        }
         print_json(json_report, to_stderr=output == STDIO)
     elif not quiet:
         print_info(output, report.info, verbose=verbose, to_stderr=output == STDIO)
         click.echo(f"verified: {report.verified}", err=output == STDIO)
+        if report.difference is not None:
+            click.echo(
+                f"outputs differ by up to {report.difference:.2g} of the original's largest",
+                err=output == STDIO,
+            )
+        if report.accuracy is not None:
+            before, after = report.accuracy
+            click.echo(f"accuracy: {before:g} before, {after:g} after", err=output == STDIO)
 
 
 @cli.command()
@@ -297,18 +332,17 @@ def _save_state_dict(state: dict[str, Tensor], metadata: dict[str, str], output:
         write_file([data], target)
 
 
-def _load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
+def _load_object(place: str, option: str) -> Any:
+    """What `pkg.module:name` or `path/to/file.py:name` names."""
     import importlib
     import importlib.util
 
-    from torch import nn
-
-    name, _, factory_name = arch.rpartition(":")
+    name, _, attribute = place.rpartition(":")
     try:
         if name.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(name).stem, name)
             if spec is None or spec.loader is None:
-                raise EncodeArgumentError(f"--arch {arch}: cannot import {name}")
+                raise EncodeArgumentError(f"{option} {place}: cannot import {name}")
             sys.path.insert(0, str(Path(name).resolve().parent))
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(module.__name__, module)
@@ -317,12 +351,18 @@ def _load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
             sys.path.insert(0, str(Path.cwd()))
             module = importlib.import_module(name)
         else:
-            raise EncodeArgumentError(f"--arch {arch}: expected module:factory")
-        factory = getattr(module, factory_name)
+            raise EncodeArgumentError(f"{option} {place}: expected module:name")
+        return getattr(module, attribute)
     except PemnError:
         raise
     except Exception as error:
-        raise EncodeArgumentError(f"--arch {arch}: {_one_line(error)}") from error
+        raise EncodeArgumentError(f"{option} {place}: {_one_line(error)}") from error
+
+
+def _load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
+    from torch import nn
+
+    factory = _load_object(arch, "--arch")
     try:
         built = factory(**kwargs)
     except Exception as error:
@@ -332,6 +372,17 @@ def _load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise EncodeArgumentError(f"--arch {arch}: made a {type(built).__name__}, not a module")
     return built
+
+
+def _parse_dense(options: Sequence[str]) -> dict[str, Any]:
+    """Modes by pattern, the one without a pattern last; `encode` checks them."""
+    modes: dict[str, Any] = {}
+    for option in sorted(options, key=lambda option: "=" not in option):
+        pattern, _, mode = option.rpartition("=")
+        if (pattern or "*") in modes:
+            raise click.BadParameter(f"two modes for {pattern or '*'}", param_hint="--dense")
+        modes[pattern or "*"] = mode
+    return modes
 
 
 def _parse_kwargs(text: str, arch: str | None) -> dict[str, Any]:

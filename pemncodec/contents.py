@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Distribution = Literal["uniform", "signed-constant", "normal"]
+DenseMode = Literal["lossless", "fp16", "bf16", "q8"]
 Array = npt.NDArray[Any]
 
 CARRIERS: MappingProxyType[str, np.dtype[Any]] = MappingProxyType(
@@ -145,16 +146,18 @@ class MaskedTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DenseTensor:
-    """A trained tensor, kept as it is.
+    """A trained tensor.
 
     Attributes:
         data: [*shape], carrier dtype of `dtype`.
+        mode: "lossless"; or how a float32 tensor is shortened (spec section 7.5).
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     data: Array
+    mode: DenseMode = "lossless"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +179,4 @@ class Contents:
     tensors: tuple[Tensor, ...]
     manifest: dict[str, Any] | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    inference_only: bool = False

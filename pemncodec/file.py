@@ -288,6 +288,7 @@ class PemnFile:
             prototypes=tuple(_describe_prototype(row) for row in self._header.prototypes),
             metadata=self.metadata,
             tensors=tuple(tensors),
+            inference_only=self._header.inference_only,
         )
 
     # ------------------------------------------------------------------------------ inside
@@ -317,13 +318,17 @@ class PemnFile:
                 groups[row.section] = count + numel(row.shape), starts
         return groups
 
+    def _shapes(self, section: int) -> list[tuple[int, ...]]:
+        """Of the dense tensors of a section."""
+        return [self._placed_row(name).shape for name in self._groups[section][1]]
+
     def _dense_items(self, section: int) -> Array:
         if section in self._group_items:
             return self._group_items[section]
-        count, starts = self._groups[section]
+        _, starts = self._groups[section]
         dtype = self._placed_row(next(iter(starts))).dtype
         with _in_section(section):
-            items = dense.decode_dense(self._section(section), count, dtype)
+            items = dense.decode_dense(self._section(section), self._shapes(section), dtype)
         if len(starts) > 1:
             items.flags.writeable = False
             self._group_items[section] = items
@@ -338,7 +343,7 @@ class PemnFile:
             )
             count = int(np.count_nonzero(used))
         with _in_section(row.section):
-            kept = dense.decode_dense(self._section(row.section), count, row.dtype)
+            kept = dense.decode_dense(self._section(row.section), [(count,)], row.dtype)
         if row.used == "all":
             return kept
         values = np.zeros(row.length, kept.dtype)
@@ -443,6 +448,14 @@ class PemnFile:
                 shares[row.name],
                 masks.order0_bits(ones, count) / 8,
             )
+        values = self._plain_values(row)
+        error = dense.error_bound(
+            self._section(row.section),
+            self._shapes(row.section),
+            list(self._groups[row.section][1]).index(row.name),
+            values,
+        )
+        largest = float(np.abs(values).max(initial=0)) if error else 1.0
         return TensorInfo(
             row.name,
             row.shape,
@@ -452,6 +465,8 @@ class PemnFile:
             coders[row.section],
             shares[row.name],
             None,
+            error,
+            error / largest if largest else 0.0,
         )
 
 

@@ -86,12 +86,20 @@ PrototypeRow = SeededPrototype | StoredRow
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the file lists in front of its sections."""
+    """What the file lists in front of its sections.
+
+    Attributes:
+        inference_only: the tensors are good for eval mode alone, such as folded batch norms.
+    """
 
     sections: tuple[SectionKind, ...]
     prototypes: tuple[PrototypeRow, ...]
     tensors: tuple[TensorRow, ...]
     metadata: dict[str, str] = field(default_factory=dict)
+    inference_only: bool = False
+
+
+_SINGLE_FIELDS = ("sections", "metadata", "inference_only")
 
 
 def _broken(message: str) -> CorruptError:
@@ -122,6 +130,8 @@ def encode_header(header: Header) -> bytes:
         value["sections"] = _run_lengths(header.sections)
     if header.metadata:
         value["metadata"] = header.metadata
+    if header.inference_only:
+        value["inference_only"] = True
     return encode_json(value)
 
 
@@ -199,7 +209,7 @@ def decode_header(data: bytes, section_count: int, limits: Limits) -> Header:
     if not isinstance(value, dict):
         raise _broken("the header is not an object")
     for key in value:
-        if key not in SCHEMA and key not in ("sections", "metadata") and not key.startswith("?"):
+        if key not in SCHEMA and key not in _SINGLE_FIELDS and not key.startswith("?"):
             raise CorruptError("unknown-field", f"unknown required header field {key!r:.60}")
     tables = {name: decode_columns(value, name, limits) for name in SCHEMA}
     sections = _decode_sections(value.get("sections", []), section_count)
@@ -207,7 +217,10 @@ def decode_header(data: bytes, section_count: int, limits: Limits) -> Header:
     tensors = _decode_tensors(tables, sections, prototypes, limits)
     _check_sections_used(sections, prototypes, tensors)
     _check_decoded_bytes(prototypes, tensors, limits)
-    return Header(sections, prototypes, tensors, _decode_metadata(value.get("metadata", {})))
+    if value.get("inference_only", True) is not True:
+        raise _broken("inference_only is there, but not true")
+    metadata = _decode_metadata(value.get("metadata", {}))
+    return Header(sections, prototypes, tensors, metadata, "inference_only" in value)
 
 
 def _decode_sections(value: Any, section_count: int) -> tuple[SectionKind, ...]:

@@ -17,6 +17,8 @@ class TensorInfo:
         coder: name of the mask's or the group's coder; None where there is no section.
         bytes: of its section; of one that is shared, in proportion to the tensor's items.
         order0_bytes: n·H(p)/8 of the mask; None unless masked.
+        max_error: how far a value may be from what it was, and relative to the tensor's largest
+            magnitude; 0 where nothing was lost.
     """
 
     name: str
@@ -27,6 +29,8 @@ class TensorInfo:
     coder: str | None
     bytes: int
     order0_bytes: float | None
+    max_error: float = 0.0
+    relative_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class FileInfo:
         bits_per_weight: mask bits per masked weight; None without masks.
         dense_model_bytes: the same tensors uncompressed, as a dense file holds them.
         prototypes: one line each.
+        inference_only: the tensors are good for eval mode alone (folded batch norms).
     """
 
     file_bytes: int
@@ -56,6 +61,7 @@ class FileInfo:
     prototypes: tuple[str, ...]
     metadata: dict[str, str]
     tensors: tuple[TensorInfo, ...]
+    inference_only: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""

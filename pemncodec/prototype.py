@@ -25,6 +25,7 @@ from pemncodec.contents import (
     bits_of,
 )
 from pemncodec.generator import generate, permutation
+from pemncodec.rounding import one_nan, round_to, widen
 
 Mask = npt.NDArray[np.bool_]
 PackedMask = npt.NDArray[np.uint8]
@@ -66,7 +67,7 @@ def scale_values(values: Array, dtype: str, scale: float, to_dtype: str) -> Arra
         return values
     # Overflow to infinity is what the format asks for.
     with np.errstate(over="ignore", invalid="ignore"):
-        return _from_float32(_to_float32(values, dtype) * np.float32(scale), to_dtype)
+        return round_to(one_nan(widen(values, dtype) * np.float32(scale)), to_dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +114,7 @@ class SeededValues:
             part = out[done : done + _SLICE]
             values = self._values(self.fill.offset + start + done, part.size)
             _expand(
-                _rounded(values, self.dtype), 0, packed_mask[done // 8 : (done + _SLICE) // 8], part
+                round_to(values, self.dtype), 0, packed_mask[done // 8 : (done + _SLICE) // 8], part
             )
 
     def _values(self, start: int, count: int) -> Array:
@@ -144,28 +145,6 @@ def used_values(length: int, fills: Iterable[tuple[int, Mask]]) -> Mask:
             used |= rest[:whole].reshape(-1, length).any(axis=0)
         used[: rest.size - whole] |= rest[whole:]
     return used
-
-
-def _to_float32(values: Array, dtype: str) -> npt.NDArray[np.float32]:
-    if dtype == "bfloat16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)
-
-
-def _from_float32(values: npt.NDArray[np.float32], dtype: str) -> Array:
-    # One NaN for all: what a processor makes of a payload differs.
-    if (nan := np.isnan(values)).any():
-        values = np.where(nan, np.float32(np.nan), values)
-    return _rounded(values, dtype)
-
-
-def _rounded(values: npt.NDArray[np.float32], dtype: str) -> Array:
-    """To nearest even, in the carrier dtype; `values` has no NaN but the one that is quiet."""
-    if dtype == "bfloat16":
-        bits = values.view(np.uint32)
-        return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    with np.errstate(over="ignore"):
-        return values.astype(CARRIERS[dtype], copy=False)
 
 
 # --------------------------------------------------------------------------------- recovery
@@ -374,7 +353,7 @@ def _scale_candidates(used: npt.NDArray[np.float32], weights: Array, dtype: str)
     intersection, which has one or a few binary32 numbers.
     """
     if dtype == "bfloat16":
-        weights = _to_float32(weights, dtype)
+        weights = widen(weights, dtype)
     with np.errstate(invalid="ignore"):  # signaling NaNs
         exact = weights.astype(np.float64)
     smallest_normal = 2.0**-14 if dtype == "float16" else 2.0**-126

@@ -88,7 +88,9 @@ def encode_contents(
                 count(numel(tensor.shape))
                 rows[tensor.name] = ConstantRow(tensor.name, tensor.dtype, tensor.shape, value)
     for group in dense.group_tensors(changing):
-        section = add("dense", dense.encode_dense([t.data for t in group], group[0].dtype))
+        section = add(
+            "dense", dense.encode_dense([t.data for t in group], group[0].dtype, group[0].mode)
+        )
         for tensor in group:
             count(numel(tensor.shape))
             rows[tensor.name] = DenseRow(tensor.name, tensor.dtype, tensor.shape, section)
@@ -111,6 +113,7 @@ def encode_contents(
         tuple(prototypes),
         tuple(rows[tensor.name] for tensor in contents.tensors),
         dict(contents.metadata),
+        contents.inference_only,
     )
     return [encode_container(encode_header(header), sections), *sections]
 

@@ -10,6 +10,7 @@ part, so that each invalid one breaks one rule and nothing else.
 from __future__ import annotations
 
 import json
+import math
 import random
 import struct
 import zlib
@@ -138,6 +139,16 @@ def shared_masks(
     return pack(header | prototype | more, section, *stored)
 
 
+def affine(
+    exact: list[tuple[int, float]] | None = None, scale: float = 0.1, offset: float = -1.5
+) -> bytes:
+    """A section of two elements with one row, and (gap, value) kept exactly."""
+    exact = exact or []
+    gaps = b"".join(encode_varint(gap) for gap, _ in exact)
+    front = b"\6\0" + floats(scale, offset) + encode_varint(len(exact)) + gaps
+    return front + floats(*(value for _, value in exact)) + b"\0\x03\xff"
+
+
 SHORT_FRAME = bytes.fromhex("28b52ffd2003110000") + b"{}"  # says that it has 3 bytes
 SKIPPABLE_FRAME = bytes.fromhex("502a4d1802000000") + b"{}"
 CHECKED_FRAME = frame(b"{}", write_checksum=True)
@@ -219,6 +230,26 @@ def valid() -> dict[str, bytes]:
     files["dense-palette-complex128"] = dense(
         b"\3\1" + floats(0.0, 1.0, code="d") + b"\0\0\1", [1], "complex128"
     )
+    halves = struct.pack("<6H", 0x3C01, 0x8000, 0x7C00, 0x7E01, 0x0001, 0xFBFF)
+    files["dense-float16"] = dense(b"\4\0" + halves, [6])
+    files["dense-bfloat16"] = dense(b"\5\1" + b"\0\1\2\xff" + b"\0\x3f\x80\x7f", [3])
+    files["dense-affine"] = dense(affine(), [2])
+    files["dense-affine-exact"] = dense(affine([(1, 300.25)]), [2])
+    files["dense-affine-overflow"] = dense(affine(scale=3e38), [2])
+    files["dense-affine-rows"] = pack(
+        {
+            "tensors": {
+                "name": ["a", "b", "c"],
+                "kind": ["dense"] * 3,
+                "shape": [[2, 3], [4], []],
+            },
+            "dense": {"section": [0, 0, 0]},
+            "sections": [["dense", 1]],
+        },
+        b"\6\1" + floats(0.1, 0.7, 1e-3, 2.0) + floats(0.3, -5.0, 1 / 3, 0.25) + b"\2\0\x09"
+        + floats(-7.5, 1e-20) + b"\0" + bytes(range(0, 220, 20)),
+    )  # fmt: skip
+    files["inference-only"] = pack({"inference_only": True})
     files["dense-group"] = pack(
         {
             "tensors": {"name": ["a", "z", "b"], "shape": [[2], [0], []]},
@@ -662,6 +693,8 @@ def invalid_header() -> dict[str, tuple[str, bytes]]:
         ),
         "metadata-not-an-object": pack({"metadata": []}),
         "metadata-number": pack({"metadata": {"a": 1}}),
+        "inference-only-false": pack({"inference_only": False}),
+        "inference-only-1": pack({"inference_only": 1}),
     }
     unknown = {
         "unknown-field-top-level": pack({"later": 1}),
@@ -720,7 +753,25 @@ def invalid_sections() -> dict[str, tuple[str, bytes]]:
     short = frame(bytes(5))
     items = {
         "dense-empty": ("truncated", b"", "float32"),
-        "dense-unknown-coder": ("unknown-field", b"\4" + bytes(8), "float32"),
+        "dense-unknown-coder": ("unknown-field", b"\7" + bytes(8), "float32"),
+        "dense-float16-of-float64": ("section", b"\4\0" + bytes(4), "float64"),
+        "dense-float16-empty": ("truncated", b"\4", "float32"),
+        "dense-float16-in-float16": ("section", b"\4\4\0" + bytes(4), "float32"),
+        "dense-float16-unknown": ("unknown-field", b"\4\7\0" + bytes(4), "float32"),
+        "dense-float16-short": ("section", b"\4\0" + bytes(3), "float32"),
+        "dense-affine-of-uint8": ("section", affine(), "uint8"),
+        "dense-affine-empty": ("truncated", b"\6", "float32"),
+        "dense-affine-flag": ("section", b"\6\2" + affine()[2:], "float32"),
+        "dense-affine-scale-cut": ("truncated", affine()[:5], "float32"),
+        "dense-affine-offset-cut": ("truncated", affine()[:9], "float32"),
+        "dense-affine-infinite-scale": ("section", affine(scale=math.inf), "float32"),
+        "dense-affine-nan-offset": ("section", affine(offset=math.nan), "float32"),
+        "dense-affine-count": ("section", affine([(0, 1.0)] * 3), "float32"),
+        "dense-affine-gap-cut": ("truncated", affine([(0, 1.0)])[:11], "float32"),
+        "dense-affine-position": ("section", affine([(2, 1.0)]), "float32"),
+        "dense-affine-infinite-value": ("section", affine([(0, math.inf)]), "float32"),
+        "dense-affine-without-codes": ("truncated", affine()[:11], "float32"),
+        "dense-affine-codes-short": ("section", affine()[:-1], "float32"),
         "dense-raw-short": ("section", TWO[:-1], "float32"),
         "dense-raw-long": ("section", TWO + b"\0", "float32"),
         "dense-bool-2": ("section", b"\0\1\2", "bool"),

@@ -105,7 +105,7 @@ def read_json(data: bytes) -> Any:
     return value
 
 
-# 7.5: dtype -> bytes of an element, W
+# 7.6: dtype -> bytes of an element, W
 # fmt: off
 DTYPES = {
     "bool": (1, 1), "uint8": (1, 1), "uint16": (2, 2), "uint32": (4, 4), "uint64": (8, 8),
@@ -255,7 +255,8 @@ class Decoder:
         """4.2: the ten rules."""
         require(isinstance(header, dict), "header", "not an object")  # rule 1
         for key in header:
-            known = key in COLUMNS or key in ("sections", "metadata") or key.startswith("?")
+            single = key in ("sections", "metadata", "inference_only")
+            known = key in COLUMNS or single or key.startswith("?")
             require(known, "unknown-field", key)
         runs, count = header.get("sections", []), len(self.payloads)
         require(isinstance(runs, list), "header", "sections")  # rule 3
@@ -288,7 +289,8 @@ class Decoder:
         for row in self.prototypes:
             total += row["length"] * DTYPES[row.get("dtype", "float32")][0]
         require(total <= DECODED_BYTES, "limit", "decoded bytes")
-        self.metadata = header.get("metadata", {})  # rule 10
+        require(header.get("inference_only", True) is True, "header", "inference_only")  # rule 10
+        self.metadata = header.get("metadata", {})
         require(isinstance(self.metadata, dict), "header", "metadata")
         text = all(isinstance(value, str) for value in self.metadata.values())
         require(text, "header", "metadata")
@@ -384,7 +386,7 @@ class Decoder:
                 if user["kind"] == "masked" and user["prototype"] == index:
                     mask = enumerate(self.mask(user))
                     stored |= {(user["offset"] + i) % length for i, bit in mask if bit}
-        kept = read_items(self.payloads[row["section"]], len(stored), row["dtype"])
+        kept = read_group(self.payloads[row["section"]], [[len(stored)]], row["dtype"])
         values = dict(zip(sorted(stored), kept, strict=True))
         return [values.get(j, 0) for j in range(length)]
 
@@ -401,8 +403,8 @@ class Decoder:
                 group = [
                     r for r in self.rows if (r["kind"], r.get("section")) == ("dense", section)
                 ]
-                whole = sum(map(numel, group))
-                self.items[section] = read_items(self.payloads[section], whole, dtype)
+                shapes = [r["shape"] for r in group]
+                self.items[section] = read_group(self.payloads[section], shapes, dtype)
             end = count * (size // width)
             items, self.items[section] = self.items[section][:end], self.items[section][end:]
             return dtype, shape, b"".join(item.to_bytes(width, "little") for item in items)
@@ -741,13 +743,65 @@ class RangeDecoder:
 # ------------------------------------------------------------------------------------ 7 Dense
 
 
+def read_group(section: bytes, shapes: list[list[int]], dtype: str) -> list[int]:
+    """The items of tensors of those shapes."""
+    elements = sum(map(math.prod, shapes))
+    require(len(section) > 0, "truncated", "an empty dense section")
+    coder, body = section[0], section[1:]
+    require(coder <= 6, "unknown-field", f"dense coder {coder}")
+    if coder <= 3:
+        return read_items(section, elements, dtype)
+    require(dtype == "float32", "section", "a shorter float of another dtype")  # 7.5
+    if coder == 6:
+        return read_affine(body, shapes, elements)
+    shorter = ("float16", "bfloat16")[coder - 4]
+    require(len(body) > 0, "truncated", "an empty dense section")
+    require(body[0] <= 6, "unknown-field", f"dense coder {body[0]}")
+    require(body[0] <= 3, "section", "a shorter float within another")
+    return [pack(unpack(item, shorter)) for item in read_items(body, elements, shorter)]
+
+
+def read_affine(body: bytes, shapes: list[list[int]], elements: int) -> list[int]:
+    """7.5: binary32 as items."""
+
+    def floats(at: int, count: int) -> tuple[list[float], int]:
+        require(len(body) >= at + 4 * count, "truncated", "numbers of an affine body")
+        numbers = list(struct.unpack_from(f"<{count}f", body, at))
+        require(all(map(math.isfinite, numbers)), "section", "a number that is not finite")
+        return numbers, at + 4 * count
+
+    require(len(body) > 0, "truncated", "an empty affine body")
+    require(body[0] <= 1, "section", "in rows")
+    rows = [shape[0] if body[0] and len(shape) > 1 else 1 for shape in shapes]
+    scales, at = floats(1, sum(rows))
+    offsets, at = floats(at, sum(rows))
+    count, at = read_varint(body, at)
+    require(count <= elements, "section", "number of exact values")
+    positions = [-1]
+    for _ in range(count):
+        gap, at = read_varint(body, at)
+        positions.append(positions[-1] + gap + 1)
+        require(positions[-1] < elements, "section", "position of an exact value")
+    exact, at = floats(at, count)
+    codes = read_group(body[at:], [[elements]], "uint8")
+    row_of: list[int] = []
+    for index, shape in enumerate(shapes):
+        first, size = sum(rows[:index]), math.prod(shape)
+        row_of += [first + i * rows[index] // size for i in range(size)]
+    values = [
+        pack(unpack(pack(code * scales[row])) + offsets[row])
+        for code, row in zip(codes, row_of, strict=True)
+    ]
+    for position, value in zip(positions[1:], exact, strict=True):
+        values[position] = pack(value)
+    return values
+
+
 def read_items(section: bytes, elements: int, dtype: str) -> list[int]:
     """The items of a group, of W bytes each."""
     size, w = DTYPES[dtype]
     n = elements * (size // w)
-    require(len(section) > 0, "truncated", "an empty dense section")
     coder, body = section[0], section[1:]
-    require(coder <= 3, "unknown-field", f"dense coder {coder}")
     if coder == 0:  # 7.1
         require(len(body) == n * w, "section", "length of raw items")
         items = [int.from_bytes(body[i * w : i * w + w], "little") for i in range(n)]

@@ -138,7 +138,7 @@ def test_sections_round_trip(dtype: str, sizes: list[int], distinct: int, seed: 
     arrays = section_arrays(rng, dtype, sizes, distinct)
     section = encode_dense(arrays, dtype)
     whole = np.concatenate(arrays)
-    decoded = decode_dense(section, whole.size, dtype)
+    decoded = decode_dense(section, [(whole.size,)], dtype)
     assert decoded.dtype == CARRIERS[dtype]
     assert decoded.tobytes() == whole.tobytes()
     assert len(section) <= 1 + whole.nbytes
@@ -214,7 +214,7 @@ def test_groups_keep_order_and_bounds() -> None:
 def attempt(section: bytes, count: int, dtype: str) -> None:
     """Either items or one of two errors."""
     with contextlib.suppress(CorruptError, TruncatedError):
-        items = decode_dense(section, count, dtype)
+        items = decode_dense(section, [(count,)], dtype)
         assert items.shape == (count,)
         assert items.dtype == CARRIERS[dtype]
         if dtype == "bool":
@@ -259,10 +259,10 @@ def test_every_cut_and_every_addition_is_refused(dtype: str, distinct: int) -> N
     section = encode_dense([array], dtype)
     for length in range(len(section)):
         with pytest.raises(DecodeError):
-            decode_dense(section[:length], array.size, dtype)
+            decode_dense(section[:length], [(array.size,)], dtype)
     for more in (b"\0", b"\1\0", section):
         with pytest.raises(DecodeError):
-            decode_dense(section + more, array.size, dtype)
+            decode_dense(section + more, [(array.size,)], dtype)
 
 
 def frame(content: bytes) -> bytes:
@@ -277,7 +277,8 @@ def frame(content: bytes) -> bytes:
     ("section", "count", "dtype", "code"),
     [
         (b"", 1, "uint8", "truncated"),
-        (b"\4\0", 1, "uint8", "unknown-field"),
+        (b"\7\0", 1, "uint8", "unknown-field"),
+        (b"\4\0\0", 1, "uint8", "section"),
         (b"\0", 1, "uint8", "section"),
         (b"\0\1\2", 1, "uint8", "section"),
         (b"\0\2", 1, "bool", "section"),
@@ -311,7 +312,7 @@ def frame(content: bytes) -> bytes:
 )
 def test_why_a_section_is_refused(section: bytes, count: int, dtype: str, code: str) -> None:
     with pytest.raises(DecodeError) as caught:
-        decode_dense(section, count, dtype)
+        decode_dense(section, [(count,)], dtype)
     assert caught.value.code == code
 
 

@@ -8,8 +8,9 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,13 @@ from pemncodec.columns import is_name
 from pemncodec.contents import (
     AliasTensor,
     Contents,
+    DenseMode,
     DenseTensor,
     MaskedTensor,
     SeededPrototype,
 )
 from pemncodec.contents import Tensor as ContentTensor
+from pemncodec.dense import shortened
 from pemncodec.errors import (
     EncodeArgumentError,
     EncodeError,
@@ -38,6 +41,7 @@ from pemncodec.masking.masked_model import bake, unwrapped
 from pemncodec.masking.masked_state import MaskedState, read_masked_weights
 from pemncodec.masks import PRESETS, Preset
 from pemncodec.prototype import Layer, recover_prototypes
+from pemncodec.torch.batch_norm import fold_batch_norms
 from pemncodec.torch.checkpoint import (
     PARALLEL_PREFIX,
     check_state_dict,
@@ -69,10 +73,16 @@ class Report:
     Attributes:
         info: the file's bytes, part by part.
         verified: how the file was proven before it was written, in words.
+        difference: largest difference of the rebuilt module's outputs, in eval mode on the example
+            inputs, from the original's, relative to the original's largest magnitude; None where
+            nothing was to be lost or there is no module to run.
+        accuracy: what the caller's metric says of the original and of the file.
     """
 
     info: FileInfo
     verified: str
+    difference: float | None = None
+    accuracy: tuple[float, float] | None = None
 
 
 def encode(
@@ -86,6 +96,10 @@ def encode(
     manifest: bool = True,
     prototypes: Sequence[SeededPrototype] = (),
     preset: Preset = "default",
+    dense: DenseMode | Mapping[str, DenseMode] = "lossless",
+    fold_bn: bool = False,
+    accuracy: Callable[[nn.Module], float] | None = None,
+    max_drop: float | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -109,6 +123,14 @@ def encode(
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
             at some 25 million weights a second on one core; "default" for the smallest of models
             that this decodes within a second.
+        dense: how float32 tensors that are not masked are stored: "lossless", "fp16", "bf16" or
+            "q8" (8 bits, each tensor or row of a matrix with its own range); one for all, or by
+            pattern of the name (`fnmatch`, the first that fits; others are lossless).
+        fold_bn: make an inference-only file in which a batch norm is two vectors; the module and
+            its names stay what they are.
+        accuracy: a metric of a module in eval mode, larger is better; called with the original and
+            with what the file gives.
+        max_drop: by how much `accuracy` may be smaller for the file.
         metadata: text to keep in the file.
         progress: called with the step that is under way and its share done, 0 to 1 or None.
 
@@ -116,7 +138,7 @@ def encode(
         EncodeArgumentError: arguments that are missing, out of range, or contradict each other.
         UnsupportedModelError: the manifest cannot describe the module.
         PrototypeMismatchError: no weights come from one of `prototypes`.
-        EncodeError: data that cannot be encoded.
+        EncodeError: data that cannot be encoded, or a file that loses more than `max_drop`.
     """
     step = progress or (lambda _, __: None)
     if isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():
@@ -130,6 +152,10 @@ def encode(
         raise EncodeArgumentError(f"unknown preset {preset!r:.60}, have {', '.join(PRESETS)}")
     for prototype in prototypes:
         _check_prototype(prototype)
+    if (fold_bn or accuracy is not None) and not manifest:
+        raise EncodeArgumentError("fold_bn and accuracy need the architecture, not manifest=False")
+    if max_drop is not None and accuracy is None:
+        raise EncodeArgumentError("max_drop needs an accuracy to compare")
     step("reading masks", None)
     if isinstance(source, nn.Module) and source is not unwrapped(source):
         source, masks = unwrapped(source), drop_prefix(masks or {})
@@ -147,21 +173,37 @@ def encode(
             'of your own go through pemncodec.encode, such as masks={"fc.weight": weight != 0}'
         )
     plain: nn.Module | None = None
+    original: nn.Module | None = None
     described: dict[str, Any] | None = None
     if manifest:
         step("describing the architecture", None)
-        plain = _plain_module(architecture if architecture is not None else source, state)
+        module = architecture if architecture is not None else source
+        original = plain = _plain_module(module, state)
+        if fold_bn:
+            state = _replaced(state, fold_batch_norms(plain))
+            plain = _plain_module(module, state)
         inputs = inputs or guessed_inputs(plain)
         described = trace_module(plain, inputs.specs, masked=list(state.masks))
         state = _in_module_order(state, plain)
+    modes = _dense_modes(state, dense)
     step("looking for prototypes", None)
-    contents = _contents(state, described, prototypes, dict(metadata or {}))
+    contents = _contents(state, described, prototypes, modes, dict(metadata or {}), fold_bn)
     pieces = encode_contents(contents, lambda share: step("coding", share), preset)
+    if modes:
+        state = _shortened(state, modes)
+        if plain is not None:
+            plain = _plain_module(module, state)
     step("verifying", None)
     stream = io.BytesIO(b"".join(pieces))
     verified = _verify(stream, state, plain, inputs)
+    difference = measured = None
+    if original is not None and inputs is not None and (modes or fold_bn):
+        difference = _difference(original, stream, inputs)
+    if original is not None and accuracy is not None:
+        step("measuring the accuracy", None)
+        measured = _accuracy(accuracy, original, stream, max_drop)
     with open_file(stream, limits=UNLIMITED) as file:
-        report = Report(file.info(), verified)
+        report = Report(file.info(), verified, difference, measured)
     step("writing", None)
     write_file(pieces, target)
     return report
@@ -306,11 +348,101 @@ def _in_module_order(state: MaskedState, module: nn.Module) -> MaskedState:
     return MaskedState(tensors, state.masks, aliases, state.fills)
 
 
+def _dense_modes(
+    state: MaskedState, dense: DenseMode | Mapping[str, DenseMode]
+) -> dict[str, DenseMode]:
+    """The modes of float32 tensors that are not lossless, by name."""
+    patterns = dense if isinstance(dense, Mapping) else {"*": dense}
+    for pattern, mode in patterns.items():
+        if mode not in get_args(DenseMode):
+            known = ", ".join(get_args(DenseMode))
+            raise EncodeArgumentError(f"unknown dense mode {mode!r:.60}, have {known}")
+        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in state.tensors):
+            raise EncodeArgumentError(f"dense: no tensor is called {pattern}")
+    modes: dict[str, DenseMode] = {}
+    for name, tensor in state.tensors.items():
+        mode = next((m for p, m in patterns.items() if fnmatchcase(name, p)), "lossless")
+        plain = name not in state.masks and name not in state.aliases and tensor.numel()
+        if not plain or tensor.dtype != torch.float32 or mode == "lossless":
+            continue
+        if not (tensor == tensor.reshape(-1)[0]).all():  # else a constant, free as it is
+            modes[name] = mode
+    return modes
+
+
+def _replaced(state: MaskedState, tensors: Mapping[str, Tensor]) -> MaskedState:
+    """With other values for unmasked tensors, also under their later names."""
+    new = dict(state.tensors)
+    for name in new:
+        new[name] = tensors.get(state.aliases.get(name, name), new[name])
+    return MaskedState(new, state.masks, state.aliases, state.fills)
+
+
+def _shortened(state: MaskedState, modes: Mapping[str, DenseMode]) -> MaskedState:
+    """With the values that come back from the file."""
+    return _replaced(
+        state,
+        {
+            name: torch.from_numpy(
+                shortened(tensor_to_array(state.tensors[name], name), mode, name)
+            ).view(state.tensors[name].shape)
+            for name, mode in modes.items()
+        },
+    )
+
+
+def _difference(original: nn.Module, stream: BinaryIO, inputs: ExampleInputs) -> float:
+    with open_file(stream, limits=UNLIMITED) as file:
+        rebuilt = load_module(file, "cpu")
+    batch = inputs.batch(VERIFIED_BATCH_SIZES[-1])
+    pairs = zip(
+        _tensors_of(_run(original, batch, False)),
+        _tensors_of(_run(rebuilt, batch, False)),
+        strict=True,
+    )
+    differences = [(float((a - b).abs().max()), float(a.abs().max())) for a, b in pairs]
+    largest = max((scale for _, scale in differences), default=0.0)
+    difference = max((difference for difference, _ in differences), default=0.0)
+    return difference / largest if largest else difference
+
+
+def _tensors_of(output: Any) -> list[Tensor]:
+    """The tensors of floats in an output."""
+    if isinstance(output, Tensor):
+        return [output.double()] if output.is_floating_point() and output.numel() else []
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        return [tensor for part in output for tensor in _tensors_of(part)]
+    return []
+
+
+def _accuracy(
+    metric: Callable[[nn.Module], float],
+    original: nn.Module,
+    stream: BinaryIO,
+    max_drop: float | None,
+) -> tuple[float, float]:
+    with open_file(stream, limits=UNLIMITED) as file:
+        rebuilt = load_module(file, "cpu")
+    with torch.no_grad():
+        before = float(metric(copy.deepcopy(original).eval()))
+        after = float(metric(rebuilt))
+    if max_drop is not None and not before - after <= max_drop:
+        raise EncodeError(
+            f"the accuracy falls from {before:g} to {after:g}, by more than {max_drop:g}: "
+            "use a dense mode that loses less"
+        )
+    return before, after
+
+
 def _contents(
     state: MaskedState,
     manifest: dict[str, Any] | None,
     seeded: Sequence[SeededPrototype],
+    modes: Mapping[str, DenseMode],
     metadata: dict[str, str],
+    inference_only: bool,
 ) -> Contents:
     own = {name: tensor for name, tensor in state.tensors.items() if name not in state.aliases}
     arrays = {name: tensor_to_array(tensor, name) for name, tensor in own.items()}
@@ -340,8 +472,10 @@ def _contents(
         if name in state.masks:
             tensors.append(MaskedTensor(name, dtype, shape, fill_of[name], state.masks[name]))
         else:
-            tensors.append(DenseTensor(name, dtype, shape, arrays[name]))
-    return Contents(prototypes, tuple(tensors), manifest, metadata)
+            mode = modes.get(name, "lossless")
+            shortened(arrays[name], mode, name)  # refused here, before anything is coded
+            tensors.append(DenseTensor(name, dtype, shape, arrays[name], mode))
+    return Contents(prototypes, tuple(tensors), manifest, metadata, inference_only)
 
 
 def _verify(

@@ -1,0 +1,270 @@
+"""Trained tensors in fewer bits, batch norms as two vectors, and what a network loses by them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cli import ARCH, EXAMPLE, fails, pemn
+from torch import Tensor, nn
+
+import pemncodec
+from pemncodec.contents import DenseMode
+from pemncodec.dense import decode_dense, encode_dense, shortened
+from pemncodec.errors import DecodeError, EncodeError
+from pemncodec.masking import OneLayer, mask_model
+
+MODES: list[DenseMode] = ["fp16", "bf16", "q8"]
+FINITE = st.floats(-6e4, 6e4, width=32)
+TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def network() -> nn.Sequential:
+    """Masked, with batch norms that have seen images, one of them a channel that is always 0."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, groups=16),
+        nn.BatchNorm2d(16, eps=1e-3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
+    mask_model(model, OneLayer(), exclude="7.*")
+    with torch.no_grad():
+        model[1].weight.uniform_(0.5, 2)
+        model[4].bias.normal_()
+        model[3].parametrizations["weight"].original[3] = 0
+        model[3].bias[3] = 0
+    for _ in range(30):
+        model(images(64))
+    return model.eval()
+
+
+def images(count: int = 5) -> Tensor:
+    return torch.rand(count, 3, 8, 8)
+
+
+def encoded(**options: object) -> tuple[pemncodec.Report, io.BytesIO, nn.Module]:
+    model, stream = network(), io.BytesIO()
+    report = pemncodec.encode(model, stream, example_inputs=images(), **options)  # type: ignore[arg-type]
+    return report, stream, model
+
+
+# ------------------------------------------------------------------------------------- modes
+
+
+@given(
+    values=st.lists(FINITE, min_size=1, max_size=80),
+    rows=st.integers(1, 3),
+    mode=st.sampled_from(MODES),
+)
+def test_values_come_back_within_the_error_of_the_mode(
+    values: list[float], rows: int, mode: DenseMode
+) -> None:
+    array = np.array([values] * rows, np.float32)
+    made = shortened(array, mode, "w")
+    if mode == "q8":
+        bound = (float(array.max()) - float(array.min())) / 255 / 2
+        assert np.abs(made.astype(np.float64) - array).max() <= bound * 1.01 + 1e-2
+    else:
+        assert torch.equal(
+            torch.from_numpy(made), torch.from_numpy(array).to(TORCH_DTYPES[mode]).float()
+        )
+
+
+def test_q8_keeps_a_few_far_values_exactly() -> None:
+    array = np.random.default_rng(0).standard_normal(128).astype(np.float32)
+    array[[5, 77]] = 300, -280
+    made = shortened(array, "q8", "w")
+    assert made[[5, 77]].tolist() == [300, -280]
+    assert np.abs(made - array).max() < 0.02
+
+
+def test_q8_gives_the_rows_of_a_matrix_their_own_range() -> None:
+    array = np.random.default_rng(0).standard_normal((4, 100)).astype(np.float32)
+    array *= np.array([[1e-3], [1], [1e3], [0]], np.float32)
+    made = shortened(array, "q8", "w")
+    error = np.abs(made - array).max(1)
+    assert (error <= np.ptp(array, axis=1) / 500).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_refused(mode: DenseMode, bad: float) -> None:
+    with pytest.raises(EncodeError, match=r"^w "):
+        shortened(np.array([1, bad], np.float32), mode, "w")
+
+
+def test_what_overflows_is_refused_by_name() -> None:
+    with pytest.raises(EncodeError, match="w: 70000 is too large for fp16"):
+        shortened(np.array([1, 70000], np.float32), "fp16", "w")
+
+
+@given(section=st.binary(max_size=60), count=st.integers(0, 20), coder=st.integers(4, 6))
+def test_random_sections(section: bytes, count: int, coder: int) -> None:
+    try:
+        values = decode_dense(bytes([coder]) + section, [(count,)], "float32")
+    except DecodeError:
+        return
+    assert values.shape == (count,)
+
+
+@given(cut=st.integers(0, 200), data=st.data(), mode=st.sampled_from(MODES))
+def test_damaged_sections(cut: int, data: st.DataObject, mode: DenseMode) -> None:
+    arrays = [np.linspace(-1, 1, 30, dtype=np.float32), np.array([1e6, 0, 1], np.float32)]
+    section = bytearray(encode_dense(arrays[: 1 + (mode != "fp16")], "float32", mode))
+    section[data.draw(st.integers(1, len(section) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(DecodeError):
+        decode_dense(bytes(section[: cut or None]), [(30,), (3,)], "float32")
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_file_says_what_was_lost(mode: DenseMode, fold: bool) -> None:
+    report, stream, model = encoded(dense=mode, fold_bn=fold)
+    plain, _, _ = encoded()
+    assert report.info.file_bytes < plain.info.file_bytes
+    assert report.difference is not None
+    assert 0 < report.difference < 0.1
+    assert report.info.inference_only == fold
+    x = images()
+    with torch.no_grad():
+        expected, actual = model(x), pemncodec.decode(stream)(x)
+    assert (expected - actual).abs().max() <= 0.1 * expected.abs().max()
+    for tensor in report.info.tensors:
+        if tensor.kind == "dense" and tensor.dtype == "float32":
+            assert tensor.coder == mode
+            assert tensor.max_error > 0
+            if not fold:
+                original = model.state_dict()[tensor.name]
+                loaded = pemncodec.load_state_dict(stream)[tensor.name]
+                assert (original - loaded).abs().max() <= tensor.max_error * 1.001
+
+
+def test_modes_by_pattern() -> None:
+    report, stream, model = encoded(dense={"*.running_*": "lossless", "7.*": "q8", "*": "fp16"})
+    coders = {tensor.name: tensor.coder for tensor in report.info.tensors}
+    assert coders["7.weight"] == coders["7.bias"] == "q8"
+    assert coders["1.weight"] == coders["3.bias"] == "fp16"
+    state = pemncodec.load_state_dict(stream)
+    assert torch.equal(state["1.running_mean"], model.state_dict()["1.running_mean"])
+    assert torch.equal(state["1.weight"], model.state_dict()["1.weight"].half().float())
+
+
+def test_lossless_files_lose_nothing() -> None:
+    report, _, _ = encoded(dense="lossless")
+    assert report.difference is None
+    assert not any(tensor.max_error for tensor in report.info.tensors)
+
+
+def test_folding_keeps_the_module_and_its_outputs() -> None:
+    report, stream, _ = encoded(fold_bn=True)
+    plain, _, _ = encoded()
+    assert report.difference is not None
+    assert report.difference < 1e-5
+    assert report.info.dense_bytes < plain.info.dense_bytes
+    state = pemncodec.load_state_dict(stream)
+    assert not state["1.running_mean"].any()
+    assert state["4.num_batches_tracked"] == 0
+    fresh = pemncodec.decode(stream)
+    fresh.load_state_dict(state, strict=True)
+    assert isinstance(fresh[1], nn.BatchNorm2d)
+    kinds = {tensor.name: tensor.kind for tensor in report.info.tensors}
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert kinds[f"1.{name}"] == kinds[f"4.{name}"] == "constant"
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 1e-12, 0.1, 1e-8, 0.5])
+def test_a_neutral_batch_norm_changes_nothing(eps: float) -> None:
+    """But for what its own rounding of 1 / √(var + eps) does, which is nothing where var is."""
+    from pemncodec.torch.batch_norm import fold_batch_norms
+
+    norm = nn.BatchNorm2d(4, eps=eps).eval()
+    norm.load_state_dict(fold_batch_norms(norm) | {})
+    with torch.no_grad():
+        norm.weight.fill_(1)
+        x = torch.randn(3, 4, 5, 5)
+        assert torch.equal(norm(x), x)
+
+
+# ---------------------------------------------------------------------------------- accuracy
+
+
+def nearness(of: Tensor) -> Callable[[nn.Module], float]:
+    def metric(model: nn.Module) -> float:
+        assert not model.training
+        return -float((model(torch.ones(1, 3, 8, 8)) - of).abs().max())
+
+    return metric
+
+
+def test_accuracy_is_measured_before_and_after(tmp_path: Path) -> None:
+    with torch.no_grad():
+        reference = network()(torch.ones(1, 3, 8, 8))
+    report, _, _ = encoded(dense="q8", accuracy=nearness(reference))
+    assert report.accuracy is not None
+    assert report.accuracy[0] == 0 > report.accuracy[1]
+    target = tmp_path / "net.pemn"
+    with pytest.raises(EncodeError, match="the accuracy falls from"):
+        pemncodec.encode(
+            network(), target, example_inputs=images(), dense="q8",
+            accuracy=nearness(reference), max_drop=1e-9,
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dense": "q4"}, "unknown dense mode 'q4', have lossless, fp16, bf16, q8"),
+        ({"dense": {"nobody.*": "q8"}}, "no tensor is called nobody"),
+        ({"fold_bn": True, "manifest": False}, "need the architecture"),
+        ({"max_drop": 0.1}, "max_drop needs an accuracy"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:
+    with pytest.raises(pemncodec.EncodeArgumentError, match=message):
+        encoded(**options)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "metric.py").write_text(
+        "def weights(model):\n    return float(len(list(model.parameters())))\n"
+    )
+    result = pemn(
+        "encode", EXAMPLE, *ARCH, "--dense", "q8", "--dense", "*.bias=fp16", "--fold-bn",
+        "--accuracy", "metric.py:weights", "--max-drop", "0.1", "-o", "net.pemn", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    printed = result.stdout.decode()
+    assert "inference only" in printed
+    assert "accuracy: 28 before, 28 after" in printed
+    assert (tmp_path / "net.pemn").stat().st_size < 14_000
+    shown = json.loads(pemn("inspect", "net.pemn", "--json", cwd=tmp_path).stdout)
+    assert shown["inference_only"]
+    coders = {tensor["name"]: tensor["coder"] for tensor in shown["tensors"]}
+    assert coders["2.weight"] == "q8"
+    assert coders["2.bias"] == "fp16"
+    table = pemn("inspect", "net.pemn", "-v", cwd=tmp_path).stdout.decode()
+    assert "max error" in table
+    for options, words in (
+        (["--dense", "q9"], ["q9"]),
+        (["--dense", "q8", "--dense", "fp16"], ["two modes"]),
+        (["--accuracy", "metric.py:nobody"], ["nobody"]),
+    ):
+        fails(pemn("encode", EXAMPLE, *ARCH, *options, "-o", "x.pemn", cwd=tmp_path), 2, *words)
+        assert not (tmp_path / "x.pemn").exists()
