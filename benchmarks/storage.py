@@ -3,10 +3,10 @@
 python benchmarks/storage.py [--official FOLDER] [--trained RUN …] [--data CIFAR-10] [-o FILE.csv]
 
 Measures the example checkpoint; where the folder is there, the two that the official PEMN code
-trained; and runs of train_cifar10.py. With the data, also how many test images each file classifies
-correctly. Every competitor stores the same effective state dict, and no architecture; "packed masks +
-fp32" is what a masked network needs without a codec: one bit a weight, the used prototype values,
-the rest as it is.
+trained; and runs of train_cifar10.py. With the data, also how many test images each file
+classifies correctly. Every competitor stores the same effective state dict, and no architecture;
+"packed masks + fp32" is what a masked network needs without a codec: one bit a weight, the used
+prototype values, the rest as it is.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ import numpy as np
 import safetensors.torch
 import torch
 import zstandard
+from cifar10 import Images, load_cifar10
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
-from cifar10 import Images, load_cifar10
 from train_cifar10 import predict, top1
 
 import pemncodec
+from pemncodec.header import MaskedRow
+from pemncodec.prototype import used_values
 from pemncodec.torch.checkpoint import load_checkpoint, read_masks
 
 ROOT = Path(__file__).parent.parent
@@ -83,8 +84,19 @@ def measure(path: Path, keep: float | None, images: Images | None) -> dict[str, 
     masked = [tensor.name for tensor in info.tensors if tensor.kind == "masked"]
     with pemncodec.open(target) as file:
         masks = b"".join(file.packed_mask(name).tobytes() for name in masked)
-        prototypes = [file.prototype(index) for index in range(len(file.header.prototypes))]
-    stored_values = sum(int(np.count_nonzero(values)) for values in prototypes)
+        rows = [row for row in file.header.tensors if isinstance(row, MaskedRow)]
+        used = [
+            used_values(
+                prototype.length,
+                [
+                    (row.fill.offset, file.mask(row.name).reshape(-1))
+                    for row in rows
+                    if row.fill.prototype == index
+                ],
+            )
+            for index, prototype in enumerate(file.header.prototypes)
+        ]
+    stored_values = sum(map(np.count_nonzero, used))
     other = sum(t.numel() * t.element_size() for name, t in state.items() if name not in masked)
     dense = safetensors.torch.save(state)
     stream = io.BytesIO()
