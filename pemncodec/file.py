@@ -58,12 +58,14 @@ from pemncodec.prototype import (
 )
 
 _HELD_VALUES = 1 << 20  # of a seeded prototype; longer ones are made slice by slice
+_JOBS_AHEAD = 2  # for each thread
+_SMALL_BYTES = 1 << 20  # of a prototype that is kept for the next question about it
 
 Path_ = str | os.PathLike[str]
 
 
 class PemnFile:
-    """An open file. Decodes what is asked for, and keeps prototypes and what shares a section.
+    """An open file. Decodes what is asked for, and keeps what several tensors share.
 
     Opening checks signature, header and the file's size; every section is checked when it is
     first touched. Not safe for use by several threads at once.
@@ -209,8 +211,11 @@ class PemnFile:
         with ThreadPoolExecutor(threads) as pool:
             running: list[Future[None]] = []
             try:
-                # The first jobs run while sections are read for the next.
+                # The first jobs run while sections are read for the next; not too far ahead, since
+                # jobs hold what they need.
                 for fills in by_section.values():
+                    if len(running) > _JOBS_AHEAD * threads:
+                        running[-_JOBS_AHEAD * threads].result()
                     running += [pool.submit(job) for job in self._fill_jobs(fills)]
                 for done, job in enumerate(running):
                     if progress is not None:
@@ -235,19 +240,22 @@ class PemnFile:
         """Decodes what no tensor's values depend on: the manifest, prototypes without a user."""
         _ = self.manifest
         for index, row in enumerate(self._header.prototypes):
-            if isinstance(row, StoredRow):
+            if isinstance(row, StoredRow) and index not in self._users:
                 self.prototype(index)
 
     def prototype(self, index: int) -> Array:
         """A prototype's values [length]; +0.0 where no mask uses one that is stored by use."""
-        if index not in self._prototypes:
-            row = self._header.prototypes[index]
-            if isinstance(row, StoredRow):
-                values = self._stored_values(row, index)
-            else:
-                values = prototype_values(row)
+        if index in self._prototypes:
+            return self._prototypes[index]
+        row = self._header.prototypes[index]
+        if isinstance(row, StoredRow):
+            values = self._stored_values(row, index)
+        else:
+            values = prototype_values(row)
+        # One that a single tensor uses is as large as that tensor.
+        if values.nbytes <= _SMALL_BYTES or len(self._users.get(index, ())) > 1:
             self._prototypes[index] = values
-        return self._prototypes[index]
+        return values
 
     def info(self) -> FileInfo:
         """Bytes of every part and tensor; decodes the masks to count their ones."""
