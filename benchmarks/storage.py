@@ -17,11 +17,9 @@ import lzma
 import platform
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import click
-import numpy as np
 import safetensors.torch
 import torch
 import zstandard
@@ -32,8 +30,7 @@ from rich.table import Table
 from train_cifar10 import predict, top1
 
 import pemncodec
-from pemncodec.header import MaskedRow
-from pemncodec.prototype import used_values
+from pemncodec.torch.alternatives import dense_bytes, masked_bytes
 from pemncodec.torch.checkpoint import load_checkpoint, read_masks
 
 ROOT = Path(__file__).parent.parent
@@ -44,23 +41,6 @@ CHECKPOINTS = {
     "official, RP 1e-3, keep 0.5": ("official-convmixer-rp1e-3-k50.pt", 0.5),
     "official, One-layer, keep 0.2": ("official-convmixer-onelayer-k20.pt", 0.2),
 }
-
-
-def sparse_bytes(state: dict[str, torch.Tensor], masked: list[str]) -> int:
-    """Masked tensors as CSR (int32 columns, fp32 values), the rest dense, in one torch.save."""
-    warnings.filterwarnings("ignore", "Sparse")
-    rows = {
-        name: tensor.reshape(tensor.shape[0], -1).to_sparse_csr() if name in masked else tensor
-        for name, tensor in state.items()
-    }
-    for name in masked:
-        csr = rows[name]
-        rows[name] = torch.sparse_csr_tensor(
-            csr.crow_indices().int(), csr.col_indices().int(), csr.values(), csr.shape
-        )
-    stream = io.BytesIO()
-    torch.save(rows, stream)
-    return stream.tell()
 
 
 def measure(path: Path, keep: float | None, images: Images | None) -> dict[str, float]:
@@ -81,33 +61,11 @@ def measure(path: Path, keep: float | None, images: Images | None) -> dict[str, 
         for mode in ("lossless", "fp16", "q8")
     }
     state = read_masks(loaded, keep=keep).effective()
-    masked = [tensor.name for tensor in info.tensors if tensor.kind == "masked"]
     with pemncodec.open(target) as file:
-        masks = b"".join(file.packed_mask(name).tobytes() for name in masked)
-        rows = [row for row in file.header.tensors if isinstance(row, MaskedRow)]
-        used = [
-            used_values(
-                prototype.length,
-                [
-                    (row.fill.offset, file.mask(row.name).reshape(-1))
-                    for row in rows
-                    if row.fill.prototype == index
-                ],
-            )
-            for index, prototype in enumerate(file.header.prototypes)
-        ]
-    stored_values = sum(map(np.count_nonzero, used))
-    other = sum(t.numel() * t.element_size() for name, t in state.items() if name not in masked)
-    dense = safetensors.torch.save(state)
-    stream = io.BytesIO()
-    torch.save(state, stream)
-    return {
-        "torch.save fp32": stream.tell(),
-        "safetensors fp32": len(dense),
-        "torch.save CSR": sparse_bytes(state, masked),
-        "safetensors + zstd-19": len(zstandard.ZstdCompressor(level=19).compress(dense)),
-        "safetensors + xz -9e": len(lzma.compress(dense, preset=9 | lzma.PRESET_EXTREME)),
-        "packed masks + fp32": len(masks) + 4 * stored_values + other,
+        alternatives = dense_bytes(state) | masked_bytes(state, file)
+    whole = safetensors.torch.save(state)
+    return alternatives | {
+        "safetensors + xz -9e": len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)),
         ".pemn": info.file_bytes,
         ".pemn header": info.header_bytes,
         ".pemn manifest": info.manifest_bytes,

@@ -20,7 +20,8 @@ from pemncodec.errors import EncodeArgumentError, EncodeError, PemnError
 from pemncodec.file import PemnFile, open_file
 from pemncodec.limits import Limits
 from pemncodec.masks import PRESETS, Preset
-from pemncodec.terminal import print_info, print_json, steps, visible
+from pemncodec.report_page import report_page
+from pemncodec.terminal import print_info, print_json, print_rows, rows_as_csv, steps, visible
 from pemncodec.writing import write_file
 
 if TYPE_CHECKING:
@@ -252,6 +253,54 @@ def inspect(source: str, verbose: bool, max_memory: int, as_json: bool) -> None:
         print_json(info.to_json())
     else:
         print_info(source, info, verbose=verbose)
+
+
+@cli.command()
+@click.argument("sources", metavar="FILE…", nargs=-1, required=True)
+@_keep
+@click.option("--csv", "csv_path", metavar="PATH", help="Also write the table as CSV.")
+@click.option("--html", "html_path", metavar="PATH", help="Also write one page with plots.")
+@_max_memory
+@_force
+@_json
+def report(
+    sources: Sequence[str],
+    keep: float | None,
+    csv_path: str | None,
+    html_path: str | None,
+    max_memory: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compare what models cost: .pemn files, and checkpoints as the dense models they are.
+
+    With --keep, checkpoints (.pt, .pth, .safetensors) are encoded first, without a manifest. Every
+    model is also measured in the forms that one would use instead.
+    """
+    for path in filter(None, (csv_path, html_path)):
+        if path == STDIO:
+            raise click.UsageError("--csv and --html write files")
+        for source in sources:
+            _check_output(path, source, force=force)
+    with steps(quiet=False) as step:
+        step("loading torch", None)
+        from pemncodec.torch.report import report_model
+
+        reports = []
+        for done, source in enumerate(sources):
+            step(f"measuring {source}", done / len(sources))
+            with _named(source):
+                limits = Limits(decoded_bytes=max_memory)
+                reports.append(report_model(Path(source), keep=keep, limits=limits))
+    if as_json:
+        print_json({"models": [one.to_json() for one in reports]})
+    else:
+        print_rows([one.to_row() for one in reports])
+    if csv_path is not None:
+        write_file([rows_as_csv([one.to_row() for one in reports]).encode()], csv_path)
+    if html_path is not None:
+        title = f"What {len(reports)} model{'s' * (len(reports) != 1)} cost"
+        write_file([report_page(reports, title).encode()], html_path)
 
 
 @cli.command()

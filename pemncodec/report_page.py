@@ -1,0 +1,153 @@
+"""A report as one HTML file: tables, and plots as SVG; no scripts, nothing from the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from pemncodec.info import FileInfo, TensorInfo
+
+if TYPE_CHECKING:
+    from pemncodec.torch.report import ModelReport
+
+_PARTS = ("header", "manifest", "prototype", "dense", "mask")
+_WIDTH = 760  # of every plot, in its own units
+_LABEL = 230  # of that, for names
+_ROW = 24
+_STYLE = """
+:root { color-scheme: light dark; --text: #1e293b; --soft: #64748b; --line: #e2e8f0; --page: #fff;
+  --ours: #c2410c; --other: #94a3b8; --header: #64748b; --manifest: #a78bfa; --prototype: #eab308;
+  --dense: #0ea5e9; --mask: #c2410c; }
+@media (prefers-color-scheme: dark) { :root { --text: #e2e8f0; --soft: #94a3b8; --line: #334155;
+  --page: #0f172a; --ours: #fb923c; --other: #64748b; --header: #94a3b8; --mask: #fb923c; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
+  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; overflow-wrap: anywhere; }
+h3 { font-size: 1rem; } p { color: var(--soft); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { text-align: left; } thead th { vertical-align: bottom;
+  overflow-wrap: anywhere; } tr.ours { font-weight: 600; color: var(--ours); }
+svg { width: 100%; height: auto; display: block; } svg text { fill: var(--text); font-size: 12px; }
+svg .soft { fill: var(--soft); } .ours-bar { fill: var(--ours); } .other-bar { fill: var(--other); }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; font-size: .85rem; }
+.legend svg { display: inline; width: .7em; height: .7em; margin-right: .4em; }
+.bound { stroke: var(--text); stroke-width: 1.5; } .track { fill: var(--line); }
+""" + "".join(f".{part} {{ fill: var(--{part}); }}\n" for part in _PARTS)
+
+
+def report_page(reports: Sequence[ModelReport], title: str) -> str:
+    """The page.
+
+    Args:
+        reports: of the models, in order.
+        title: plain text, also what and when was measured.
+    """
+    body = [f"<h1>{escape(title)}</h1>", _table(reports)]
+    for report in reports:
+        body.append(f"<h2>{escape(report.name)}</h2>")
+        if report.info is None:
+            body.append(f"<p>A dense model: {report.file_bytes:,} bytes.</p>")
+        else:
+            body.append(f"<h3>Where its {report.info.file_bytes:,} bytes go</h3>")
+            body.append(_parts_plot(report.info))
+        body += ["<h3>In other forms</h3>", _forms_plot(report)]
+        masked = [t for t in report.info.tensors if t.kind == "masked"] if report.info else []
+        if masked:
+            body.append("<h3>Masks, layer by layer</h3>")
+            body.append(
+                "<p>Bits per weight of each mask; the mark is its order-0 entropy, where coders of "
+                "independent bits end. Masks that share a section share its bytes in proportion to "
+                "their weights.</p>"
+            )
+            body.append(_layers_plot(masked))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body>{''.join(body)}</body></html>\n"
+    )
+
+
+def _table(reports: Sequence[ModelReport]) -> str:
+    rows = [report.to_row() for report in reports]
+    titles = list(dict.fromkeys(key for row in rows for key in row if key != "model"))
+    head = "".join(f"<th>{escape(row['model'])}</th>" for row in rows)
+    lines = []
+    for name in titles:
+        cells = "".join(f"<td>{_number(row.get(name))}</td>" for row in rows)
+        ours = ' class="ours"' if name == ".pemn" else ""
+        lines.append(f"<tr{ours}><td>{escape(name)}</td>{cells}</tr>")
+    return (
+        f'<div class="wide"><table><thead><tr><th>bytes</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _parts_plot(info: FileInfo) -> str:
+    x, bars, legend = 0.0, [], []
+    for part in _PARTS:
+        size = getattr(info, f"{part}_bytes")
+        width = _WIDTH * size / info.file_bytes
+        bars.append(f'<rect class="{part}" x="{x:.1f}" y="0" width="{width:.1f}" height="28"/>')
+        x += width
+        square = f'<svg viewBox="0 0 1 1"><rect class="{part}" width="1" height="1"/></svg>'
+        legend.append(f"<span>{square}{part} {size:,} ({size / info.file_bytes:.1%})</span>")
+    return _svg(28, "parts of the file", bars) + f'<p class="legend">{"".join(legend)}</p>'
+
+
+def _forms_plot(report: ModelReport) -> str:
+    forms = dict(report.alternatives)
+    if report.info is not None and report.paper_bytes is not None:
+        forms |= {"paper's count": report.paper_bytes, ".pemn": report.info.file_bytes}
+    ordered = sorted(forms.items(), key=lambda item: -item[1])
+    largest = ordered[0][1] or 1
+    marks = []
+    for index, (name, size) in enumerate(ordered):
+        y, width = index * _ROW, (_WIDTH - _LABEL - 90) * size / largest
+        width = max(width, 1.0)
+        kind = "ours-bar" if name == ".pemn" else "other-bar"
+        marks.append(
+            f'<text x="{_LABEL - 8}" y="{y + 16}" text-anchor="end">{escape(name)}</text>'
+            f'<rect class="{kind}" x="{_LABEL}" y="{y + 4}" width="{width:.1f}" height="16"/>'
+            f'<text class="soft" x="{_LABEL + width + 6:.1f}" y="{y + 16}">{size:,}</text>'
+        )
+    return _svg(_ROW * len(ordered), "bytes in every form", marks)
+
+
+def _layers_plot(tensors: Sequence[TensorInfo]) -> str:
+    bits = [(_bits(t.bytes, t), _bits(t.order0_bytes or 0.0, t)) for t in tensors]
+    scale = (_WIDTH - _LABEL - 190) / max(1.0, *(max(pair) for pair in bits))
+    marks = []
+    for index, (tensor, (coded, bound)) in enumerate(zip(tensors, bits, strict=True)):
+        y, mark = index * _ROW, _LABEL + bound * scale
+        name = tensor.name if len(tensor.name) <= 34 else f"…{tensor.name[-33:]}"
+        marks.append(
+            f'<text x="{_LABEL - 8}" y="{y + 16}" text-anchor="end">{escape(name)}</text>'
+            f'<rect class="ours-bar" x="{_LABEL}" y="{y + 4}" width="{coded * scale:.1f}" '
+            'height="16"/>'
+            f'<line class="bound" x1="{mark:.1f}" x2="{mark:.1f}" y1="{y + 2}" y2="{y + 22}"/>'
+            f'<text class="soft" x="{_WIDTH}" y="{y + 16}" text-anchor="end">{coded:.3f}, density '
+            f"{tensor.density or 0:.3f}, {escape(tensor.coder or '')}</text>"
+        )
+    return _svg(_ROW * len(tensors), "bits per weight of each mask", marks)
+
+
+def _bits(size: float, tensor: TensorInfo) -> float:
+    count = 1
+    for length in tensor.shape:
+        count *= length
+    return 8 * size / count if count else 0.0
+
+
+def _svg(height: int, label: str, marks: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(marks)}</svg>"
+    )

@@ -1,0 +1,96 @@
+"""What models cost on disk, and what they would cost in other forms (`pemn report`)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pemncodec.file import open_file
+from pemncodec.info import FileInfo
+from pemncodec.limits import Limits
+from pemncodec.masks import Preset
+from pemncodec.torch.alternatives import dense_bytes, masked_bytes, paper_bytes
+from pemncodec.torch.checkpoint import check_state_dict, load_checkpoint
+from pemncodec.torch.decode import load_tensors
+from pemncodec.torch.encode import encode
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """One model.
+
+    Attributes:
+        name: of the file.
+        file_bytes: of the file as it lies there.
+        info: of the .pemn file, or of what the checkpoint becomes; None for a dense model.
+        paper_bytes: one bit a weight + prototypes in fp32; None for a dense model.
+        alternatives: bytes of the same tensors in other forms.
+    """
+
+    name: str
+    file_bytes: int
+    info: FileInfo | None
+    paper_bytes: int | None
+    alternatives: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def pemn_bytes(self) -> int | None:
+        """Bytes as a .pemn file."""
+        return self.info.file_bytes if self.info else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return asdict(self)
+
+    def to_row(self) -> dict[str, Any]:
+        """One flat row, None where a dense model has nothing to say."""
+        info, dense = self.info, self.alternatives["safetensors"]
+        return {
+            "model": self.name,
+            "paper's count": self.paper_bytes,
+            "order-0 floor of the masks": round(info.order0_bytes) if info else None,
+            **{
+                part: getattr(info, f"{part}_bytes") if info else None
+                for part in ("header", "manifest", "prototype", "dense", "mask")
+            },
+            ".pemn": self.pemn_bytes,
+            "bits per weight": round(info.bits_per_weight, 4)
+            if info and info.bits_per_weight is not None
+            else None,
+            "times smaller than safetensors": round(dense / info.file_bytes, 2) if info else None,
+            **self.alternatives,
+        }
+
+
+def report_model(
+    path: Path, *, keep: float | None = None, preset: Preset = "max", limits: Limits | None = None
+) -> ModelReport:
+    """What a file costs.
+
+    Args:
+        path: a .pemn file, or a checkpoint.
+        keep: share of each layer's weights that a checkpoint's scores keep; None takes a checkpoint
+            for the dense model that it is.
+        preset: of the encoding of a checkpoint.
+        limits: bounds on what a .pemn file may decode to.
+
+    Raises:
+        PemnError: the file is damaged, or cannot be encoded.
+    """
+    size = path.stat().st_size
+    if path.suffix != ".pemn" and keep is None:
+        loaded = load_checkpoint(path)
+        state = loaded if isinstance(loaded, dict) else loaded.state_dict()
+        return ModelReport(
+            path.name, size, None, None, dense_bytes(check_state_dict(state, path.name))
+        )
+    source: Path | io.BytesIO = path
+    if path.suffix != ".pemn":
+        source = io.BytesIO()
+        encode(load_checkpoint(path), source, keep=keep, manifest=False, preset=preset)
+    with open_file(source, limits=limits) as file:
+        state = load_tensors(file, "cpu")
+        alternatives = dense_bytes(state) | masked_bytes(state, file)
+        return ModelReport(path.name, size, file.info(), paper_bytes(file), alternatives)
