@@ -233,7 +233,9 @@ def test_accuracy_is_measured_before_and_after(tmp_path: Path) -> None:
         ({"dense": "q4"}, "unknown dense mode 'q4', have lossless, fp16, bf16, q8"),
         ({"dense": {"nobody.*": "q8"}}, "no tensor is called nobody"),
         ({"fold_bn": True, "manifest": False}, "need the architecture"),
-        ({"max_drop": 0.1}, "max_drop needs an accuracy"),
+        ({"max_drop": 0.1}, "needs --accuracy"),
+        ({"accuracy": 3}, "must be a function"),
+        ({"accuracy": lambda _: "high"}, "the accuracy function failed: ValueError"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:
@@ -244,6 +246,7 @@ def test_options_that_make_no_sense(options: dict[str, object], message: str) ->
 def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "metric.py").write_text(
         "def weights(model):\n    return float(len(list(model.parameters())))\n"
+        "def fails(model):\n    raise ValueError('no data\\nhere')\nnumber = 3\n"
     )
     result = pemn(
         "encode", EXAMPLE, *ARCH, "--dense", "q8", "--dense", "*.bias=fp16", "--fold-bn",
@@ -265,6 +268,14 @@ def test_the_command_line(tmp_path: Path) -> None:
         (["--dense", "q9"], ["q9"]),
         (["--dense", "q8", "--dense", "fp16"], ["two modes"]),
         (["--accuracy", "metric.py:nobody"], ["nobody"]),
+        (["--accuracy", "metric.py:fails"], ["failed", "ValueError: no data"]),
+        (["--accuracy", "metric.py:number"], ["function"]),
     ):
         fails(pemn("encode", EXAMPLE, *ARCH, *options, "-o", "x.pemn", cwd=tmp_path), 2, *words)
         assert not (tmp_path / "x.pemn").exists()
+
+
+def test_there_must_be_a_batch_norm_to_fold() -> None:
+    model = mask_model(nn.Linear(4, 4), OneLayer())
+    with pytest.raises(pemncodec.EncodeArgumentError, match="no batch norm"):
+        pemncodec.encode(model, io.BytesIO(), fold_bn=True)

@@ -153,9 +153,13 @@ def encode(
     for prototype in prototypes:
         _check_prototype(prototype)
     if (fold_bn or accuracy is not None) and not manifest:
-        raise EncodeArgumentError("fold_bn and accuracy need the architecture, not manifest=False")
+        raise EncodeArgumentError(
+            "fold_bn and accuracy need the architecture: leave out --no-manifest (manifest=False)"
+        )
     if max_drop is not None and accuracy is None:
-        raise EncodeArgumentError("max_drop needs an accuracy to compare")
+        raise EncodeArgumentError("--max-drop (max_drop) needs --accuracy (accuracy)")
+    if accuracy is not None and not callable(accuracy):
+        raise EncodeArgumentError(f"accuracy must be a function of a module, not {accuracy!r:.60}")
     step("reading masks", None)
     if isinstance(source, nn.Module) and source is not unwrapped(source):
         source, masks = unwrapped(source), drop_prefix(masks or {})
@@ -180,7 +184,10 @@ def encode(
         module = architecture if architecture is not None else source
         original = plain = _plain_module(module, state)
         if fold_bn:
-            state = _replaced(state, fold_batch_norms(plain))
+            folded = fold_batch_norms(plain)
+            if not folded:
+                raise EncodeArgumentError("fold_bn: the module has no batch norm to fold")
+            state = _replaced(state, folded)
             plain = _plain_module(module, state)
         inputs = inputs or guessed_inputs(plain)
         described = trace_module(plain, inputs.specs, masked=list(state.masks))
@@ -425,9 +432,13 @@ def _accuracy(
 ) -> tuple[float, float]:
     with open_file(stream, limits=UNLIMITED) as file:
         rebuilt = load_module(file, "cpu")
-    with torch.no_grad():
-        before = float(metric(copy.deepcopy(original).eval()))
-        after = float(metric(rebuilt))
+    try:
+        with torch.no_grad():
+            before = float(metric(copy.deepcopy(original).eval()))
+            after = float(metric(rebuilt))
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise EncodeArgumentError(f"the accuracy function failed: {cause}") from error
     if max_drop is not None and not before - after <= max_drop:
         raise EncodeError(
             f"the accuracy falls from {before:g} to {after:g}, by more than {max_drop:g}: "
