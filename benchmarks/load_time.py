@@ -209,7 +209,7 @@ def show(rows: list[dict[str, object]], title: str) -> None:
         )
     for row in rows:
         table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

@@ -272,10 +272,10 @@ def report(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compare what models cost: .pemn files, and checkpoints as the dense models they are.
+    """Compare what models cost, as .pemn and in the forms that one would use instead.
 
-    With --keep, checkpoints (.pt, .pth, .safetensors) are encoded first, without a manifest. Every
-    model is also measured in the forms that one would use instead.
+    Masked checkpoints (.pt, .pth, .safetensors) are encoded first, without a manifest; those with
+    scores alone (official PEMN) need --keep. All others are shown as the dense models they are.
     """
     for path in filter(None, (csv_path, html_path)):
         if path == STDIO:

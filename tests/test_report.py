@@ -70,6 +70,15 @@ def test_without_keep_a_checkpoint_is_the_dense_model_it_is(folder: Path, tmp_pa
     assert "packed masks + fp32" not in model["alternatives"]
 
 
+def test_checkpoints_that_say_their_masks_are_encoded(folder: Path, tmp_path: Path) -> None:
+    paths = [EXAMPLE, folder / "a.pt", folder / "dense.safetensors"]
+    for options, encoded in (([], [True, False, False]), (["--keep", "0.3"], [True, True, False])):
+        result = pemn("report", *paths, *options, "--json", cwd=tmp_path)
+        models = json.loads(result.stdout)["models"]
+        assert [model["info"] is not None for model in models] == encoded
+    assert models[0]["info"]["mask_bytes"] < models[0]["info"]["order0_bytes"]
+
+
 def page(folder: Path, tmp_path: Path) -> Path:
     paths = [folder / name for name in ("net.pemn", "<b>&.pemn", "dense.safetensors")]
     result = pemn("report", *paths, "--html", "r.html", cwd=tmp_path)
@@ -111,8 +120,7 @@ def test_a_browser_shows_the_page(folder: Path, tmp_path: Path, dark: bool) -> N
         (["nobody.pemn"], 1, "nobody.pemn"),
         (["broken.pemn"], 1, "broken.pemn"),
         (["broken.pt"], 1, "broken.pt"),
-        (["plain.safetensors", "--keep", "0.5"], 2, "keep"),
-        (["plain.safetensors", "--keep", "2"], 2, "keep"),
+        (["scored.pt", "--keep", "2"], 2, "keep"),
         (["plain.safetensors", "--csv", "there.csv"], 2, "there.csv"),
         (["plain.safetensors", "--html", "nowhere/r.html"], 2, "nowhere"),
         (["plain.safetensors", "--html", "plain.safetensors", "-f"], 2, "input"),
@@ -123,6 +131,7 @@ def test_bad_input(
     folder: Path, tmp_path: Path, arguments: list[str], status: int, word: str
 ) -> None:
     shutil.copy(folder / "dense.safetensors", tmp_path / "plain.safetensors")
+    shutil.copy(folder / "a.pt", tmp_path / "scored.pt")
     (tmp_path / "broken.pemn").write_bytes((folder / "net.pemn").read_bytes()[:-9])
     (tmp_path / "broken.pt").write_bytes(b"nothing")
     (tmp_path / "there.csv").write_text("mine")

@@ -203,6 +203,8 @@ def encode(
     step("verifying", None)
     stream = io.BytesIO(b"".join(pieces))
     verified = _verify(stream, state, plain, inputs)
+    if modes:
+        verified = f"as shortened, {verified}"
     difference = measured = None
     if original is not None and inputs is not None and (modes or fold_bn):
         difference = _difference(original, stream, inputs)

@@ -10,9 +10,15 @@ from typing import Any
 from pemncodec.file import open_file
 from pemncodec.info import FileInfo
 from pemncodec.limits import Limits
+from pemncodec.masking.masked_state import read_masked_weights
 from pemncodec.masks import Preset
 from pemncodec.torch.alternatives import dense_bytes, masked_bytes, paper_bytes
-from pemncodec.torch.checkpoint import check_state_dict, load_checkpoint
+from pemncodec.torch.checkpoint import (
+    check_state_dict,
+    is_scores,
+    load_checkpoint,
+    read_masks,
+)
 from pemncodec.torch.decode import load_tensors
 from pemncodec.torch.encode import encode
 
@@ -71,8 +77,9 @@ def report_model(
 
     Args:
         path: a .pemn file, or a checkpoint.
-        keep: share of each layer's weights that a checkpoint's scores keep; None takes a checkpoint
-            for the dense model that it is.
+        keep: share of each layer's weights that scores keep, for checkpoints that do not say how
+            their masks follow. A checkpoint without masks is the dense model that it is, and so is
+            one with scores where this is None.
         preset: of the encoding of a checkpoint.
         limits: bounds on what a .pemn file may decode to.
 
@@ -80,16 +87,18 @@ def report_model(
         PemnError: the file is damaged, or cannot be encoded.
     """
     size = path.stat().st_size
-    if path.suffix != ".pemn" and keep is None:
-        loaded = load_checkpoint(path)
-        state = loaded if isinstance(loaded, dict) else loaded.state_dict()
-        return ModelReport(
-            path.name, size, None, None, dense_bytes(check_state_dict(state, path.name))
-        )
     source: Path | io.BytesIO = path
     if path.suffix != ".pemn":
+        loaded = load_checkpoint(path)
+        state = loaded if isinstance(loaded, dict) else loaded.state_dict()
+        scored = any(
+            map(is_scores, read_masked_weights(check_state_dict(state, path.name)).tensors)
+        )
+        own = not scored and bool(read_masks(state).masks)
+        if not own and (keep is None or not scored):
+            return ModelReport(path.name, size, None, None, dense_bytes(state))
         source = io.BytesIO()
-        encode(load_checkpoint(path), source, keep=keep, manifest=False, preset=preset)
+        encode(state, source, keep=keep if scored else None, manifest=False, preset=preset)
     with open_file(source, limits=limits) as file:
         state = load_tensors(file, "cpu")
         alternatives = dense_bytes(state) | masked_bytes(state, file)
