@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 import click
 import safetensors.torch
 import torch
+from provenance import provenance
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -129,19 +129,6 @@ def measure(kind: str, small: Path, path: Path, cold: bool) -> dict[str, float]:
     return result
 
 
-def environment() -> str:
-    """Machine, versions and commit, for the CSV's first line."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
-    return (
-        f"pemncodec {pemncodec.__version__} ({commit or 'no commit'}), torch {torch.__version__}, "
-        f"safetensors {safetensors.__version__}, Python {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    )
-
-
 @click.command()
 @click.option("--weights", type=float, multiple=True, default=(1e6, 25e6), show_default=True)
 @click.option("--rounds", default=7, show_default=True)
@@ -150,7 +137,7 @@ def environment() -> str:
 )
 def main(weights: tuple[float, ...], rounds: int, output: Path) -> None:
     """Measure, print and write the table."""
-    measured_on = environment()  # before the output changes what git sees
+    measured_on = provenance(("torch", "safetensors"))  # before the output changes what git sees
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -15,9 +15,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ import click
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
+from provenance import provenance
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -295,24 +294,6 @@ def measure(
     return results
 
 
-def environment() -> str:
-    """Machine, versions and commit, for the CSV's first line."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        processor = next((x.split(": ")[1] for x in lines if x.startswith("model name")), processor)
-    return (
-        f"pemncodec {pemncodec.__version__} ({commit or 'no commit'}), "
-        f"zstandard {zstandard.__version__}, bitarray {bitarray.__version__}, "
-        f"numpy {np.__version__}, Python {platform.python_version()}, {processor}"
-    )
-
-
 def plot(rows: list[dict[str, object]], mask: str, path: Path) -> None:
     """Size against decoding speed on one mask."""
     import matplotlib as mpl
@@ -361,7 +342,9 @@ def plot(rows: list[dict[str, object]], mask: str, path: Path) -> None:
 )
 def main(files: tuple[Path, ...], side: int, rounds: int, output: Path) -> None:
     """Measure, print, and write a CSV and a plot beside it."""
-    measured_on = environment()  # before the output changes what git sees
+    measured_on = provenance(
+        ("zstandard", "bitarray", "numpy")
+    )  # before the output changes what git sees
     sets = [*(synthetic(side) if side else ()), *((path.stem, masks_of(path)) for path in files)]
     chosen = coders()
     absent = [name for name in PEERS if importlib.util.find_spec(name) is None]

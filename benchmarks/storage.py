@@ -14,16 +14,14 @@ from __future__ import annotations
 import csv
 import io
 import lzma
-import platform
-import subprocess
 import sys
 from pathlib import Path
 
 import click
 import safetensors.torch
 import torch
-import zstandard
 from cifar10 import Images, load_cifar10
+from provenance import provenance
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -83,19 +81,6 @@ def measure(path: Path, keep: float | None, images: Images | None) -> dict[str, 
     })  # fmt: skip
 
 
-def environment() -> str:
-    """Machine, versions and commit, for the CSV's first line."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
-    return (
-        f"pemncodec {pemncodec.__version__} ({commit or 'no commit'}), torch {torch.__version__}, "
-        f"zstandard {zstandard.__version__}, Python {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}"
-    )
-
-
 @click.command()
 @click.option("--official", type=Path, default=ROOT.parent / "shared" / "checkpoints")
 @click.option(
@@ -112,7 +97,7 @@ def main(
 ) -> None:
     """Measure, print and write the table."""
     images = None if data is None else load_cifar10(data)[1]
-    measured_on = environment()  # before the output changes what git sees
+    measured_on = provenance(("torch", "zstandard"))  # before the output changes what git sees
     columns: dict[str, dict[str, float]] = {}
     paths = {
         title: (ROOT / name if name.startswith("examples/") else official / name, keep)
