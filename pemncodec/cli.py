@@ -229,10 +229,10 @@ def decode(
     _check_output(output, source, force=force)
     with steps(quiet=quiet) as step:
         step("loading torch", None)
-        from pemncodec.torch.decode import load_tensors
+        from pemncodec.torch.decode import load_state
 
         with _open(source, max_memory) as file, _named(source):
-            state = load_tensors(file, _check_device(device), lambda share: step("decoding", share))
+            state = load_state(file, _check_device(device), lambda share: step("decoding", share))
             metadata = file.metadata
         step("writing", None)
         _save_state_dict(state, metadata, output)
@@ -344,7 +344,7 @@ def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: 
     from torch import nn
 
     from pemncodec.torch.checkpoint import drop_prefix, load_checkpoint, read_masks
-    from pemncodec.torch.decode import load_tensors
+    from pemncodec.torch.decode import load_state
     from pemncodec.torch.encode import compare_states
 
     with _source_path(against) as path:
@@ -354,7 +354,7 @@ def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: 
         state = drop_prefix(state)
     with _named(against):
         expected = read_masks(state, keep=keep).effective()
-    decoded = load_tensors(file, "cpu")
+    decoded = load_state(file, "cpu")
     # Pruning moves a weight behind its layer's other tensors; names and bits are what counts.
     if sorted(decoded) == sorted(expected):
         decoded = {name: decoded[name] for name in expected}

@@ -7,6 +7,7 @@ passes every argument, so that a file does not depend on the defaults of a versi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +20,7 @@ ELEMENT_LIMIT: Final = 1 << 50  # elements of one parameter; keeps PyTorch's byt
 GROWTH_LIMIT: Final = 1 << 16  # a size that an output gets from the file instead of from inputs
 
 CONTAINERS: Final = frozenset({"Sequential", "ModuleList", "ModuleDict"})
+DEPTH_LIMIT: Final = 1 << 10  # layers that one recurrent layer may stack
 
 
 class _Required:
@@ -93,7 +95,8 @@ def check_arguments(class_name: str, given: Mapping[str, Any], place: str) -> No
     Raises:
         ManifestError: "manifest-argument" for one that is unknown, missing, or out of its domain.
     """
-    arguments = LEAF_CLASSES[class_name]
+    composite = COMPOSITES.get(class_name)
+    arguments = LEAF_CLASSES[class_name] if composite is None else composite.arguments
     for name in given:
         if name not in arguments:
             raise ManifestError(
@@ -117,6 +120,17 @@ def check_arguments(class_name: str, given: Mapping[str, Any], place: str) -> No
         raise ManifestError(
             "manifest-argument", f"{place}: a {class_name} of more than 2^50 elements"
         )
+
+
+_LAYER_TENSOR: Final = re.compile(
+    r"weight|bias|running_(mean|var)|num_batches_tracked|in_proj_(weight|bias)|[qkv]_proj_weight"
+    r"|bias_[kv]|(weight|bias)_(ih|hh|hr)(_l[0-9]{1,4}(_reverse)?)?"
+)
+
+
+def is_layer_tensor(name: str) -> bool:
+    """Whether a layer of some class may have a parameter or buffer of this name."""
+    return _LAYER_TENSOR.fullmatch(name) is not None
 
 
 def _product(value: Any, repeat: int) -> int:
@@ -192,6 +206,7 @@ _NORMALIZED_SHAPE = Argument(
 _NORMS: Final[dict[str, dict[str, Argument]]] = {
     **{f"BatchNorm{n}d": _running_norm(affine=True, track=True) for n in _RANKS},
     **{f"InstanceNorm{n}d": _running_norm(affine=False, track=False) for n in _RANKS},
+    "SyncBatchNorm": _running_norm(affine=True, track=True),
     "GroupNorm": {
         "num_groups": Argument(integers=(1, INT_LIMIT)),
         "num_channels": _SIZE,
@@ -304,6 +319,14 @@ _POOLING: Final[dict[str, dict[str, Argument]]] = {
     **{f"MaxPool{n}d": _max_pool(n) for n in _RANKS},
     **{f"AvgPool{n}d": _average_pool(n) for n in _RANKS},
     **{f"LPPool{n}d": _power_pool(n) for n in _RANKS},
+    **{
+        f"MaxUnpool{n}d": {
+            "kernel_size": _spread(n),
+            "stride": Argument(None, integers=(1, GROWTH_LIMIT), lengths=(n,), repeat=n, none=True),
+            "padding": _spread(n, low=0, default=0),
+        }
+        for n in _RANKS
+    },
     **{f"AdaptiveAvgPool{n}d": _adaptive(n) for n in _RANKS},
     **{f"AdaptiveMaxPool{n}d": {**_adaptive(n), "return_indices": _FLAG_OFF} for n in _RANKS},
 }
@@ -313,6 +336,15 @@ def _pad(rank: int) -> Argument:
     # Negative padding crops.
     return _spread(2 * rank, low=-GROWTH_LIMIT)
 
+
+_UPSAMPLED_SIZE = Argument(None, integers=(1, GROWTH_LIMIT), lengths=_RANKS, none=True)
+_UPSAMPLED_BY = Argument(None, numbers=True, lengths=_RANKS, none=True)
+_SLIDING = {
+    "kernel_size": _window(2),
+    "dilation": _window(2, default=1),
+    "padding": _window(2, low=0, default=0),
+    "stride": _window(2, default=1),
+}
 
 _SHAPES: Final[dict[str, dict[str, Argument]]] = {
     "Flatten": {
@@ -331,8 +363,8 @@ _SHAPES: Final[dict[str, dict[str, Argument]]] = {
     },
     **{f"ConstantPad{n}d": {"padding": _pad(n), "value": _number()} for n in _RANKS},
     "Upsample": {
-        "size": Argument(None, integers=(1, GROWTH_LIMIT), lengths=_RANKS, none=True),
-        "scale_factor": Argument(None, numbers=True, lengths=_RANKS, none=True),
+        "size": _UPSAMPLED_SIZE,
+        "scale_factor": _UPSAMPLED_BY,
         "mode": Argument(
             "nearest",
             words=("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"),
@@ -340,10 +372,146 @@ _SHAPES: Final[dict[str, dict[str, Argument]]] = {
         "align_corners": Argument(None, flag=True, none=True),
         "recompute_scale_factor": Argument(None, flag=True, none=True),
     },
+    **{
+        name: {"size": _UPSAMPLED_SIZE, "scale_factor": _UPSAMPLED_BY}
+        for name in ("UpsamplingNearest2d", "UpsamplingBilinear2d")
+    },
+    "Fold": {"output_size": _window(2), **_SLIDING},
+    "Unfold": _SLIDING,
     "PixelShuffle": {"upscale_factor": Argument(integers=(1, GROWTH_LIMIT))},
     "PixelUnshuffle": {"downscale_factor": Argument(integers=(1, GROWTH_LIMIT))},
     "ChannelShuffle": {"groups": Argument(integers=(1, INT_LIMIT))},
+    "CosineSimilarity": {"dim": Argument(1, integers=_DIMENSION), "eps": _number(1e-08)},
+    "PairwiseDistance": {"p": _number(2.0), "eps": _number(1e-06), "keepdim": _FLAG_OFF},
 }
+
+_DROPOUT = _number(0.0)
+_HIDDEN = {"input_size": _SIZE, "hidden_size": _SIZE}
+
+
+def _recurrent(**own: Argument) -> dict[str, Argument]:
+    return {
+        **_HIDDEN,
+        "num_layers": Argument(1, integers=(1, DEPTH_LIMIT), sized=True),
+        "bias": _FLAG_ON,
+        "batch_first": _FLAG_OFF,
+        "dropout": _DROPOUT,
+        "bidirectional": _FLAG_OFF,
+        **own,
+    }
+
+
+_NONLINEARITY = {"nonlinearity": Argument("tanh", words=("tanh", "relu"))}
+_PROJECTION = {"proj_size": Argument(0, integers=(0, INT_LIMIT))}
+
+_RECURRENT: Final[dict[str, dict[str, Argument]]] = {
+    "RNN": _recurrent(**_NONLINEARITY),
+    "LSTM": _recurrent(**_PROJECTION),
+    "GRU": _recurrent(),
+    "RNNCell": {**_HIDDEN, "bias": _FLAG_ON, **_NONLINEARITY},
+    "LSTMCell": {**_HIDDEN, "bias": _FLAG_ON},
+    "GRUCell": {**_HIDDEN, "bias": _FLAG_ON},
+}
+
+_OWN_SIZE = Argument(None, integers=(1, INT_LIMIT), none=True)
+_TRANSFORMER_LAYER: Final[dict[str, Argument]] = {
+    "d_model": _SIZE,
+    "nhead": Argument(integers=(1, INT_LIMIT)),
+    "dim_feedforward": Argument(2048, integers=(1, INT_LIMIT), sized=True),
+    "dropout": _number(0.1),
+    "activation": Argument("relu", words=("relu", "gelu")),
+    "layer_norm_eps": _number(1e-05),
+    "batch_first": _FLAG_OFF,
+    "norm_first": _FLAG_OFF,
+    "bias": _FLAG_ON,
+}
+
+_ATTENTION: Final[dict[str, dict[str, Argument]]] = {
+    "MultiheadAttention": {
+        "embed_dim": _SIZE,
+        "num_heads": Argument(integers=(1, INT_LIMIT)),
+        "dropout": _DROPOUT,
+        "bias": _FLAG_ON,
+        "add_bias_kv": _FLAG_OFF,
+        "add_zero_attn": _FLAG_OFF,
+        "kdim": _OWN_SIZE,  # null: embed_dim
+        "vdim": _OWN_SIZE,
+        "batch_first": _FLAG_OFF,
+    },
+    "TransformerEncoderLayer": _TRANSFORMER_LAYER,
+    "TransformerDecoderLayer": _TRANSFORMER_LAYER,
+}
+
+_EMBEDDING: Final[dict[str, Argument]] = {
+    "num_embeddings": _SIZE,
+    "embedding_dim": _SIZE,
+    "padding_idx": Argument(None, integers=(0, INT_LIMIT), none=True),
+    "max_norm": _number(None, none=True),
+    "norm_type": _number(2.0),
+    "scale_grad_by_freq": _FLAG_OFF,
+    "sparse": _FLAG_OFF,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """A layer that is built of layers given as its children.
+
+    Attributes:
+        arguments: of the constructor, beside the children.
+        children: names, in the order of registration, each with the classes that it may have.
+        repeated: class of the items when the child `layers` is a `ModuleList` of layers.
+    """
+
+    arguments: Mapping[str, Argument]
+    children: Mapping[str, tuple[str, ...]]
+    repeated: str = ""
+
+
+_FEED_FORWARD: Final = {"linear1": "Linear", "dropout": "Dropout", "linear2": "Linear"}
+
+# Layers within layers, which the constructor makes.
+INNER_LAYERS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {
+        "MultiheadAttention": {"out_proj": "Linear"},
+        "TransformerEncoderLayer": {
+            "self_attn": "MultiheadAttention",
+            **_FEED_FORWARD,
+            **{f"norm{n}": "LayerNorm" for n in (1, 2)},
+            **{f"dropout{n}": "Dropout" for n in (1, 2)},
+        },
+        "TransformerDecoderLayer": {
+            "self_attn": "MultiheadAttention",
+            "multihead_attn": "MultiheadAttention",
+            **_FEED_FORWARD,
+            **{f"norm{n}": "LayerNorm" for n in (1, 2, 3)},
+            **{f"dropout{n}": "Dropout" for n in (1, 2, 3)},
+        },
+    }
+)
+
+_FINAL_NORM: Final = ("LayerNorm", "RMSNorm")  # may be left out
+
+COMPOSITES: Final[Mapping[str, Composite]] = MappingProxyType(
+    {
+        "TransformerEncoder": Composite(
+            {"enable_nested_tensor": _FLAG_ON, "mask_check": _FLAG_ON},
+            {"layers": ("ModuleList",), "norm": _FINAL_NORM},
+            "TransformerEncoderLayer",
+        ),
+        "TransformerDecoder": Composite(
+            {}, {"layers": ("ModuleList",), "norm": _FINAL_NORM}, "TransformerDecoderLayer"
+        ),
+        "Transformer": Composite(
+            {
+                "d_model": Argument(integers=(1, INT_LIMIT)),
+                "nhead": Argument(integers=(1, INT_LIMIT)),
+                "batch_first": _FLAG_OFF,
+            },
+            {"encoder": ("TransformerEncoder",), "decoder": ("TransformerDecoder",)},
+        ),
+    }
+)
 
 LEAF_CLASSES: Final[Mapping[str, Mapping[str, Argument]]] = MappingProxyType(
     {
@@ -356,15 +524,14 @@ LEAF_CLASSES: Final[Mapping[str, Mapping[str, Argument]]] = MappingProxyType(
             "out_features": _SIZE,
             "bias": _FLAG_ON,
         },
-        "Embedding": {
-            "num_embeddings": _SIZE,
-            "embedding_dim": _SIZE,
-            "padding_idx": Argument(None, integers=(0, INT_LIMIT), none=True),
-            "max_norm": _number(None, none=True),
-            "norm_type": _number(2.0),
-            "scale_grad_by_freq": _FLAG_OFF,
-            "sparse": _FLAG_OFF,
+        "Embedding": _EMBEDDING,
+        "EmbeddingBag": {
+            **_EMBEDDING,
+            "mode": Argument("mean", words=("sum", "mean", "max")),
+            "include_last_offset": _FLAG_OFF,
         },
+        **_RECURRENT,
+        **_ATTENTION,
         **_NORMS,
         **_ACTIVATIONS,
         **_POOLING,

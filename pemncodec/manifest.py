@@ -17,15 +17,17 @@ from pemncodec.coders.canonical_json import decode_json, encode_json
 from pemncodec.coders.zstd import decode_zstd, encode_zstd
 from pemncodec.errors import LimitError, ManifestError
 from pemncodec.layers import (
+    COMPOSITES,
     CONTAINERS,
-    ELEMENT_LIMIT,
-    INT_LIMIT,
+    INNER_LAYERS,
     LEAF_CLASSES,
     check_arguments,
+    is_layer_tensor,
 )
 from pemncodec.limits import Limits
 from pemncodec.operators import (
-    DTYPES,
+    check_shape,
+    check_tensor_spec,
     is_identifier,
     is_name,
     is_optional,
@@ -44,16 +46,15 @@ __all__ = [
 
 FORMAT: Final = "tree/1"
 
-_TOP_FIELDS: Final = frozenset({"format", "tree", "graphs", "training", "frozen", "inputs"})
+_TOP_FIELDS: Final = frozenset(
+    {"format", "tree", "graphs", "training", "frozen", "nonpersistent", "inputs"}
+)
 _USER_FIELDS: Final = frozenset(
     {"name", "cls", "graph", "train_graph", "params", "buffers", "children"}
 )
 _CONTAINER_FIELDS: Final = frozenset({"name", "cls", "children"})
 _SAME_FIELDS: Final = frozenset({"name", "same"})
 _INPUT_FIELDS: Final = frozenset({"dtype", "shape"})
-_LAYER_TENSORS: Final = frozenset(
-    {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
-)
 
 
 def encode_manifest(manifest: dict[str, Any]) -> bytes:
@@ -96,24 +97,33 @@ def validate_manifest(manifest: Any, limits: Limits) -> None:
     inputs = _array(manifest, "inputs", "the manifest")
     for index, item in enumerate(inputs):
         _check_input(item, f"input {index}", limits)
-    frozen = _array(manifest, "frozen", "the manifest")
-    if not all(is_path(name) for name in frozen):
-        raise ManifestError("manifest-name", "frozen holds what is no name of a parameter")
-    if len(set(frozen)) != len(frozen):
-        raise ManifestError("manifest-schema", "frozen holds a name twice")
+    for key in ("frozen", "nonpersistent"):
+        names = _array(manifest, key, "the manifest")
+        if not all(is_path(name) for name in names):
+            raise ManifestError("manifest-name", f"{key} holds what is no name of a tensor")
+        if len(set(names)) != len(names):
+            raise ManifestError("manifest-schema", f"{key} holds a name twice")
     try:
         tree = _Tree(_graphs(manifest.get("graphs", {}), limits), limits)
         root = tree.check(manifest.get("tree"), "", 0)
         tree.check_calls(root)
-        for name in frozen:
+        for name in manifest.get("frozen", []):
             _check_tensor(root, name, "frozen")
+        for name in manifest.get("nonpersistent", []):
+            if name not in tree.buffers:
+                raise ManifestError("manifest-name", f"nonpersistent: no buffer {name[:60]!r}")
     except RecursionError:
         raise LimitError("limit", "the manifest is nested too deeply") from None
 
 
 def layer_arguments(node: dict[str, Any]) -> dict[str, Any]:
     """Arguments that a validated layer gives, without those that it leaves at their defaults."""
-    return {key: node[key] for key in node if key not in ("cls", "name") and not is_optional(key)}
+    return {
+        key: node[key]
+        for key in node
+        if key not in ("cls", "name") and not is_optional(key)
+        if key != "children" or node.get("cls") not in COMPOSITES
+    }
 
 
 def _check_fields(value: Any, known: Collection[str], place: str) -> None:
@@ -131,28 +141,9 @@ def _array(value: dict[str, Any], key: str, place: str) -> list[Any]:
     return array
 
 
-def _check_shape(shape: Any, place: str, limits: Limits, *, open_sizes: bool = False) -> None:
-    if not isinstance(shape, list):
-        raise ManifestError("manifest-schema", f"{place}: the shape is no array")
-    if len(shape) > limits.dimensions:
-        raise LimitError("limit", f"{place} has more than {limits.dimensions} dimensions")
-    elements = 1
-    for size in shape:
-        if size is None and open_sizes:
-            continue
-        if type(size) is not int or not 0 <= size <= INT_LIMIT:
-            raise ManifestError("manifest-argument", f"{place}: not a size in the shape")
-        elements *= size
-    if elements > ELEMENT_LIMIT:
-        raise ManifestError("manifest-argument", f"{place} has more than 2^50 elements")
-
-
 def _check_input(item: Any, place: str, limits: Limits) -> None:
     _check_fields(item, _INPUT_FIELDS, place)
-    dtype = item.get("dtype")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ManifestError("manifest-argument", f"{place}: not a dtype")
-    _check_shape(item.get("shape"), place, limits, open_sizes=True)
+    check_tensor_spec(item, place, limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +178,7 @@ class _Module:
 
     path: str
     kind: str  # "layer", "Sequential" or "graph"; "" for what cannot be called
+    layer: str = ""  # its class, when it is a layer
     graphs: tuple[_Graph, ...] = ()
     tensors: Collection[str] = ()
     children: dict[str, _Module] = field(default_factory=dict)
@@ -201,6 +193,7 @@ class _Tree:
         self.limits = limits
         self.unused = set(graphs)
         self.done: dict[str, _Module] = {}
+        self.buffers: set[str] = set()
         self.count = 0
         self.lookups = 0
         self.steps: dict[int, int] = {}
@@ -229,6 +222,8 @@ class _Tree:
             module.modules += below.modules
             if module.modules > self.limits.modules:
                 raise LimitError("limit", f"more than {self.limits.modules} modules")
+        if module.layer in COMPOSITES:
+            _check_composite(module, _array(node, "children", place), place)
         # Only now, so that "same" cannot name a module around itself.
         self.done[path] = module
         return module
@@ -247,16 +242,18 @@ class _Tree:
         if name in CONTAINERS:
             _check_fields(node, _CONTAINER_FIELDS, place)
             return _Module(path, name if name == "Sequential" else "")
-        if name not in LEAF_CLASSES:
+        if name not in LEAF_CLASSES and name not in COMPOSITES:
             raise ManifestError("manifest-class", f"{place}: class {name[:60]!r} is not allowed")
         check_arguments(name, layer_arguments(node), place)
-        return _Module(path, "layer", tensors=_LAYER_TENSORS)
+        return _layer(path, name)
 
     def _user_module(self, node: dict[str, Any], path: str, place: str) -> _Module:
         _check_fields(node, _USER_FIELDS, place)
-        names = [node["graph"]] + ([node["train_graph"]] if "train_graph" in node else [])
-        if node["graph"] is None and len(names) == 1 and "cls" in node:
+        names = [node["graph"]]
+        if node["graph"] is None and "train_graph" not in node and "cls" in node:
             names = []
+        elif node.get("train_graph") is not None:
+            names.append(node["train_graph"])
         for name in names:
             if not isinstance(name, str) or name not in self.graphs:
                 raise ManifestError("manifest-schema", f"{place}: no graph {str(name)[:60]!r}")
@@ -270,10 +267,12 @@ class _Tree:
                     raise ManifestError("manifest-schema", f"{place}: {key} holds no pair")
                 if not is_name(item[0]) or item[0] in tensors:
                     raise ManifestError("manifest-name", f"{place}: {str(item[0])[:60]!r}")
-                _check_shape(item[1], f"{place}, {item[0]}", self.limits)
+                check_shape(item[1], f"{place}, {item[0]}", self.limits)
                 tensors.add(item[0])
+                if key == "buffers":
+                    self.buffers.add(f"{path}.{item[0]}" if path else item[0])
         graphs = tuple(self.graphs[name] for name in names)
-        return _Module(path, "graph" if names else "", graphs, tensors)
+        return _Module(path, "graph" if names else "", "", graphs, tensors)
 
     def check_calls(self, root: _Module) -> None:
         """Check that every module and tensor that a graph uses is there, and the work bounded."""
@@ -292,7 +291,9 @@ class _Tree:
         if id(module) in self.steps:
             return self.steps[id(module)]
         steps = 1
-        if module.kind == "Sequential":
+        if module.layer in COMPOSITES:
+            steps = module.modules
+        elif module.kind == "Sequential":
             steps += sum(self._steps(child) for child in module.children.values())
         elif module.kind == "":
             raise ManifestError("manifest-schema", f"module {module.path!r} is called: no forward")
@@ -314,6 +315,33 @@ class _Tree:
             raise LimitError("limit", f"more than {self.limits.nodes} uses of modules and tensors")
 
 
+def _layer(path: str, class_name: str) -> _Module:
+    module = _Module(path, "layer", class_name)
+    for name, inner in INNER_LAYERS.get(class_name, {}).items():
+        module.children[name] = _layer(f"{path}.{name}", inner)
+    return module
+
+
+def _check_composite(module: _Module, nodes: list[Any], place: str) -> None:
+    """Check that a composite has the layers as children that its class is built of."""
+    composite = COMPOSITES[module.layer]
+    expected = [name for name in composite.children if name in module.children]
+    required = [name for name in composite.children if name != "norm"]
+    if list(module.children) != expected or not set(required) <= set(expected):
+        raise ManifestError("manifest-schema", f"{place}: not the children of {module.layer}")
+    for node in nodes:
+        if node.get("cls") not in composite.children[node.get("name", "")]:
+            raise ManifestError("manifest-schema", f"{place}: not a child of {module.layer}")
+        if node["cls"] == "ModuleList":
+            layers = node.get("children", [])
+            if not layers or any(
+                layer.get("cls") != composite.repeated or "name" in layer for layer in layers
+            ):
+                raise ManifestError(
+                    "manifest-schema", f"{place}: layers must be {composite.repeated}, in order"
+                )
+
+
 def _find(module: _Module, path: str, place: str) -> _Module:
     for name in path.split("."):
         if name not in module.children:
@@ -326,5 +354,6 @@ def _check_tensor(module: _Module, path: str, place: str) -> None:
     owner, _, name = path.rpartition(".")
     if owner:
         module = _find(module, owner, place)
-    if name not in module.tensors:
+    known = is_layer_tensor(name) if module.layer else name in module.tensors
+    if not known:
         raise ManifestError("manifest-name", f"{place}: no tensor {path[:60]!r}")

@@ -1,7 +1,7 @@
 """Graphs of `tree/1`: the operators, and the check of one graph (spec/pemn.md section 8.4).
 
 None of these opens a file, draws a size from the file without bound, or runs code that the file
-brings. Random numbers come only from dropout.
+brings. Random numbers come only from dropout and `bernoulli_`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from keyword import iskeyword
 from typing import Any, Final
 
-from pemncodec.errors import ErrorCode, ManifestError
-from pemncodec.layers import INT_LIMIT
+from pemncodec.aten import ATEN
+from pemncodec.errors import ErrorCode, LimitError, ManifestError
+from pemncodec.layers import ELEMENT_LIMIT, INT_LIMIT
+from pemncodec.limits import Limits
 
 
 def _names(prefix: str, *lists: str) -> frozenset[str]:
@@ -71,13 +73,15 @@ FUNCTIONS: Final = (
         "rms_norm scaled_dot_product_attention selu sigmoid silu softmax softmin softplus",
         "softshrink softsign tanh tanhshrink threshold unfold",
     )
+    | frozenset(f"aten.{name}" for name in ATEN)
 )
 
 METHODS: Final = _names(
     "",
     *(_ELEMENTWISE, _REDUCING, _SHAPING, _PRODUCTS),
     "add_ sub_ mul_ div_ clamp_ relu_ sigmoid_ tanh_ masked_fill_ bfloat16 bool clone contiguous",
-    "detach dim double expand expand_as float half int long numel repeat reshape_as size t to",
+    "bernoulli_ detach dim double expand expand_as float half int long new_ones new_zeros numel",
+    "repeat reshape_as size t to",
     "type_as unfold view view_as",
 )
 
@@ -105,10 +109,16 @@ _WORDS: Final = _names(
     "linear bilinear bicubic trilinear area floor trunc ij xy fro nuc mean sum same valid",
 )
 
-# Their outputs grow with integers of the file, not only with inputs.
+# Their outputs grow with numbers of the file, not only with inputs.
 _GROWING: Final = _names(
-    "", "broadcast_to expand fold interpolate pad repeat repeat_interleave tile unfold unflatten"
+    "",
+    "arange broadcast_to col2im constant_pad_nd expand eye fold full im2col interpolate linspace",
+    "new_full new_ones new_zeros one_hot ones pad repeat repeat_interleave tile unflatten unfold",
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d",
+    "upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d zeros",
 )
+_FILLING: Final = frozenset({"full", "new_full"})  # their last argument is a value
 _GROWTH_PRODUCT: Final = 1 << 24
 
 _REFERENCE = re.compile(r"%(0|[1-9][0-9]{0,8})")
@@ -117,7 +127,7 @@ _EINSUM = re.compile(r"[A-Za-z ,.]{1,128}(?:->[A-Za-z .]{0,64})?")
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./ -]{0,127}")
 
 _FIELDS: Final[dict[str, frozenset[str]]] = {
-    "in": frozenset({"in", "default", "only"}),
+    "in": frozenset({"in", "default", "only", "dtype", "shape"}),
     "attr": frozenset({"attr"}),
     "mod": frozenset({"mod", "args", "kwargs"}),
     "fn": frozenset({"fn", "args", "kwargs"}),
@@ -216,6 +226,39 @@ def _check_input(node: dict[str, Any], seen: dict[str, bool], place: str) -> Non
     _require(ordered, "manifest-schema", f"{place}: no default behind one with a default")
     for field in ("default", "only"):
         _Values(0, place).check(node.get(field))
+    if "dtype" in node or "shape" in node:
+        _require(not seen[name], "manifest-schema", f"{place}: a tensor with a default")
+        check_tensor_spec(node, place, Limits())
+
+
+def check_tensor_spec(spec: dict[str, Any], place: str, limits: Limits) -> None:
+    """Check `dtype` and `shape` of a tensor that a forward takes; null is a size that varies."""
+    dtype = spec.get("dtype")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ManifestError("manifest-argument", f"{place}: not a dtype")
+    check_shape(spec.get("shape"), place, limits, open_sizes=True)
+
+
+def check_shape(shape: Any, place: str, limits: Limits, *, open_sizes: bool = False) -> None:
+    """Check an array of sizes, of which there may be null when `open_sizes`.
+
+    Raises:
+        ManifestError: "manifest-schema" or "manifest-argument".
+        LimitError: too many dimensions.
+    """
+    if not isinstance(shape, list):
+        raise ManifestError("manifest-schema", f"{place}: the shape is no array")
+    if len(shape) > limits.dimensions:
+        raise LimitError("limit", f"{place} has more than {limits.dimensions} dimensions")
+    elements = 1
+    for size in shape:
+        if size is None and open_sizes:
+            continue
+        if type(size) is not int or not 0 <= size <= INT_LIMIT:
+            raise ManifestError("manifest-argument", f"{place}: not a size in the shape")
+        elements *= size
+    if elements > ELEMENT_LIMIT:
+        raise ManifestError("manifest-argument", f"{place} has more than 2^50 elements")
 
 
 def _check_call(kind: str, node: dict[str, Any], index: int, place: str) -> None:
@@ -241,7 +284,7 @@ def _check_call(kind: str, node: dict[str, Any], index: int, place: str) -> None
         _require(len(args) == 1, "manifest-argument", f"{place}: {target} takes no argument")
     values = _Values(index, place)
     rest = args
-    if target == "torch.einsum" and args:
+    if target in ("torch.einsum", "aten.einsum") and args:
         equation = isinstance(args[0], str) and _EINSUM.fullmatch(args[0]) is not None
         _require(equation, "manifest-argument", f"{place}: not an equation of einsum")
         rest = args[1:]
@@ -249,10 +292,14 @@ def _check_call(kind: str, node: dict[str, Any], index: int, place: str) -> None
         rest = args[:1]
     for value in [*rest, *kwargs.values()]:
         values.check(value)
-    if target.rpartition(".")[2] in _GROWING:
+    name = target.removeprefix("aten.").partition(".")[0] if kind == "fn" else target
+    if kind == "fn" and not target.startswith("aten."):
+        name = target.rpartition(".")[2]
+    if name in _GROWING:
         growth = 1
-        for number in _integers([*rest, *kwargs.values()]):
-            growth *= max(1, abs(number))
+        sizes = rest[:-1] if name in _FILLING else rest
+        for number in _numbers([*sizes, *kwargs.values()]):
+            growth *= max(1, abs(int(number)))
             _require(growth <= _GROWTH_PRODUCT, "manifest-argument", f"{place}: {target} to a size")
 
 
@@ -266,14 +313,14 @@ def is_word(text: str) -> bool:
     return text in _WORDS or text == "..."
 
 
-def _integers(value: Any) -> Iterator[int]:
+def _numbers(value: Any) -> Iterator[int | float]:
     if isinstance(value, list):
         for item in value:
-            yield from _integers(item)
+            yield from _numbers(item)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _integers(item)
-    elif isinstance(value, int):
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
         yield value
 
 

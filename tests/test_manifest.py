@@ -163,7 +163,7 @@ ATTACKS: dict[str, list[Manifest]] = {
         tree({"graph": ["Net"]}),
         children({"same": "0", "children": []}, LINEAR),
         graph({"out": X}, train_graph="Missing"),
-        graph({"out": X}, train_graph=None),
+        tree({"cls": "Net", "graph": None, "train_graph": None}),
         graph({"out": X}, params={}),
         graph({"out": X}, params=[["p"]]),
         graph({"out": X}, params=[["p", 4]]),
@@ -283,8 +283,8 @@ ATTACKS: dict[str, list[Manifest]] = {
     "manifest-class": [
         tree({"cls": name})
         for name in (
-            "LSTM",
-            "MultiheadAttention",
+            "LazyLinear",
+            "NonDynamicallyQuantizableLinear",
             "Module",
             "os.system",
             "torch.nn.Linear",

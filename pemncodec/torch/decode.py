@@ -16,7 +16,13 @@ from pemncodec.header import AliasRow, MaskedRow
 from pemncodec.limits import Limits
 from pemncodec.torch.convert import array_to_tensor, tensor_to_array
 from pemncodec.torch.generator import generate_on, permutation_on
-from pemncodec.torch.rebuild import assign_tensors, build_module, check_tensors
+from pemncodec.torch.rebuild import (
+    assign_tensors,
+    build_module,
+    check_run,
+    check_tensors,
+    set_dtypes,
+)
 
 
 def decode(
@@ -53,7 +59,19 @@ def load_state_dict(
     Tied names share one tensor. Arguments and errors as in `decode`; needs no manifest.
     """
     with open_file(source, limits=limits) as file:
-        return load_tensors(file, device)
+        return load_state(file, device)
+
+
+def load_state(
+    file: PemnFile,
+    device: torch.device | str,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Tensor]:
+    """The state dict of an open file: its tensors but buffers that are not persistent."""
+    tensors = load_tensors(file, device, progress)
+    for name in (file.manifest or {}).get("nonpersistent", ()):
+        tensors.pop(name, None)
+    return tensors
 
 
 def load_module(file: PemnFile, device: torch.device | str) -> nn.Module:
@@ -81,6 +99,8 @@ def build_empty_module(file: PemnFile) -> nn.Module:
         )
     module = build_module(file.manifest, file.limits)
     check_tensors(module, {name: file.shape(name) for name in file.keys()})  # noqa: SIM118
+    set_dtypes(module, {name: getattr(torch, file.dtype(name)) for name in file.keys()})  # noqa: SIM118
+    check_run(module, file.manifest.get("inputs", []), file.limits)
     return module
 
 
@@ -89,7 +109,7 @@ def load_tensors(
     device: torch.device | str,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Tensor]:
-    """The state dict of an open file; see `load_state_dict`. Checks every section.
+    """Every tensor of an open file, in the file's order. Checks every section.
 
     Args:
         file: open.

@@ -57,7 +57,8 @@ from pemncodec.torch.example import (
     given_inputs,
     guessed_inputs,
 )
-from pemncodec.torch.trace import trace_module
+from pemncodec.torch.rebuild import named_tensors
+from pemncodec.torch.trace import Trace, trace_module
 from pemncodec.writing import encode_contents, write_file
 
 Progress = Callable[[str, float | None], None]
@@ -94,6 +95,7 @@ def encode(
     architecture: nn.Module | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     manifest: bool = True,
+    train_graph: bool = False,
     prototypes: Sequence[SeededPrototype] = (),
     preset: Preset = "default",
     dense: DenseMode | Mapping[str, DenseMode] = "lossless",
@@ -107,7 +109,7 @@ def encode(
 
     Before anything is written the file is decoded again: every tensor must come back bit for bit,
     and the rebuilt module must give the original's outputs at two batch sizes, in eval and in
-    train mode.
+    train mode (where there is one, see `train_graph`).
 
     Args:
         source: a module, or a state dict; of `pemncodec.masking`, in `torch.nn.utils.prune` form,
@@ -119,6 +121,8 @@ def encode(
         example_inputs: what the module's `forward` takes, batch first; None guesses it from the
             first layer.
         manifest: False stores the tensors without the architecture.
+        train_graph: a `forward` that torch.fx cannot trace is exported for eval mode; True exports
+            it for train mode, too.
         prototypes: seeded prototypes that the frozen weights may come from.
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
             at some 25 million weights a second on one core; "default" for the smallest of models
@@ -178,7 +182,7 @@ def encode(
         )
     plain: nn.Module | None = None
     original: nn.Module | None = None
-    described: dict[str, Any] | None = None
+    trace: Trace | None = None
     if manifest:
         step("describing the architecture", None)
         module = architecture if architecture is not None else source
@@ -190,11 +194,14 @@ def encode(
             state = _replaced(state, folded)
             plain = _plain_module(module, state)
         inputs = inputs or guessed_inputs(plain)
-        described = trace_module(plain, inputs.specs, masked=list(state.masks))
+        _run(plain, inputs.batch(VERIFIED_BATCH_SIZES[0]), False)
+        trace = trace_module(
+            plain, inputs.specs, example=inputs, train_graph=train_graph, masked=list(state.masks)
+        )
         state = _in_module_order(state, plain)
     modes = _dense_modes(state, dense)
     step("looking for prototypes", None)
-    contents = _contents(state, described, prototypes, modes, dict(metadata or {}), fold_bn)
+    contents = _contents(state, trace, prototypes, modes, dict(metadata or {}), fold_bn)
     pieces = encode_contents(contents, lambda share: step("coding", share), preset)
     if modes:
         state = _shortened(state, modes)
@@ -202,7 +209,7 @@ def encode(
             plain = _plain_module(module, state)
     step("verifying", None)
     stream = io.BytesIO(b"".join(pieces))
-    verified = _verify(stream, state, plain, inputs)
+    verified = _verify(stream, state, plain, trace, inputs)
     if modes:
         verified = f"as shortened, {verified}"
     difference = measured = None
@@ -451,7 +458,7 @@ def _accuracy(
 
 def _contents(
     state: MaskedState,
-    manifest: dict[str, Any] | None,
+    trace: Trace | None,
     seeded: Sequence[SeededPrototype],
     modes: Mapping[str, DenseMode],
     metadata: dict[str, str],
@@ -488,6 +495,10 @@ def _contents(
             mode = modes.get(name, "lossless")
             shortened(arrays[name], mode, name)  # refused here, before anything is coded
             tensors.append(DenseTensor(name, dtype, shape, arrays[name], mode))
+    for name, tensor in trace.tensors.items() if trace else ():
+        value = tensor_to_array(tensor, name)
+        tensors.append(DenseTensor(name, dtype_name(tensor), tuple(tensor.shape), value))
+    manifest = trace.manifest if trace else None
     return Contents(prototypes, tuple(tensors), manifest, metadata, inference_only)
 
 
@@ -495,28 +506,31 @@ def _verify(
     stream: BinaryIO,
     state: MaskedState,
     plain: nn.Module | None,
+    trace: Trace | None,
     inputs: ExampleInputs | None,
 ) -> str:
     with open_file(stream, limits=UNLIMITED) as file:
-        if plain is None or inputs is None:
+        if plain is None or trace is None or inputs is None:
             decoded = load_tensors(file, "cpu")
             compare_states(decoded, state.effective())
             return "every tensor bit for bit"
         rebuilt = load_module(file, "cpu")
-    compare_states(rebuilt.state_dict(), state.effective())
+    compare_states(named_tensors(rebuilt), state.effective() | trace.tensors)
     sizes = " and ".join(map(str, VERIFIED_BATCH_SIZES))
-    for training in (False, True):
+    modes = ("eval", "train") if trace.trains else ("eval",)
+    for mode in modes:
         for size in VERIFIED_BATCH_SIZES:
+            training = mode == "train"
             batch = inputs.batch(size)
             expected = _run(plain, batch, training)
             actual = _run(rebuilt, batch, training)
             if not _same_outputs(expected, actual):
-                mode = "train" if training else "eval"
                 raise UnsupportedModelError(
                     f"the rebuilt module's output differs in {mode} mode at batch size {size}; "
                     "--no-manifest (manifest=False) stores the tensors alone"
                 )
-    return f"every tensor bit for bit, outputs equal at batch sizes {sizes} in eval and train mode"
+    in_modes = f"{' and '.join(modes)} mode"
+    return f"every tensor bit for bit, outputs equal at batch sizes {sizes} in {in_modes}"
 
 
 def compare_states(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

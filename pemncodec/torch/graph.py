@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,10 @@ from pemncodec.torch.program import function_names
 # They may change a statistic or draw random numbers even when nothing uses what they return.
 _EFFECTS: Final = ("dropout", "batch_norm", "instance_norm", "embedding", "attention")
 _IN_PLACE_OPERATORS: Final = ("iadd", "isub", "imul", "itruediv")
+
+
+# No graph returns memory that was never written: what a file computes may not tell secrets.
+WRITTEN_AS: Final = {"new_empty": "new_zeros"}
 
 
 class UntraceableError(Exception):
@@ -183,6 +187,7 @@ class _Writer:
                 raise UntraceableError(f"forward calls the module {target!r}")
             return self._call("mod", target, node)
         if node.op == "call_method":
+            target = WRITTEN_AS.get(target, target)
             if target not in METHODS:
                 raise UntraceableError(f"forward uses Tensor.{target}, which is not allowed")
             return self._call("meth", target, node)
@@ -207,32 +212,44 @@ class _Writer:
         return entry
 
     def _value(self, value: Any) -> Any:
-        """A value as JSON; see `pemncodec.operators` for what is allowed."""
-        if isinstance(value, fx.Node):
-            return f"%{self.index[value]}"
-        if value is None or isinstance(value, bool):
-            return value
-        if value is ...:
-            return "..."
-        if isinstance(value, str):
-            if reference(value) is not None:
-                raise UntraceableError(f"forward uses the string {value!r}")
-            return str(value)
-        if isinstance(value, int):
-            return int(value)
-        if isinstance(value, float):
-            return float(value) if math.isfinite(value) else {"float": str(float(value))}
-        if isinstance(value, torch.dtype):
-            return {"dtype": str(value).removeprefix("torch.")}
-        if isinstance(value, slice):
-            return {"slice": [self._value(v) for v in (value.start, value.stop, value.step)]}
-        if isinstance(value, list):
-            return [self._value(item) for item in value]
-        if type(value) in (tuple, torch.Size):
-            return {"tuple": [self._value(item) for item in value]}
-        if isinstance(value, dict):
-            return {"dict": [[key, self._value(item)] for key, item in value.items()]}
-        raise UntraceableError(f"forward uses a constant or result of type {type(value).__name__}")
+        return value_to_json(value, self.index)
+
+
+def value_to_json(value: Any, index: Mapping[fx.Node, int]) -> Any:
+    """An argument or result as JSON; `pemncodec.operators` says what is allowed.
+
+    Args:
+        value: of a graph of torch.fx.
+        index: the number of each node that was written.
+
+    Raises:
+        UntraceableError: it cannot be described.
+    """
+    if isinstance(value, fx.Node):
+        return f"%{index[value]}"
+    if value is None or isinstance(value, bool):
+        return value
+    if value is ...:
+        return "..."
+    if isinstance(value, str):
+        if reference(value) is not None:
+            raise UntraceableError(f"forward uses the string {value!r}")
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": str(float(value))}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, slice):
+        return {"slice": [value_to_json(v, index) for v in (value.start, value.stop, value.step)]}
+    if isinstance(value, list):
+        return [value_to_json(item, index) for item in value]
+    if type(value) in (tuple, torch.Size):
+        return {"tuple": [value_to_json(item, index) for item in value]}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, value_to_json(item, index)] for key, item in value.items()]}
+    raise UntraceableError(f"forward uses a constant or result of type {type(value).__name__}")
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:

@@ -50,10 +50,13 @@ class UserModule(nn.Module):
     """A class of the user, rebuilt: its children and tensors, and `forward` as a graph.
 
     Attributes:
-        pemn_programs: the graphs for evaluation and for training; None when there was no `forward`.
+        pemn_programs: the graphs for evaluation and for training, either None when it was not
+            stored; None when there was no `forward`.
     """
 
-    def __init__(self, class_name: str, programs: tuple[Program, Program] | None) -> None:
+    def __init__(
+        self, class_name: str, programs: tuple[Program | None, Program | None] | None
+    ) -> None:
         super().__init__()
         self._pemn_class = class_name
         self.pemn_programs = programs
@@ -64,9 +67,18 @@ class UserModule(nn.Module):
         # A property, so that each graph keeps its own signature: torch.export needs the names.
         if self.pemn_programs is None:
             return self._forward_missing
-        return functools.partial(self.pemn_programs[self.training].call, self)
+        program = self.pemn_programs[self.training]
+        if program is None:
+            return self._mode_missing
+        return functools.partial(program.call, self)
 
-    def _forward_missing(self, *_: Any) -> Any:
+    def _mode_missing(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError(
+            f"{self._pemn_class} was stored for eval mode alone: encode it with train_graph=True "
+            "(--train-graph) to run it in train mode"
+        )
+
+    def _forward_missing(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError(f"{self._pemn_class} has no forward")
 
     def _get_name(self) -> str:
@@ -97,6 +109,11 @@ def _function(nodes: list[dict[str, Any]]) -> Callable[..., Any]:
             inspect.Parameter(node["in"], inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
         )
     signature = inspect.Signature(parameters)
+    expected = [
+        (index, node["in"], getattr(torch, node["dtype"]), node["shape"])
+        for index, node in enumerate(inputs)
+        if "shape" in node
+    ]
     steps = _steps(nodes, len(inputs))
     result = _template(nodes[-1]["out"])
     count = len(inputs)
@@ -109,6 +126,8 @@ def _function(nodes: list[dict[str, Any]]) -> Callable[..., Any]:
         for index, name, value in only:
             if type(args[index]) is not type(value) or args[index] != value:
                 raise ValueError(f"the network was stored for {name}={value!r} only")
+        for index, name, dtype, shape in expected:
+            _check_input(args[index], name, dtype, shape)
         values: list[Any] = list(args)
         del args
         for function, path, positional, keywords, finished in steps:
@@ -126,6 +145,24 @@ def _function(nodes: list[dict[str, Any]]) -> Callable[..., Any]:
 
     call.__signature__ = signature  # type: ignore[attr-defined]
     return call
+
+
+def _check_input(value: Any, name: str, dtype: torch.dtype, shape: list[int | None]) -> None:
+    """Refuse what an exported graph, whose other sizes are constants, would compute wrongly."""
+    fits = (
+        isinstance(value, torch.Tensor)
+        and value.dtype == dtype
+        and value.dim() == len(shape)
+        and all(
+            size is None or size == given for size, given in zip(shape, value.shape, strict=True)
+        )
+    )
+    if not fits:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        given = f"{value.dtype} of {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
+        raise ValueError(
+            f"the network was stored for {name} as {dtype} of ({sizes}), not {given:.80}"
+        )
 
 
 _Step = tuple[
@@ -226,11 +263,22 @@ def function_names() -> dict[Callable[..., Any], str]:
     """The name in a manifest of each allowed function; one name when it has several."""
     names: dict[Callable[..., Any], str] = {}
     for name in sorted(FUNCTIONS):
-        namespace, _, leaf = name.rpartition(".")
-        found = getattr(_NAMESPACES[namespace], leaf, None)
+        found = _function_of(name)
         if found is not None:
             names.setdefault(found, name)
     return names
+
+
+def _function_of(name: str) -> Callable[..., Any] | None:
+    """The function that an allowed name means; None when this version of PyTorch has none."""
+    namespace, _, leaf = name.rpartition(".")
+    if not name.startswith("aten."):
+        function: Callable[..., Any] | None = getattr(_NAMESPACES[namespace], leaf, None)
+        return function
+    operator_name, _, overload = name.removeprefix("aten.").partition(".")
+    packet = getattr(torch.ops.aten, operator_name, None)
+    operator_overload: Callable[..., Any] | None = getattr(packet, overload or "default", None)
+    return operator_overload
 
 
 @functools.cache
@@ -238,10 +286,9 @@ def _callables() -> dict[tuple[str, str], Callable[..., Any]]:
     """What each allowed name means, without names that this version of PyTorch lacks."""
     table: dict[tuple[str, str], Callable[..., Any]] = {}
     for name in FUNCTIONS:
-        namespace, _, leaf = name.rpartition(".")
-        found = getattr(_NAMESPACES[namespace], leaf, None)
+        found = _function_of(name)
         if found is not None:
-            table["fn", name] = _bounded(found) if namespace == "operator" else found
+            table["fn", name] = _bounded(found) if name.startswith("operator.") else found
     for name in METHODS:
         # Unbound, so that it refuses what is no tensor.
         table["meth", name] = getattr(torch.Tensor, name)

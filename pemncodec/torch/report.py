@@ -19,7 +19,7 @@ from pemncodec.torch.checkpoint import (
     load_checkpoint,
     read_masks,
 )
-from pemncodec.torch.decode import load_tensors
+from pemncodec.torch.decode import load_state
 from pemncodec.torch.encode import encode
 
 
@@ -100,6 +100,6 @@ def report_model(
         source = io.BytesIO()
         encode(state, source, keep=keep if scored else None, manifest=False, preset=preset)
     with open_file(source, limits=limits) as file:
-        state = load_tensors(file, "cpu")
+        state = load_state(file, "cpu")
         alternatives = dense_bytes(state) | masked_bytes(state, file)
         return ModelReport(path.name, size, file.info(), paper_bytes(file), alternatives)
