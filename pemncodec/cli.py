@@ -44,18 +44,18 @@ class _Size(click.ParamType[int]):
         return int(match[1]) << (10 * "_KMGT".index(match[2] or "_"))
 
 
-class _Shape(click.ParamType["tuple[str, tuple[int, ...]]"]):
-    """`3,32,32` or `int64:16`: dtype and sizes of one input, without the batch."""
+class _Shape(click.ParamType["tuple[str, tuple[str, ...]]"]):
+    """`3,32,32` or `int64:16?`: dtype and sizes of one input, without the batch."""
 
     name = "shape"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[int, ...]]:
+    ) -> tuple[str, tuple[str, ...]]:
         dtype, _, sizes = value.rpartition(":") if ":" in value else ("float32", "", value)
-        if not re.fullmatch(r"\d+(,\d+)*|", sizes) or not re.fullmatch(r"[a-z]+\d*", dtype):
+        if not re.fullmatch(r"\d+\??(,\d+\??)*|", sizes) or not re.fullmatch(r"[a-z]+\d*", dtype):
             self.fail(f"{value!r} is not a shape such as 3,32,32 or int64:16", param, ctx)
-        return dtype, tuple(int(size) for size in sizes.split(",") if size)
+        return dtype, tuple(size for size in sizes.split(",") if size)
 
 
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -101,7 +101,11 @@ def cli() -> None:
     "shapes",
     type=_Shape(),
     multiple=True,
-    help="An input without its batch: 3,32,32 or int64:16; once for each  [default: a guess].",
+    help="An input without its batch: 3,32,32 or int64:16? (? may vary); once for each  "
+    "[default: a guess].",
+)
+@click.option(
+    "--train-graph", is_flag=True, help="Also export train mode, where forward must be exported."
 )
 @click.option("--no-manifest", is_flag=True, help="Store tensors without the architecture.")
 @click.option(
@@ -135,7 +139,8 @@ def encode(
     keep: float | None,
     arch: str | None,
     arch_kwargs: str,
-    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    shapes: Sequence[tuple[str, tuple[str, ...]]],
+    train_graph: bool,
     no_manifest: bool,
     preset: Preset,
     dense: Sequence[str],
@@ -180,7 +185,12 @@ def encode(
                 keep=keep,
                 architecture=architecture,
                 example_inputs=_example_inputs(shapes) if shapes else None,
+                dynamic_axes=[
+                    [axis for axis, size in enumerate(sizes, 1) if size.endswith("?")]
+                    for _, sizes in shapes
+                ],
                 manifest=not no_manifest,
+                train_graph=train_graph,
                 preset=preset,
                 dense=_parse_dense(dense),
                 fold_bn=fold_bn,
@@ -446,7 +456,7 @@ def _parse_kwargs(text: str, arch: str | None) -> dict[str, Any]:
     return kwargs
 
 
-def _example_inputs(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[Tensor]:
+def _example_inputs(shapes: Sequence[tuple[str, tuple[str, ...]]]) -> list[Tensor]:
     import torch
 
     from pemncodec.torch.example import random_input
@@ -457,7 +467,7 @@ def _example_inputs(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[Tenso
         if not isinstance(dtype, torch.dtype):
             raise EncodeArgumentError(f"--example-shape: torch has no dtype {name}")
         try:
-            inputs.append(random_input(dtype, sizes))
+            inputs.append(random_input(dtype, [int(size.rstrip("?")) for size in sizes]))
         except RuntimeError as error:
             raise EncodeArgumentError(f"--example-shape: {_one_line(error)}") from None
     return inputs

@@ -54,7 +54,7 @@ _USER_FIELDS: Final = frozenset(
 )
 _CONTAINER_FIELDS: Final = frozenset({"name", "cls", "children"})
 _SAME_FIELDS: Final = frozenset({"name", "same"})
-_INPUT_FIELDS: Final = frozenset({"dtype", "shape"})
+_INPUT_FIELDS: Final = frozenset({"dtype", "shape", "sizes"})
 
 
 def encode_manifest(manifest: dict[str, Any]) -> bytes:
@@ -144,6 +144,14 @@ def _array(value: dict[str, Any], key: str, place: str) -> list[Any]:
 def _check_input(item: Any, place: str, limits: Limits) -> None:
     _check_fields(item, _INPUT_FIELDS, place)
     check_tensor_spec(item, place, limits)
+    if "sizes" in item:
+        check_shape(item["sizes"], place, limits)
+        shape = item["shape"]
+        fits = len(shape) == len(item["sizes"]) and all(
+            size in (None, given) for size, given in zip(shape, item["sizes"], strict=True)
+        )
+        if not fits:
+            raise ManifestError("manifest-argument", f"{place}: sizes that the shape has not")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import copy
 import errno
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -94,6 +94,7 @@ def encode(
     keep: float | None = None,
     architecture: nn.Module | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
+    dynamic_axes: Sequence[Collection[int]] = (),
     manifest: bool = True,
     train_graph: bool = False,
     prototypes: Sequence[SeededPrototype] = (),
@@ -120,6 +121,8 @@ def encode(
         architecture: the plain module whose state dict `source` is, when that is a state dict.
         example_inputs: what the module's `forward` takes, batch first; None guesses it from the
             first layer.
+        dynamic_axes: for each of `example_inputs`, axes beside the batch whose sizes may vary, such
+            as the length of a sequence; a `forward` that has to be exported fixes all others.
         manifest: False stores the tensors without the architecture.
         train_graph: a `forward` that torch.fx cannot trace is exported for eval mode; True exports
             it for train mode, too.
@@ -148,7 +151,9 @@ def encode(
     if isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(target).parent))
     _check_arguments(source, architecture, manifest)
-    inputs = None if example_inputs is None else given_inputs(example_inputs)
+    if dynamic_axes and example_inputs is None:
+        raise EncodeArgumentError("dynamic_axes needs example_inputs")
+    inputs = None if example_inputs is None else given_inputs(example_inputs, dynamic_axes)
     if masks is not None and not isinstance(masks, Mapping):
         raise EncodeArgumentError(f"masks must be named, not {type(masks).__name__}")
     _check_metadata(metadata or {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,21 +28,58 @@ class ExampleInputs:
     specs: tuple[dict[str, Any], ...]
 
     def batch(self, size: int) -> tuple[Tensor, ...]:
-        """`size` rows of every input, repeated where there are fewer."""
-        return tuple(x[torch.arange(size, device="cpu") % x.shape[0]] for x in self.tensors)
+        """`size` rows of every input, repeated where there are fewer.
+
+        In the largest batch, other sizes that may vary are half of what they are.
+        """
+        rows = [x[torch.arange(size, device="cpu") % x.shape[0]] for x in self.tensors]
+        if size != max(VERIFIED_BATCH_SIZES):
+            return tuple(rows)
+        return tuple(
+            _halved(x, [axis for axis, given in enumerate(spec["shape"]) if axis and given is None])
+            for x, spec in zip(rows, self.specs, strict=True)
+        )
 
 
-def given_inputs(example_inputs: Tensor | Sequence[Tensor]) -> ExampleInputs:
+def _halved(x: Tensor, axes: Sequence[int]) -> Tensor:
+    for axis in axes:
+        x = x.narrow(axis, 0, (x.shape[axis] + 1) // 2)
+    return x.contiguous()
+
+
+def given_inputs(
+    example_inputs: Tensor | Sequence[Tensor], dynamic_axes: Sequence[Collection[int]] = ()
+) -> ExampleInputs:
     """The caller's own.
 
+    Args:
+        example_inputs: batch first.
+        dynamic_axes: for each input, the axes beside the batch whose sizes may vary.
+
     Raises:
-        EncodeArgumentError: something other than tensors with a batch dimension.
+        EncodeArgumentError: something other than tensors with a batch dimension, or with such
+            axes.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if not all(isinstance(x, Tensor) and x.dim() and x.shape[0] for x in inputs):
         raise EncodeArgumentError("example_inputs must be tensors with a batch dimension")
-    specs = ({"dtype": dtype_name(x), "shape": [None, *x.shape[1:]]} for x in inputs)
+    axes = [*dynamic_axes, *[()] * (len(inputs) - len(dynamic_axes))]
+    if len(axes) != len(inputs):
+        raise EncodeArgumentError("dynamic_axes are given for more inputs than there are")
+    specs = [_spec(x, varying) for x, varying in zip(inputs, axes, strict=True)]
     return ExampleInputs(tuple(x.detach().cpu() for x in inputs), tuple(specs))
+
+
+def _spec(x: Tensor, varying: Collection[int]) -> dict[str, Any]:
+    shape: list[int | None] = [None, *x.shape[1:]]
+    for axis in varying:
+        if not 0 < axis < x.dim() or x.shape[axis] < 2:
+            raise EncodeArgumentError(
+                f"dynamic_axes: no axis {axis} behind the batch with a size of 2 or more"
+            )
+        shape[axis] = None
+    spec: dict[str, Any] = {"dtype": dtype_name(x), "shape": shape}
+    return spec | {"sizes": [VERIFIED_BATCH_SIZES[0], *x.shape[1:]]} if varying else spec
 
 
 def random_input(dtype: torch.dtype, sizes: Sequence[int]) -> Tensor:
@@ -63,17 +100,14 @@ def guessed_inputs(module: nn.Module) -> ExampleInputs:
     modes = [(below, below.training) for below in module.modules()]
     module.eval()
     try:
-        for dtype, sizes, fixed in _candidates(module):
+        for dtype, sizes in _candidates(module):
             example = random_input(dtype, sizes)
             try:
                 with torch.no_grad():
                     module(example)
             except Exception:  # a guess that does not fit fails in ways of its own
                 continue
-            shape: list[int | None] = [None] * (1 + len(sizes))
-            for axis in fixed:
-                shape[axis] = example.shape[axis]
-            return ExampleInputs((example,), ({"dtype": dtype_name(example), "shape": shape},))
+            return given_inputs(example)
     finally:
         for below, training in modes:
             below.training = training
@@ -83,8 +117,8 @@ def guessed_inputs(module: nn.Module) -> ExampleInputs:
     )
 
 
-def _candidates(module: nn.Module) -> Iterator[tuple[torch.dtype, tuple[int, ...], list[int]]]:
-    """dtype, sizes without the batch, and which axes the layer fixes."""
+def _candidates(module: nn.Module) -> Iterator[tuple[torch.dtype, tuple[int, ...]]]:
+    """dtype, and sizes without the batch."""
     for layer in module.modules():
         parameter = next(layer.parameters(recurse=False), None)
         if parameter is None:
@@ -92,12 +126,12 @@ def _candidates(module: nn.Module) -> Iterator[tuple[torch.dtype, tuple[int, ...
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             dimensions = len(layer.kernel_size)
             for size in (32, 224, 64, 28, 16):
-                yield parameter.dtype, (layer.in_channels, *[size] * dimensions), [1]
+                yield parameter.dtype, (layer.in_channels, *[size] * dimensions)
         elif isinstance(layer, nn.Linear):
-            yield parameter.dtype, (layer.in_features,), [1]
-            yield parameter.dtype, (16, layer.in_features), [2]
+            yield parameter.dtype, (layer.in_features,)
+            yield parameter.dtype, (16, layer.in_features)
         elif isinstance(layer, nn.Embedding):
-            yield torch.int64, (16,), []
+            yield torch.int64, (16,)
         else:
             continue  # a user's module with parameters of its own: its first layer tells more
         return
