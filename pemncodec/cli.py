@@ -19,6 +19,7 @@ from pemncodec import __version__
 from pemncodec.errors import EncodeArgumentError, EncodeError, PemnError
 from pemncodec.file import PemnFile, open_file
 from pemncodec.limits import Limits
+from pemncodec.manifest import FORMAT
 from pemncodec.masks import PRESETS, Preset
 from pemncodec.report_page import report_page
 from pemncodec.terminal import print_info, print_json, print_rows, rows_as_csv, steps, visible
@@ -105,6 +106,11 @@ def cli() -> None:
     "[default: a guess].",
 )
 @click.option(
+    "--builder",
+    is_flag=True,
+    help="Store the name of --arch in place of a description; who reads it must trust that code.",
+)
+@click.option(
     "--train-graph", is_flag=True, help="Also export train mode, where forward must be exported."
 )
 @click.option("--no-manifest", is_flag=True, help="Store tensors without the architecture.")
@@ -140,6 +146,7 @@ def encode(
     arch: str | None,
     arch_kwargs: str,
     shapes: Sequence[tuple[str, tuple[str, ...]]],
+    builder: bool,
     train_graph: bool,
     no_manifest: bool,
     preset: Preset,
@@ -166,6 +173,10 @@ def encode(
     output = output or (STDIO if source == STDIO else str(Path(source).with_suffix(".pemn")))
     _check_output(output, source, force=force)
     kwargs = _parse_kwargs(arch_kwargs, arch)
+    if builder and (arch is None or arch.rpartition(":")[0].endswith(".py")):
+        raise click.UsageError(
+            "--builder needs --arch pkg.module:factory, of code that is installed"
+        )
     if keep is not None and not 0 < keep <= 1:
         raise click.BadParameter(f"must be above 0 and at most 1, not {keep}", param_hint="--keep")
     with steps(quiet=quiet) as step:
@@ -191,6 +202,7 @@ def encode(
                 ],
                 manifest=not no_manifest,
                 train_graph=train_graph,
+                builder=(arch, kwargs) if builder and arch else None,
                 preset=preset,
                 dense=_parse_dense(dense),
                 fold_bn=fold_bn,
@@ -337,7 +349,7 @@ def verify(
             file.verify()
         else:
             _compare(file, against, keep, trust_pickle=trust_pickle)
-        if file.manifest is not None:
+        if file.manifest is not None and file.manifest["format"] == FORMAT:
             from pemncodec.torch.decode import build_empty_module
 
             build_empty_module(file)

@@ -25,6 +25,7 @@ ErrorCode = Literal[
     "manifest-op",  # an operator outside the allowlist
     "manifest-argument",  # an argument that its class or operator does not take
     "manifest-tensor",  # parameters of the manifest and tensors of the file differ
+    "manifest-trust",  # the manifest names code that the caller did not allow to run
     "manifest-run",  # the network cannot be run on the inputs that the manifest gives
     "no-manifest",  # the file holds no architecture
 ]

@@ -8,6 +8,7 @@ boundary: what passes `validate_manifest` names nothing but what the tables of `
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from pemncodec.operators import (
 )
 
 __all__ = [
+    "BUILDER_FORMAT",
     "FORMAT",
     "LEAF_CLASSES",
     "decode_manifest",
@@ -45,10 +47,13 @@ __all__ = [
 ]
 
 FORMAT: Final = "tree/1"
+BUILDER_FORMAT: Final = "builder/1"
 
 _TOP_FIELDS: Final = frozenset(
     {"format", "tree", "graphs", "training", "frozen", "nonpersistent", "inputs"}
 )
+_BUILDER_FIELDS: Final = frozenset({"format", "builder", "kwargs", "training", "frozen", "inputs"})
+_BUILDER: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*){0,15}:[A-Za-z_]\w*", re.ASCII)
 _USER_FIELDS: Final = frozenset(
     {"name", "cls", "graph", "train_graph", "params", "buffers", "children"}
 )
@@ -89,9 +94,10 @@ def validate_manifest(manifest: Any, limits: Limits) -> None:
         ManifestError: the manifest breaks a rule; `code` says which.
         LimitError: more modules, nodes or dimensions than `limits` allow.
     """
-    _check_fields(manifest, _TOP_FIELDS, "the manifest")
-    if manifest.get("format") != FORMAT:
-        raise ManifestError("manifest-schema", f"the format is not {FORMAT}")
+    by_code = isinstance(manifest, dict) and manifest.get("format") == BUILDER_FORMAT
+    _check_fields(manifest, _BUILDER_FIELDS if by_code else _TOP_FIELDS, "the manifest")
+    if not by_code and manifest.get("format") != FORMAT:
+        raise ManifestError("manifest-schema", f"the format is not {FORMAT} or {BUILDER_FORMAT}")
     if not isinstance(manifest.get("training", False), bool):
         raise ManifestError("manifest-schema", "training is no boolean")
     inputs = _array(manifest, "inputs", "the manifest")
@@ -103,6 +109,9 @@ def validate_manifest(manifest: Any, limits: Limits) -> None:
             raise ManifestError("manifest-name", f"{key} holds what is no name of a tensor")
         if len(set(names)) != len(names):
             raise ManifestError("manifest-schema", f"{key} holds a name twice")
+    if by_code:
+        _check_builder(manifest)
+        return
     try:
         tree = _Tree(_graphs(manifest.get("graphs", {}), limits), limits)
         root = tree.check(manifest.get("tree"), "", 0)
@@ -114,6 +123,17 @@ def validate_manifest(manifest: Any, limits: Limits) -> None:
                 raise ManifestError("manifest-name", f"nonpersistent: no buffer {name[:60]!r}")
     except RecursionError:
         raise LimitError("limit", "the manifest is nested too deeply") from None
+
+
+def _check_builder(manifest: dict[str, Any]) -> None:
+    builder, kwargs = manifest.get("builder"), manifest.get("kwargs", {})
+    if not isinstance(builder, str) or len(builder) > 200 or not _BUILDER.fullmatch(builder):
+        raise ManifestError("manifest-name", "the builder is not an import path pkg.module:name")
+    if not isinstance(kwargs, dict):
+        raise ManifestError("manifest-schema", "kwargs is no object")
+    for name in kwargs:
+        if not is_identifier(name):
+            raise ManifestError("manifest-name", f"the builder takes no argument {name[:60]!r}")
 
 
 def layer_arguments(node: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import BinaryIO
 
 import torch
@@ -14,6 +14,8 @@ from pemncodec.errors import ManifestError
 from pemncodec.file import PemnFile, open_file
 from pemncodec.header import AliasRow, MaskedRow
 from pemncodec.limits import Limits
+from pemncodec.manifest import BUILDER_FORMAT
+from pemncodec.torch.builder import build_trusted, load_built
 from pemncodec.torch.convert import array_to_tensor, tensor_to_array
 from pemncodec.torch.generator import generate_on, permutation_on
 from pemncodec.torch.rebuild import (
@@ -30,6 +32,7 @@ def decode(
     *,
     device: torch.device | str = "cpu",
     limits: Limits | None = None,
+    trust: Collection[str] = (),
 ) -> nn.Module:
     """The module of a .pemn file, in eval mode; needs no code but this package.
 
@@ -39,13 +42,15 @@ def decode(
         source: a path, or a binary file object.
         device: where every tensor goes.
         limits: bounds on what the file may decode to.
+        trust: import paths ("pkg.module:factory") of code that the file may import and call, for
+            one that was encoded with a `builder`; no other file ever runs any.
 
     Raises:
         ManifestError: the file holds no architecture, or one that is not allowed.
         DecodeError: the file is damaged, or no .pemn file.
     """
     with open_file(source, limits=limits) as file:
-        return load_module(file, device)
+        return load_module(file, device, trust)
 
 
 def load_state_dict(
@@ -74,12 +79,19 @@ def load_state(
     return tensors
 
 
-def load_module(file: PemnFile, device: torch.device | str) -> nn.Module:
+def load_module(
+    file: PemnFile, device: torch.device | str, trust: Collection[str] = ()
+) -> nn.Module:
     """The module of an open file; see `decode`."""
+    manifest = file.manifest or {}
+    frozen = [*manifest.get("frozen", ()), *file.masked_keys()]
+    if manifest.get("format") == BUILDER_FORMAT:
+        module = build_trusted(manifest, trust).to(device)
+        load_built(module, load_tensors(file, device), frozen)
+        return module.eval()
     module = build_empty_module(file)
     tensors = load_tensors(file, device)
     aliases = file.aliases
-    frozen = [*(file.manifest or {}).get("frozen", ()), *file.masked_keys()]
     assign_tensors(
         module,
         {name: tensor for name, tensor in tensors.items() if name not in aliases},
@@ -97,6 +109,8 @@ def build_empty_module(file: PemnFile) -> nn.Module:
             "the file holds no architecture, only tensors: use load_state_dict, "
             "or decode to .safetensors or .pt",
         )
+    if file.manifest["format"] == BUILDER_FORMAT:
+        build_trusted(file.manifest, ())
     module = build_module(file.manifest, file.limits)
     check_tensors(module, {name: file.shape(name) for name in file.keys()})  # noqa: SIM118
     set_dtypes(module, {name: getattr(torch, file.dtype(name)) for name in file.keys()})  # noqa: SIM118

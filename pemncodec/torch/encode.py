@@ -42,6 +42,7 @@ from pemncodec.masking.masked_state import MaskedState, read_masked_weights
 from pemncodec.masks import PRESETS, Preset
 from pemncodec.prototype import Layer, recover_prototypes
 from pemncodec.torch.batch_norm import fold_batch_norms
+from pemncodec.torch.builder import describe_builder
 from pemncodec.torch.checkpoint import (
     PARALLEL_PREFIX,
     check_state_dict,
@@ -97,6 +98,7 @@ def encode(
     dynamic_axes: Sequence[Collection[int]] = (),
     manifest: bool = True,
     train_graph: bool = False,
+    builder: tuple[str, Mapping[str, Any]] | None = None,
     prototypes: Sequence[SeededPrototype] = (),
     preset: Preset = "default",
     dense: DenseMode | Mapping[str, DenseMode] = "lossless",
@@ -126,6 +128,9 @@ def encode(
         manifest: False stores the tensors without the architecture.
         train_graph: a `forward` that torch.fx cannot trace is exported for eval mode; True exports
             it for train mode, too.
+        builder: import path ("pkg.module:factory") and arguments of code that makes the plain
+            module; stored in place of a description, so that who reads the file must have that
+            code and allow it to run (`decode(trust=…)`).
         prototypes: seeded prototypes that the frozen weights may come from.
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
             at some 25 million weights a second on one core; "default" for the smallest of models
@@ -148,6 +153,7 @@ def encode(
         EncodeError: data that cannot be encoded, or a file that loses more than `max_drop`.
     """
     step = progress or (lambda _, __: None)
+    trust = () if builder is None else (builder[0],)
     if isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(target).parent))
     _check_arguments(source, architecture, manifest)
@@ -200,9 +206,14 @@ def encode(
             plain = _plain_module(module, state)
         inputs = inputs or guessed_inputs(plain)
         _run(plain, inputs.batch(VERIFIED_BATCH_SIZES[0]), False)
-        trace = trace_module(
-            plain, inputs.specs, example=inputs, train_graph=train_graph, masked=list(state.masks)
-        )
+        masked = list(state.masks)
+        if builder is not None:
+            described = describe_builder(*builder, plain, inputs.specs, masked)
+            trace = Trace(described, {}, trains=True)
+        else:
+            trace = trace_module(
+                plain, inputs.specs, example=inputs, train_graph=train_graph, masked=masked
+            )
         state = _in_module_order(state, plain)
     modes = _dense_modes(state, dense)
     step("looking for prototypes", None)
@@ -214,15 +225,15 @@ def encode(
             plain = _plain_module(module, state)
     step("verifying", None)
     stream = io.BytesIO(b"".join(pieces))
-    verified = _verify(stream, state, plain, trace, inputs)
+    verified = _verify(stream, state, plain, trace, inputs, trust)
     if modes:
         verified = f"as shortened, {verified}"
     difference = measured = None
     if original is not None and inputs is not None and (modes or fold_bn):
-        difference = _difference(original, stream, inputs)
+        difference = _difference(original, stream, inputs, trust)
     if original is not None and accuracy is not None:
         step("measuring the accuracy", None)
-        measured = _accuracy(accuracy, original, stream, max_drop)
+        measured = _accuracy(accuracy, original, stream, max_drop, trust)
     with open_file(stream, limits=UNLIMITED) as file:
         report = Report(file.info(), verified, difference, measured)
     step("writing", None)
@@ -412,9 +423,11 @@ def _shortened(state: MaskedState, modes: Mapping[str, DenseMode]) -> MaskedStat
     )
 
 
-def _difference(original: nn.Module, stream: BinaryIO, inputs: ExampleInputs) -> float:
+def _difference(
+    original: nn.Module, stream: BinaryIO, inputs: ExampleInputs, trust: Collection[str]
+) -> float:
     with open_file(stream, limits=UNLIMITED) as file:
-        rebuilt = load_module(file, "cpu")
+        rebuilt = load_module(file, "cpu", trust)
     batch = inputs.batch(VERIFIED_BATCH_SIZES[-1])
     pairs = zip(
         _tensors_of(_run(original, batch, False)),
@@ -443,9 +456,10 @@ def _accuracy(
     original: nn.Module,
     stream: BinaryIO,
     max_drop: float | None,
+    trust: Collection[str],
 ) -> tuple[float, float]:
     with open_file(stream, limits=UNLIMITED) as file:
-        rebuilt = load_module(file, "cpu")
+        rebuilt = load_module(file, "cpu", trust)
     try:
         with torch.no_grad():
             before = float(metric(copy.deepcopy(original).eval()))
@@ -513,14 +527,16 @@ def _verify(
     plain: nn.Module | None,
     trace: Trace | None,
     inputs: ExampleInputs | None,
+    trust: Collection[str],
 ) -> str:
     with open_file(stream, limits=UNLIMITED) as file:
         if plain is None or trace is None or inputs is None:
             decoded = load_tensors(file, "cpu")
             compare_states(decoded, state.effective())
             return "every tensor bit for bit"
-        rebuilt = load_module(file, "cpu")
-    compare_states(named_tensors(rebuilt), state.effective() | trace.tensors)
+        rebuilt = load_module(file, "cpu", trust)
+    own = rebuilt.state_dict() if trust else named_tensors(rebuilt)
+    compare_states(own, state.effective() | trace.tensors)
     sizes = " and ".join(map(str, VERIFIED_BATCH_SIZES))
     modes = ("eval", "train") if trace.trains else ("eval",)
     for mode in modes:
