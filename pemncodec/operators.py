@@ -76,6 +76,14 @@ FUNCTIONS: Final = (
     | frozenset(f"aten.{name}" for name in ATEN)
 )
 
+# They make tensors of nothing, and so have to be told where.
+FACTORIES: Final = frozenset(
+    name
+    for name in FUNCTIONS
+    if name.removeprefix("aten.").partition(".")[0]
+    in ("arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros")
+)
+
 METHODS: Final = _names(
     "",
     *(_ELEMENTWISE, _REDUCING, _SHAPING, _PRODUCTS),
@@ -228,7 +236,15 @@ def _check_input(node: dict[str, Any], seen: dict[str, bool], place: str) -> Non
         _Values(0, place).check(node.get(field))
     if "dtype" in node or "shape" in node:
         _require(not seen[name], "manifest-schema", f"{place}: a tensor with a default")
-        check_tensor_spec(node, place, Limits())
+        shape = node.get("shape")
+        for size in shape if isinstance(shape, list) else ():
+            if isinstance(size, list):
+                bounds = [number for number in size if type(number) is int]
+                sizes = len(size) == len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] <= INT_LIMIT
+                _require(sizes, "manifest-argument", f"{place}: not a smallest and largest size")
+        if isinstance(shape, list):
+            shape = [None if isinstance(size, list) else size for size in shape]
+        check_tensor_spec({**node, "shape": shape}, place, Limits())
 
 
 def check_tensor_spec(spec: dict[str, Any], place: str, limits: Limits) -> None:
@@ -282,6 +298,8 @@ def _check_call(kind: str, node: dict[str, Any], index: int, place: str) -> None
         _require(on_value, "manifest-argument", f"{place}: {target} of no value")
     if kind == "get":
         _require(len(args) == 1, "manifest-argument", f"{place}: {target} takes no argument")
+    placed = target not in FACTORIES or "device" in kwargs
+    _require(placed, "manifest-argument", f"{place}: {target} without a device")
     values = _Values(index, place)
     rest = args
     if target in ("torch.einsum", "aten.einsum") and args:

@@ -87,6 +87,14 @@ def graph(*nodes: Any, **user: Any) -> Manifest:
     }
 
 
+ENCODER_LAYER = {"cls": "TransformerEncoderLayer", "d_model": 4, "nhead": 2}
+LAYERS = {"name": "layers", "cls": "ModuleList", "children": [ENCODER_LAYER]}
+
+
+def encoder(*nodes: Any) -> Manifest:
+    return tree({"cls": "TransformerEncoder", "children": list(nodes)})
+
+
 def call(name: str, *args: Any, kind: str = "fn", **kwargs: Any) -> Manifest:
     return graph({kind: name, "args": list(args), "kwargs": kwargs}, {"out": "%1"})
 
@@ -163,6 +171,18 @@ ATTACKS: dict[str, list[Manifest]] = {
         tree({"graph": ["Net"]}),
         children({"same": "0", "children": []}, LINEAR),
         graph({"out": X}, train_graph="Missing"),
+        encoder(),
+        encoder(LAYERS, {"name": "extra", "cls": "ReLU"}),
+        encoder({**LAYERS, "children": []}),
+        encoder({**LAYERS, "children": [LINEAR]}),
+        encoder({**LAYERS, "children": [{**ENCODER_LAYER, "name": "first"}]}),
+        encoder({**LAYERS, "cls": "Sequential"}),
+        encoder({"name": "norm", "cls": "LayerNorm", "normalized_shape": 4}, LAYERS),
+        encoder(LAYERS, {"name": "norm", **LINEAR}),
+        children(LINEAR, encoder({"name": "layers", "same": "0"})["tree"]),
+        tree({"cls": "Transformer", "d_model": 4, "nhead": 2}),
+        {"format": "builder/1", "builder": "os:system", "tree": LINEAR},
+        {"format": "builder/1", "builder": "os:system", "kwargs": ["true"]},
         tree({"cls": "Net", "graph": None, "train_graph": None}),
         graph({"out": X}, params={}),
         graph({"out": X}, params=[["p"]]),
@@ -279,6 +299,13 @@ ATTACKS: dict[str, list[Manifest]] = {
         {"format": "tree/1", "tree": LINEAR, "frozen": ["__class__"]},
         {"format": "tree/1", "tree": LINEAR, "frozen": [1]},
         {"format": "tree/1", "tree": LINEAR, "frozen": [["weight"]]},
+        {"format": "tree/1", "tree": LINEAR, "nonpersistent": ["weight"]},
+        {"format": "tree/1", "tree": LINEAR, "nonpersistent": ["__dict__"]},
+        *[
+            {"format": "builder/1", "builder": name}
+            for name in ("os.system", "os:system('true')", ":f", "a:b:c", "a..b:c", "", None, 1)
+        ],
+        {"format": "builder/1", "builder": "os:system", "kwargs": {"a b": 1}},
     ],
     "manifest-class": [
         tree({"cls": name})
@@ -313,6 +340,16 @@ ATTACKS: dict[str, list[Manifest]] = {
                 "torch.randn",
                 "torch.rand_like",
                 "torch.empty_like",
+                "aten.lstm.input",
+                "aten.empty.memory_format",
+                "aten.new_empty",
+                "aten.as_strided",
+                "aten.set_.source_Tensor",
+                "aten.randn",
+                "aten.add",
+                "aten.add.Tensor.x",
+                "aten.",
+                "torch.ops.aten.add.Tensor",
                 "torch.as_strided",
                 "torch.hub.load",
                 "torch.compile",
@@ -414,6 +451,50 @@ ATTACKS: dict[str, list[Manifest]] = {
         {"format": "tree/1", "tree": LINEAR, "inputs": [{"dtype": "object", "shape": []}]},
         {"format": "tree/1", "tree": LINEAR, "inputs": [{"dtype": ["int8"], "shape": []}]},
         {"format": "tree/1", "tree": LINEAR, "inputs": [{"dtype": "int8", "shape": [-1]}]},
+        *[
+            {"format": "tree/1", "tree": LINEAR, "inputs": [{"dtype": "int8", **sizes}]}
+            for sizes in (
+                {"shape": ["__import__('os').system('true')"]},
+                {"shape": [None, 3], "sizes": [2, 4]},
+                {"shape": [None, 3], "sizes": [2]},
+                {"shape": [None, 3], "sizes": [None, 3]},
+            )
+        ],
+        *[
+            {
+                "format": "tree/1",
+                "tree": {"graph": "N"},
+                "graphs": {"N": [{"in": "x", **given}, {"out": X}]},
+            }
+            for given in (
+                {"dtype": "float32", "shape": ["__import__('os').system('true')"]},
+                {"dtype": "expr", "shape": []},
+                {"shape": []},
+            )
+        ],
+        *[
+            graph(
+                {"get": "device", "args": [X]},
+                {"fn": name, "args": args, "kwargs": {"device": "%1"}},
+                {"out": "%2"},
+            )
+            for name, args in (
+                ("aten.ones", [[10**14]]),
+                ("aten.ones", [[1 << 20, 1 << 20]]),
+                ("aten.arange", [1e13]),
+                ("aten.full", [[1 << 13, 1 << 13], 1]),
+            )
+        ],
+        call("aten.arange", 4),
+        call("aten.new_zeros", X, [1 << 30]),
+        call("aten.one_hot", X, 10**9),
+        call("aten.upsample_nearest2d.vec", X, [10**5, 10**5], None),
+        call("aten.einsum", "__import__('os')", [X]),
+        call("aten.arange", 4, device="cuda"),
+        tree({"cls": "LSTM", "input_size": 4, "hidden_size": 4, "num_layers": 10**6}),
+        tree({"cls": "LSTM", "input_size": 1 << 31, "hidden_size": 1 << 31}),
+        tree({"cls": "TransformerEncoderLayer", "d_model": 4, "nhead": 2, "activation": "eval"}),
+        tree({"cls": "MultiheadAttention", "embed_dim": 1 << 31, "num_heads": 0}),
         {"format": "tree/1", "tree": LINEAR, "inputs": [{"dtype": "int8", "shape": [True]}]},
         *[
             graph({"out": X}, params=[["w", shape]])

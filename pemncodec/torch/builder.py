@@ -34,7 +34,8 @@ def describe_builder(
         masked: names of parameters that need no entry in the list of frozen ones.
 
     Raises:
-        EncodeArgumentError: not an import path, or arguments that JSON does not hold.
+        EncodeArgumentError: not an import path, arguments that JSON does not hold, or code that
+            fails or makes something else.
     """
     frozen = [
         name
@@ -52,8 +53,14 @@ def describe_builder(
             manifest[key] = value
     try:
         validate_manifest(manifest, Limits())
+        own = build_trusted(manifest, (builder,)).state_dict()
     except ManifestError as error:
         raise EncodeArgumentError(f"builder: {error}") from None
+    expected = module.state_dict()
+    if {name: tensor.shape for name, tensor in own.items()} != {
+        name: tensor.shape for name, tensor in expected.items()
+    }:
+        raise EncodeArgumentError(f"builder: {builder} makes another network than is to be encoded")
     return manifest
 
 

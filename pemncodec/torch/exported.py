@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from pemncodec.errors import ManifestError
-from pemncodec.operators import validate_graph
+from pemncodec.layers import INT_LIMIT
+from pemncodec.operators import FACTORIES, validate_graph
 from pemncodec.torch.convert import dtype_name
 from pemncodec.torch.graph import UntraceableError, value_to_json
 from pemncodec.torch.program import function_names
@@ -34,12 +36,13 @@ _WRITTEN_AS: Final[dict[Any, Any]] = {
     torch.ops.aten.detach_.default: torch.ops.aten.detach.default,
     torch.ops.aten.to.dtype_layout: torch.ops.aten.to.dtype,
 }
+# A guard of torch.export that a smallest and largest size say as well.
+_BOUND: Final = re.compile(r".*\.size\(\)\[\d+\] (<=|>=|<|>|!=) \d+")
 _INT64_MAX: Final = (1 << 63) - 1
 _DROPOUTS: Final = ("aten.dropout.", "aten.feature_dropout.", "aten.alpha_dropout.")
 _STATISTICS: Final = ("batch_norm", "instance_norm")  # in train mode they change their buffers
 # Where memory lies, not what is computed.
 _PLACEMENT: Final = ("layout", "pin_memory", "memory_format", "non_blocking", "device")
-_FACTORIES: Final = ("arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +105,36 @@ def trace_exported(
             )
         except Exception as error:  # whatever the user's code raises when it is traced
             raise UntraceableError(f"torch.export cannot trace forward: {_cause(error)}") from error
+    _check_guards(program)
     writer = _Writer(module, program, first, shapes)
     nodes = writer.write()
+    _check_bounds(nodes, [first, *others])
     try:
         validate_graph(type(module).__name__, nodes)
     except ManifestError as error:
         raise UntraceableError(str(error)) from None
     return nodes, writer.constants
+
+
+def _check_guards(program: ExportedProgram) -> None:
+    """Refuse a graph that holds for some of the sizes that may vary, unless bounds tell which."""
+    for guard in getattr(program, "_guards_code", None) or ():  # not before torch 2.9
+        if not _BOUND.fullmatch(guard):
+            condition = re.sub(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]", r"\1.shape[\2]", guard)
+            raise UntraceableError(
+                f"forward does one thing where {condition}, and another where not"
+            )
+
+
+def _check_bounds(nodes: Sequence[Mapping[str, Any]], calls: Sequence[Mapping[str, Any]]) -> None:
+    for node in nodes:
+        for axis, size in enumerate(node.get("shape", ())):
+            for call in calls if isinstance(size, list) else ():
+                if not size[0] <= call[node["in"]].shape[axis] <= size[1]:
+                    raise UntraceableError(
+                        f"forward does one thing for sizes of {size[0]} to {size[1]} of axis "
+                        f"{axis} of {node['in']!r}, and another for others"
+                    )
 
 
 def _cause(error: Exception) -> str:
@@ -222,10 +248,27 @@ class _Writer:
             elif isinstance(given[name].arg, ConstantArgument):
                 entry["only"] = value_to_json(self.arguments[name], {})
             else:
+                placeholder = placeholders[given[name].arg.name]
                 entry["dtype"] = dtype_name(self.arguments[name])
-                entry["shape"] = self.shapes[name]
-                self.index[placeholders[given[name].arg.name]] = len(self.nodes)
+                entry["shape"] = self._bounded(placeholder, self.shapes[name] or [])
+                self.index[placeholder] = len(self.nodes)
             self.nodes.append(entry)
+
+    def _bounded(self, placeholder: fx.Node, shape: Sequence[int | None]) -> list[Any]:
+        """A shape in which sizes that decide what the code does have bounds."""
+        bounded: list[Any] = list(shape)
+        for axis, size in enumerate(_meta(placeholder).shape):
+            if shape[axis] is not None or isinstance(size, int):
+                continue
+            bounds = self.program.range_constraints.get(size.node.expr)
+            if bounds is None:
+                continue
+            # That torch.export tells sizes of 0 and 1 apart says nothing of this code.
+            low = 0 if bounds.lower <= 2 else int(bounds.lower)
+            high = int(bounds.upper) if bounds.upper <= INT_LIMIT else INT_LIMIT
+            if (low, high) != (0, INT_LIMIT):
+                bounded[axis] = [low, high]
+        return bounded
 
     def _write(self, node: fx.Node) -> dict[str, Any]:
         target: Any = _WRITTEN_AS.get(node.target, node.target)
@@ -247,7 +290,7 @@ class _Writer:
         entry: dict[str, Any] = {"fn": name}
         if args:
             entry["args"] = [self._value(value) for value in args]
-        if name.removeprefix("aten.").partition(".")[0] in _FACTORIES:
+        if name in FACTORIES:
             kwargs["device"] = f"%{self._device()}"
         if kwargs:
             entry["kwargs"] = kwargs

@@ -147,22 +147,34 @@ def _function(nodes: list[dict[str, Any]]) -> Callable[..., Any]:
     return call
 
 
-def _check_input(value: Any, name: str, dtype: torch.dtype, shape: list[int | None]) -> None:
+def _check_input(
+    value: Any, name: str, dtype: torch.dtype, shape: list[int | list[int] | None]
+) -> None:
     """Refuse what an exported graph, whose other sizes are constants, would compute wrongly."""
     fits = (
         isinstance(value, torch.Tensor)
         and value.dtype == dtype
         and value.dim() == len(shape)
-        and all(
-            size is None or size == given for size, given in zip(shape, value.shape, strict=True)
-        )
+        and all(_is_size(size, given) for size, given in zip(shape, value.shape, strict=True))
     )
     if not fits:
-        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        sizes = ", ".join(_size_text(size) for size in shape)
         given = f"{value.dtype} of {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
         raise ValueError(
             f"the network was stored for {name} as {dtype} of ({sizes}), not {given:.80}"
         )
+
+
+def _is_size(expected: int | list[int] | None, given: int) -> bool:
+    if isinstance(expected, list):
+        return expected[0] <= given <= expected[1]
+    return expected is None or expected == given
+
+
+def _size_text(size: int | list[int] | None) -> str:
+    if isinstance(size, list):
+        return f"{size[0]} to {size[1]}"
+    return "any" if size is None else str(size)
 
 
 _Step = tuple[
