@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from pemncodec.coders.canonical_json import encode_json
 from pemncodec.coders.zstd import encode_zstd
 from pemncodec.errors import CorruptError, LimitError, ManifestError
-from pemncodec.layers import REQUIRED
+from pemncodec.layers import COMPOSITES, REQUIRED
 from pemncodec.limits import Limits
 from pemncodec.manifest import (
     LEAF_CLASSES,
@@ -22,6 +24,7 @@ from pemncodec.manifest import (
     encode_manifest,
     validate_manifest,
 )
+from pemncodec.operators import FUNCTIONS, METHODS
 from pemncodec.torch.rebuild import build_module
 
 Manifest = dict[str, Any]
@@ -739,3 +742,32 @@ def test_any_change_is_refused_or_can_be_built(data: st.DataObject) -> None:
 def test_defaults_are_in_their_own_domain(name: str) -> None:
     for argument in LEAF_CLASSES[name].values():
         assert argument.default is REQUIRED or argument.accepts(argument.default)
+
+
+def test_the_spec_lists_what_is_allowed() -> None:
+    text = (Path(__file__).parent.parent / "spec" / "pemn.md").read_text(encoding="utf-8")
+    graphs = text.partition("### 8.4 Graphs")[2].partition("### 8.5")[0]
+    blocks = {
+        before.strip().splitlines()[-1]: frozenset(names.split())
+        for before, names in re.findall(r"([^\n]+)\n\n((?:    [^\n]+\n)+)", graphs)
+    }
+
+    def listed(start: str) -> frozenset[str]:
+        (names,) = (names for head, names in blocks.items() if start in head)
+        return names
+
+    both = listed("Both of `torch.`")
+    functions = {
+        "operator.": listed("Of `operator.`"),
+        "torch.": both | listed("Only of `torch.`"),
+        "torch.nn.functional.": listed("Functions of `torch.nn.functional.`"),
+        "aten.": listed("Operators of `aten.`"),
+        "math.": {"ceil", "floor", "sqrt"},
+    }
+    assert {prefix + name for prefix, names in functions.items() for name in names} == FUNCTIONS
+    assert both | listed("Only methods") == METHODS
+    layers = text.partition("### 8.3 Layers")[2].partition("### 8.4")[0]
+    rows = [line.split("|")[1] for line in layers.splitlines() if line.startswith("| `")]
+    classes = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    expanded = {name.replace("Rd", f"{n}d") for name in classes for n in (1, 2, 3)}
+    assert expanded == {*LEAF_CLASSES, *COMPOSITES}
