@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import click
 
 from pemncodec import __version__
-from pemncodec.errors import EncodeArgumentError, EncodeError, PemnError
+from pemncodec.architecture import render_architecture
+from pemncodec.errors import EncodeArgumentError, EncodeError, ManifestError, PemnError
 from pemncodec.file import PemnFile, open_file
 from pemncodec.limits import Limits
 from pemncodec.manifest import FORMAT
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 STDIO = "-"
 _STATE_DICT_SUFFIXES = (".safetensors", ".pt", ".pth")
+_EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")
 
 
 # ---------------------------------------------------------------------------------- options
@@ -234,21 +236,51 @@ def encode(
 @cli.command()
 @click.argument("source", metavar="FILE")
 @click.option(
-    "-o", "--output", required=True, help=".safetensors, .pt or .pth to write; - is safetensors."
+    "-o",
+    "--output",
+    required=True,
+    help="A state dict (.safetensors, .pt, .pth; - is safetensors) or a network to deploy (.pt2, "
+    ".onnx, .pte).",
+)
+@click.option("--batch", type=click.IntRange(1), help="Fix the batch size of a network to deploy.")
+@click.option(
+    "--trust",
+    multiple=True,
+    metavar="MODULE:FUNCTION",
+    help="Code that the file may run, if it was encoded with --builder.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to decode, such as cuda.")
 @_max_memory
 @_force
 @_quiet
 def decode(
-    source: str, output: str, device: str, max_memory: int, force: bool, quiet: bool
+    source: str,
+    output: str,
+    batch: int | None,
+    trust: Sequence[str],
+    device: str,
+    max_memory: int,
+    force: bool,
+    quiet: bool,
 ) -> None:
-    """Decode to a plain state dict: masks applied, masked-out weights 0."""
-    if output != STDIO and Path(output).suffix not in _STATE_DICT_SUFFIXES:
-        raise click.BadParameter(
-            f"{output} must end in {', '.join(_STATE_DICT_SUFFIXES)}", param_hint="-o"
-        )
+    """Decode to a plain state dict (masks applied, masked-out weights 0), or to a network.
+
+    \b
+    pemn decode net.pemn -o net.safetensors
+    pemn decode net.pemn -o net.onnx --batch 1
+    """
+    suffix = Path(output).suffix
+    if output != STDIO and suffix not in (*_STATE_DICT_SUFFIXES, *_EXPORT_SUFFIXES):
+        known = ", ".join((*_STATE_DICT_SUFFIXES, *_EXPORT_SUFFIXES))
+        raise click.BadParameter(f"{output} must end in {known}", param_hint="-o")
     _check_output(output, source, force=force)
+    if suffix in _EXPORT_SUFFIXES:
+        if device != "cpu":
+            raise click.UsageError(f"--device is for state dicts, not for {suffix}")
+        _export(source, output, batch, trust, max_memory, quiet=quiet)
+        return
+    if batch is not None or trust:
+        raise click.UsageError(f"--batch and --trust are for {', '.join(_EXPORT_SUFFIXES)}")
     with steps(quiet=quiet) as step:
         step("loading torch", None)
         from pemncodec.torch.decode import load_state
@@ -265,11 +297,21 @@ def decode(
 @cli.command()
 @click.argument("source", metavar="FILE")
 @click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")
+@click.option("--architecture", is_flag=True, help="The network instead, as print(model) does.")
 @_max_memory
 @_json
-def inspect(source: str, verbose: bool, max_memory: int, as_json: bool) -> None:
+def inspect(source: str, verbose: bool, architecture: bool, max_memory: int, as_json: bool) -> None:
     """Show what a file holds and what every part of it costs."""
     with _open(source, max_memory) as file, _named(source):
+        if architecture:
+            if file.manifest is None:
+                raise ManifestError("no-manifest", "the file holds no architecture, only tensors")
+            shapes = {name: file.shape(name) for name in file.keys()}  # noqa: SIM118
+            if as_json:
+                print_json(file.manifest)
+            else:
+                click.echo("\n".join(render_architecture(file.manifest, shapes)))
+            return
         info = file.info()
     if as_json:
         print_json(info.to_json())
@@ -381,6 +423,29 @@ def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: 
     if sorted(decoded) == sorted(expected):
         decoded = {name: decoded[name] for name in expected}
     compare_states(decoded, expected)
+
+
+def _export(
+    source: str,
+    output: str,
+    batch: int | None,
+    trust: Sequence[str],
+    max_memory: int,
+    *,
+    quiet: bool,
+) -> None:
+    with steps(quiet=quiet) as step:
+        step("loading torch", None)
+        from pemncodec import export
+
+        write = {".pt2": export.to_pt2, ".onnx": export.to_onnx, ".pte": export.to_executorch}
+        step("exporting", None)
+        given = io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source
+        with _named(source), _target(output) as target:
+            limits = Limits(decoded_bytes=max_memory)
+            write[Path(output).suffix](given, target, batch=batch, limits=limits, trust=trust)
+    if not quiet:
+        click.echo(f"{output}: {Path(output).stat().st_size:,} bytes", err=True)
 
 
 def _save_state_dict(state: dict[str, Tensor], metadata: dict[str, str], output: str) -> None:

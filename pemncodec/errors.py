@@ -51,6 +51,10 @@ class PrototypeMismatchError(EncodeError):
     """Weights are not what the given prototype generates."""
 
 
+class ExportError(PemnError, ValueError):
+    """A network cannot be exported as asked, or what that takes is not installed."""
+
+
 class DecodeError(PemnError, ValueError):
     """A file is not a valid .pemn file.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -292,3 +294,32 @@ def test_a_train_graph_on_the_command_line(tmp_path: Path, monkeypatch: pytest.M
     result = CliRunner().invoke(cli, [*command, "--builder"])
     assert result.exit_code == 2
     assert "code that is installed" in result.output
+
+
+def test_architecture_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "tagger.pemn"
+    path.write_bytes(encoded(Tagger()).getvalue())
+    script = (
+        "import sys; from pemncodec.cli import cli; "
+        f"cli(['inspect', '--architecture', {str(path)!r}], standalone_mode=False); "
+        "assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == [
+        "inputs: int64 [any, 6]",
+        "Tagger(",
+        "  positions [6, 8], not in the state dict",
+        "  forward: 4 operations",
+        "  (words): Embedding(11, 8)  weight [11, 8]",
+        "  (lstm): LSTM(8, 4, batch_first=True, bidirectional=True)  weight_ih_l0 [16, 8], "
+        "weight_hh_l0 [16, 4], bias_ih_l0 [16], bias_hh_l0 [16], weight_ih_l0_reverse [16, 8], "
+        "weight_hh_l0_reverse [16, 4], bias_ih_l0_reverse [16], bias_hh_l0_reverse [16]",
+        "  (attention): MultiheadAttention(8, 2, batch_first=True)  in_proj_weight [24, 8], "
+        "in_proj_bias [24], out_proj.weight [8, 8], out_proj.bias [8]",
+        "  (head): Linear(8, 11, bias=False)  weight [11, 8]",
+        ")",
+    ]
+    result = CliRunner().invoke(cli, ["inspect", "--architecture", "--json", str(path)])
+    assert json.loads(result.output)["format"] == "tree/1"

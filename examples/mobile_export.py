@@ -1,0 +1,33 @@
+"""What a mobile export script does with a .pemn file: networks for a phone, one image at a time.
+
+    python mobile_export.py net.pemn out/
+
+Writes out/net.onnx, and out/net.pte where ExecuTorch is installed. No code of the model is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pemncodec import ExportError
+from pemncodec.export import to_executorch, to_onnx
+
+
+def main(source: str, folder: str) -> None:
+    """Export `source` into `folder`, with a batch of one, as phones run networks."""
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    for suffix, write in ((".onnx", to_onnx), (".pte", to_executorch)):
+        target = out / f"{Path(source).stem}{suffix}"
+        try:
+            write(source, target, batch=1)
+            print(f"{target}: {target.stat().st_size:,} bytes")
+        except ExportError as error:
+            print(f"{target}: left out, {error}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
