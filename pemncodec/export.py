@@ -6,12 +6,9 @@ decoded to on the way to a device, not a way to store it.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
 import os
-import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from importlib.util import find_spec
 from typing import Any, BinaryIO, Final
 
@@ -23,6 +20,7 @@ from pemncodec.errors import ExportError
 from pemncodec.file import open_file
 from pemncodec.limits import Limits
 from pemncodec.torch.decode import load_module
+from pemncodec.torch.exported import quiet
 from pemncodec.writing import write_file
 
 _BATCH: Final = 2  # sizes of 0 and 1 would be taken for constants
@@ -70,7 +68,7 @@ def to_onnx(source: Source, target: Target, **options: Any) -> None:
     """
     _require("onnx", ("onnx", "onnxscript"), "pip install 'pemncodec[onnx]'")
     program = to_program(source, **options)
-    with _quiet():
+    with quiet():
         try:
             exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
             assert exported is not None
@@ -84,7 +82,7 @@ def to_executorch(source: Source, target: Target, **options: Any) -> None:
     """Write the network for ExecuTorch (.pte); arguments and errors as in `to_program`."""
     _require("ExecuTorch", ("executorch",), "pip install executorch")
     program = to_program(source, **options)
-    with _quiet():
+    with quiet():
         try:
             from executorch.exir import to_edge
 
@@ -108,7 +106,7 @@ def _export(module: nn.Module, inputs: list[dict[str, Any]], batch: int | None) 
             sizes = [batch, *sizes[1:]]
         examples.append(_example(sizes, getattr(torch, item["dtype"])))
         dynamic.append(varying)
-    with _quiet():
+    with quiet():
         try:
             return torch.export.export(
                 module, tuple(examples), dynamic_shapes=tuple(dynamic), strict=False
@@ -132,20 +130,3 @@ def _cause(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     specific = [line for line in lines if "specialized" in line or "not supported" in line]
     return ([*specific, *lines] or [type(error).__name__])[0][:300]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what exporters print about code that they export well."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -7,11 +7,12 @@ it leads for them. Everything below the module becomes part of one graph.
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -98,7 +99,7 @@ def trace_exported(
         else None
         for name, shape in shapes.items()
     }
-    with _quiet():
+    with quiet():
         try:
             program = torch.export.export(
                 module, call.args, call.kwargs, dynamic_shapes=dynamic, strict=False
@@ -146,19 +147,20 @@ def _cause(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the notes of torch.export on code that it traces well."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._dynamo")]
-    levels = [logger.level for logger in loggers]
+def quiet() -> Iterator[None]:
+    """Without what torch's exporters print: notes on code that they export well, whole graphs."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _named_arguments(module: nn.Module, call: RecordedCall) -> dict[str, Any]:

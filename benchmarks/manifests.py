@@ -1,0 +1,206 @@
+"""Which networks a file can describe: results/manifests.csv, and the table that README quotes.
+
+Every network is masked at random, encoded, and decoded in this process without its code; then it
+is compared with the original at two batch sizes, trained a step, moved, and exported again.
+
+    python benchmarks/manifests.py [NAME…]
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from provenance import provenance
+from torch import Tensor, nn
+from zoo import ZOO, Inputs
+
+import pemncodec
+from pemncodec import ExportError, PemnError
+from pemncodec.coders.canonical_json import encode_json
+from pemncodec.export import to_onnx, to_program
+from pemncodec.file import open_file
+from pemncodec.limits import Limits
+from pemncodec.torch.rebuild import build_module
+
+RESULTS: Final = Path(__file__).parent / "results" / "manifests.csv"
+COLUMNS: Final = (
+    "network",
+    "kind",
+    "JSON bytes",
+    "manifest bytes",
+    "difference at 2",
+    "difference at 5",
+    "trains",
+    "moves",
+    "ONNX",
+    "torch.export",
+    "rebuild ms",
+)
+_BATCHES: Final = (2, 5)
+_ROUNDS: Final = 7
+
+
+def random_masks(module: nn.Module, keep: float = 0.5) -> dict[str, Tensor]:
+    """A mask for every parameter with two dimensions or more."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.rand(parameter.shape, generator=generator) < keep
+        for name, parameter in module.named_parameters()
+        if parameter.dim() > 1
+    }
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """All tensors in an output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return (
+        [t for part in output for t in tensors_of(part)] if isinstance(output, list | tuple) else []
+    )
+
+
+def difference(expected: Any, actual: Any) -> float:
+    """Largest absolute difference of two outputs."""
+    pairs = zip(tensors_of(expected), tensors_of(actual), strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One row of the table."""
+    make, inputs = ZOO[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    masks = random_masks(model)
+    stream = io.BytesIO()
+    row: dict[str, Any] = {"network": name}
+    try:
+        pemncodec.encode(
+            model, stream, masks=masks, example_inputs=inputs(5), preset="fast", train_graph=True
+        )
+    except PemnError as error:
+        cause = str(error).partition(";")[0].removeprefix("cannot describe ")
+        return row | {"kind": f"refused: {cause}"}
+    with torch.no_grad():
+        for key, mask in masks.items():
+            model.get_parameter(key).mul_(mask)
+    with open_file(stream) as file:
+        manifest = file.manifest
+        row["manifest bytes"] = file.info().manifest_bytes
+    assert manifest is not None
+    row["kind"] = kind_of(manifest)
+    row["JSON bytes"] = len(encode_json(manifest))
+    rebuilt = pemncodec.decode(stream)
+    for batch in _BATCHES:
+        given = inputs(batch)
+        with torch.no_grad():
+            row[f"difference at {batch}"] = difference(model(*given), rebuilt(*given))
+    row["moves"] = moves(rebuilt, inputs)
+    row["ONNX"] = onnx(stream, rebuilt, inputs)
+    row["torch.export"] = exported(stream, rebuilt, inputs)
+    row["trains"] = trains(model, rebuilt, inputs)
+    seconds = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        build_module(manifest, Limits())
+        seconds.append(time.perf_counter() - start)
+    row["rebuild ms"] = round(1e3 * statistics.median(seconds), 1)
+    return row
+
+
+def kind_of(manifest: Mapping[str, Any]) -> str:
+    """How `forward` functions are described."""
+    nodes = [node for graph in manifest.get("graphs", {}).values() for node in graph]
+    return "exported" if any(n.get("fn", "").startswith("aten.") for n in nodes) else "traced"
+
+
+def trains(model: nn.Module, rebuilt: nn.Module, inputs: Inputs) -> str:
+    """Whether a step in train mode gives both the same gradients."""
+    given = inputs(4)
+    try:
+        for each in (model, rebuilt):
+            for parameter in each.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+                parameter.grad = None
+            torch.manual_seed(1)
+            outputs = tensors_of(each.train()(*given))
+            sum(o.double().square().sum() for o in outputs if o.is_floating_point()).backward()
+            each.eval()
+    except NotImplementedError as error:
+        return f"no: {error}"
+    gradients = zip(model.parameters(), rebuilt.parameters(), strict=True)
+    same = all(
+        (a.grad is None) == (b.grad is None) and (a.grad is None or torch.equal(a.grad, b.grad))
+        for a, b in gradients
+    )
+    return "yes" if same else "other gradients"
+
+
+def moves(rebuilt: nn.Module, inputs: Inputs) -> str:
+    """Whether every tensor made inside follows the module: to a GPU, or to "meta" without one."""
+    device = "cuda" if torch.cuda.is_available() else "meta"
+    moved = copy.deepcopy(rebuilt).to(device)
+    outputs = tensors_of(moved(*(x.to(device) for x in inputs(2))))
+    return f"yes ({device})" if all(o.device.type == device for o in outputs) else "no"
+
+
+def onnx(stream: io.BytesIO, rebuilt: nn.Module, inputs: Inputs) -> str:
+    """Largest difference of onnxruntime's outputs, or why there are none."""
+    import onnxruntime
+
+    target = io.BytesIO()
+    try:
+        to_onnx(stream, target)
+    except ExportError as error:
+        return f"no: {error}"
+    session = onnxruntime.InferenceSession(target.getvalue())
+    largest = 0.0
+    for batch in _BATCHES:
+        given = inputs(batch)
+        feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), given, strict=True)}
+        actual = [torch.from_numpy(array) for array in session.run(None, feed)]
+        with torch.no_grad():
+            largest = max(largest, difference(rebuilt(*given), actual))
+    return f"{largest:.1g}"
+
+
+def exported(stream: io.BytesIO, rebuilt: nn.Module, inputs: Inputs) -> str:
+    """Largest difference of the exported program's outputs, or why there are none."""
+    try:
+        program = to_program(stream)
+    except ExportError as error:
+        return f"no: {error}"
+    run = program.module()
+    with torch.no_grad():
+        largest = max(difference(rebuilt(*x), run(*x)) for x in map(inputs, _BATCHES))
+    return f"{largest:.1g}"
+
+
+def main(names: list[str]) -> None:
+    """Measure and write the table."""
+    torch.set_num_threads(1)
+    source = provenance(["torch", "timm", "transformers", "onnxruntime"])
+    rows = []
+    for name in names or ZOO:
+        rows.append(measure(name))
+        print(*(rows[-1].get(column, "") for column in COLUMNS), sep=" | ", flush=True)
+    if not names:
+        with RESULTS.open("w", newline="") as file:
+            file.write(f"# {source}\n")
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
