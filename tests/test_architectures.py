@@ -226,6 +226,19 @@ HOSTILE = {
         graph({"fn": "aten.linear", "args": ["%0", 3]}, {"out": "%1"}),
         "manifest-run",
     ),
+    "a number as a dtype": (
+        graph({"fn": "aten.to.dtype", "args": ["%0", (1 << 31) - 1]}, {"out": "%1"}),
+        "manifest-run",
+    ),
+    "a computed number as a dtype": (
+        graph(
+            {"fn": "aten.sym_size.int", "args": ["%0", 1]},
+            {"fn": "operator.mul", "args": ["%1", 999]},
+            {"fn": "aten.sum", "args": ["%0"], "kwargs": {"dtype": "%2"}},
+            {"out": "%3"},
+        ),
+        "manifest-run",
+    ),
     "no inputs": ({**graph({"out": "%0"}), "inputs": []}, "manifest-run"),
     "an input of another size": (
         {

@@ -25,10 +25,12 @@ from pemncodec.manifest import (
     validate_manifest,
 )
 from pemncodec.operators import FUNCTIONS, METHODS
-from pemncodec.torch.rebuild import build_module
+from pemncodec.torch.rebuild import build_module, check_run
 
 Manifest = dict[str, Any]
 LINEAR = {"cls": "Linear", "in_features": 4, "out_features": 4}
+ENCODER_LAYER = {"cls": "TransformerEncoderLayer", "d_model": 4, "nhead": 2}
+LAYERS = {"name": "layers", "cls": "ModuleList", "children": [ENCODER_LAYER]}
 
 
 def valid() -> Manifest:
@@ -55,9 +57,12 @@ def valid() -> Manifest:
                 {"out": {"dict": [["a", "%13"], ["b", ["%14", None]]]}},
             ],
             "Train": [
-                {"in": "x"},
+                {"in": "x", "dtype": "float32", "shape": [None, [1, 64]]},
                 {"fn": "torch.nn.functional.dropout", "args": ["%0"], "kwargs": {"p": 0.5}},
-                {"out": "%1"},
+                {"get": "device", "args": ["%1"]},
+                {"fn": "aten.arange", "args": [4], "kwargs": {"device": "%2"}},
+                {"fn": "aten.add.Tensor", "args": ["%1", "%3"]},
+                {"out": "%4"},
             ],
         },
         "tree": {
@@ -73,11 +78,14 @@ def valid() -> Manifest:
                     "children": [{"name": "fn", **LINEAR}, {"name": "list", "cls": "ModuleList"}],
                 },
                 {"name": "again", "same": "0"},
+                {"cls": "LSTM", "input_size": 4, "hidden_size": 4},
+                {"cls": "TransformerEncoder", "children": [LAYERS]},
             ],
         },
+        "nonpersistent": ["1.steps"],
         "training": True,
         "frozen": ["0.weight"],
-        "inputs": [{"dtype": "float32", "shape": [None, 4]}],
+        "inputs": [{"dtype": "float32", "shape": [None, 4], "sizes": [3, 4]}],
     }
     return copy.deepcopy(manifest)
 
@@ -88,10 +96,6 @@ def graph(*nodes: Any, **user: Any) -> Manifest:
         "graphs": {"Net": [{"in": "x"}, *nodes]},
         "tree": {"graph": "Net", **user},
     }
-
-
-ENCODER_LAYER = {"cls": "TransformerEncoderLayer", "d_model": 4, "nhead": 2}
-LAYERS = {"name": "layers", "cls": "ModuleList", "children": [ENCODER_LAYER]}
 
 
 def encoder(*nodes: Any) -> Manifest:
@@ -735,7 +739,7 @@ def test_any_change_is_refused_or_can_be_built(data: st.DataObject) -> None:
     else:
         del container[key]
     with contextlib.suppress(ManifestError, LimitError):
-        build_module(manifest, Limits())
+        check_run(build_module(manifest, Limits()), manifest.get("inputs", []), Limits())
 
 
 @pytest.mark.parametrize("name", LEAF_CLASSES)

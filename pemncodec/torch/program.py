@@ -300,7 +300,11 @@ def _callables() -> dict[tuple[str, str], Callable[..., Any]]:
     for name in FUNCTIONS:
         found = _function_of(name)
         if found is not None:
-            table["fn", name] = _bounded(found) if name.startswith("operator.") else found
+            table["fn", name] = found
+            if name.startswith("operator."):
+                table["fn", name] = _bounded(found)
+            elif name.startswith("aten."):
+                table["fn", name] = _typed(found)
     for name in METHODS:
         # Unbound, so that it refuses what is no tensor.
         table["meth", name] = getattr(torch.Tensor, name)
@@ -313,6 +317,43 @@ def _attribute(name: str, value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} of what is no tensor")
     return getattr(value, name)
+
+
+# Types of ATen that its Python binding takes any integer for, and then reads out of bounds.
+_ENUMERATIONS: Final[dict[str, tuple[type, ...]]] = {
+    "ScalarType": (torch.dtype,),
+    "Device": (torch.device,),
+    "Layout": (),
+    "MemoryFormat": (),
+}
+
+
+def _typed(function: Any) -> Callable[..., Any]:
+    """An operator of ATen that refuses integers as dtypes and the like: they crash the process."""
+    positions: dict[int, tuple[type, ...]] = {}
+    keywords: dict[str, tuple[type, ...]] = {}
+    for position, argument in enumerate(function._schema.arguments):
+        for enumeration, types in _ENUMERATIONS.items():
+            if enumeration in str(argument.real_type):
+                positions[position] = keywords[argument.name] = types
+    if not positions:
+        overload: Callable[..., Any] = function
+        return overload
+
+    def checked(*operands: Any, **named: Any) -> Any:
+        for position, types in positions.items():
+            if position < len(operands):
+                _check_type(operands[position], types)
+        for name, types in keywords.items():
+            _check_type(named.get(name), types)
+        return function(*operands, **named)
+
+    return checked
+
+
+def _check_type(value: Any, types: tuple[type, ...]) -> None:
+    if value is not None and not isinstance(value, types):
+        raise TypeError(f"{value!r:.40} where a dtype or device belongs")
 
 
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
