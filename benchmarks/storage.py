@@ -243,7 +243,9 @@ def _cell(text: str, column: str) -> str:
 @click.option(
     "--trained", type=Path, multiple=True, metavar="RUN", help="A folder of train_cifar10.py."
 )
-@click.option("--large", "sizes", is_flag=True, help="Also ResNet-50 and two ViTs; half an hour.")
+@click.option(
+    "--large", "sizes", is_flag=True, help="Also ResNet-50 and two ViTs; a quarter of an hour."
+)
 @click.option("--data", type=Path, help="CIFAR-10, as for train_cifar10.py.")
 @click.option("--print", "print_only", is_flag=True, help="Measure nothing: print the tables.")
 @click.option("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "storage.csv")
