@@ -1,4 +1,4 @@
-"""The networks of PEMN's CIFAR experiments (Bai et al., NeurIPS 2022), in plain PyTorch.
+"""Networks in plain PyTorch: of PEMN's CIFAR experiments (Bai et al., NeurIPS 2022), and larger.
 
 * ConvMixer is that of the authors' code, in examples/convmixer.py.
 * CIFAR ResNets are those of He et al. (CVPR 2016), section 4.2, with parameter-free shortcuts
@@ -6,6 +6,8 @@
 * ViT is an assumption, as the authors published their ConvMixer code only. It has what is usual for
   CIFAR-10 at these widths and depths: patches of 4 pixels, 8 heads of 64, a hidden layer of 512, a
   class token, layer norms first, learned positions, no dropout.
+* ResNet-50 (He et al., table 1, with strides in the 3×3 convolutions) and the ViTs of 224 pixels
+  (Dosovitskiy et al., ICLR 2021; tiny of Touvron et al., ICML 2021) have the sizes of ImageNet's.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from convmixer import convmixer
 RESNETS = {"resnet20": 3, "resnet32": 5, "resnet56": 9}
 MODELS = ("convmixer", "vit", *RESNETS)
 IMAGE_SIZE = 32
+LARGE_VITS = {"ViT-Ti/16": (192, 3), "ViT-B/16": (768, 12)}  # width, heads
+LARGE = ("ResNet-50", *LARGE_VITS)
+LARGE_IMAGE_SIZE = 224
 
 
 def build_model(
@@ -47,6 +52,23 @@ def build_model(
     if name == "vit":
         return VisionTransformer(dim, depth, patch=patch, n_classes=n_classes)
     return resnet(RESNETS[name], n_classes)
+
+
+def build_large(name: str) -> nn.Module:
+    """A network of `LARGE` with PyTorch's initial values: float32 [n, 3, 224, 224] → [n, 1000]."""
+    if name == "ResNet-50":
+        return resnet50()
+    dim, heads = LARGE_VITS[name]
+    return VisionTransformer(
+        dim,
+        12,
+        patch=16,
+        hidden=4 * dim,
+        n_classes=1000,
+        heads=heads,
+        image_size=LARGE_IMAGE_SIZE,
+        qkv_bias=True,
+    )
 
 
 # ------------------------------------------------------------------------------------- ResNet
@@ -91,16 +113,62 @@ def resnet(blocks: int, n_classes: int = 10) -> nn.Sequential:
     )
 
 
+class Bottleneck(nn.Module):
+    """Convolutions of 1×1, 3×3 and 1×1, and a shortcut, projected where its shape changes."""
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out_channels = 4 * width
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.bn1(self.conv1(x)))
+        y = functional.relu(self.bn2(self.conv2(y)))
+        return functional.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+
+
+def resnet50(n_classes: int = 1000) -> nn.Sequential:
+    """Four stages of 3, 4, 6 and 3 blocks."""
+    blocks, channels = [], 64
+    for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for index in range(count):
+            blocks.append(Bottleneck(channels, width, 1 if index else stride))
+            channels = 4 * width
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 7, 2, padding=3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, padding=1),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, n_classes),
+    )
+
+
 # ---------------------------------------------------------------------------------------- ViT
 
 
 class Attention(nn.Module):
     """Self-attention of `heads` heads, each `head_dim` wide."""
 
-    def __init__(self, dim: int, heads: int = 8, head_dim: int = 64) -> None:
+    def __init__(
+        self, dim: int, heads: int = 8, head_dim: int = 64, *, qkv_bias: bool = False
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=qkv_bias)
         self.out = nn.Linear(heads * head_dim, dim)
         self.heads = heads
 
@@ -125,18 +193,34 @@ class FeedForward(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT (Dosovitskiy et al., ICLR 2021) for small images."""
+    """ViT (Dosovitskiy et al., ICLR 2021)."""
 
     def __init__(
-        self, dim: int, depth: int, *, patch: int = 4, hidden: int = 512, n_classes: int = 10
+        self,
+        dim: int,
+        depth: int,
+        *,
+        patch: int = 4,
+        hidden: int = 512,
+        n_classes: int = 10,
+        heads: int = 8,
+        image_size: int = IMAGE_SIZE,
+        qkv_bias: bool = False,
     ) -> None:
         super().__init__()
-        patches = (IMAGE_SIZE // patch) ** 2
+        patches = (image_size // patch) ** 2
         self.embed = nn.Conv2d(3, dim, patch, stride=patch)
         self.class_token = nn.Parameter(torch.randn(1, 1, dim))
         self.positions = nn.Parameter(torch.randn(1, patches + 1, dim))
         self.blocks = nn.Sequential(
-            *(layer for _ in range(depth) for layer in (Attention(dim), FeedForward(dim, hidden)))
+            *(
+                layer
+                for _ in range(depth)
+                for layer in (
+                    Attention(dim, heads, qkv_bias=qkv_bias),
+                    FeedForward(dim, hidden),
+                )
+            )
         )
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, n_classes)

@@ -1,127 +1,283 @@
-"""Bytes of masked checkpoints as .pemn and as what one would use instead, as a table and a CSV.
+"""Bytes of masked networks as .pemn and as what one would use instead: a CSV, and tables of it.
 
-python benchmarks/storage.py [--official FOLDER] [--trained RUN …] [--data CIFAR-10] [-o FILE.csv]
+    python benchmarks/storage.py [--trained RUN …] [--official FOLDER] [--data CIFAR-10] [--large]
+    python benchmarks/storage.py --print
 
 Measures the example checkpoint; where the folder is there, the two that the official PEMN code
-trained; and runs of train_cifar10.py. With the data, also how many test images each file
-classifies correctly. Every competitor stores the same effective state dict, and no architecture;
-"packed masks + fp32" is what a masked network needs without a codec: one bit a weight, the used
-prototype values, the rest as it is.
+trained; runs of train_cifar10.py; and networks of ImageNet's sizes, whose masks and trained tensors
+are random. With the data, also how many test images each file classifies correctly. Every
+competitor stores the same effective state dict, and no architecture; "packed masks + fp32" is what
+a masked network needs without a codec: one bit a weight, the used prototype values, the rest as it
+is; zipnn and nncodec are measured where they are installed. The Markdown tables that it prints are
+those of the README; --print makes them of the CSV alone.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import lzma
-import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 import safetensors.torch
 import torch
 from cifar10 import Images, load_cifar10
+from models import IMAGE_SIZE, LARGE, LARGE_IMAGE_SIZE, build_large, build_model
 from provenance import provenance
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from train_cifar10 import predict, top1
+from train_table import network, strategy
 
 import pemncodec
+from pemncodec.masking import RandomPadding, mask_model
 from pemncodec.torch.alternatives import dense_bytes, masked_bytes
 from pemncodec.torch.checkpoint import load_checkpoint, read_masks
+from pemncodec.torch.peers import measure_peers
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
 
-CHECKPOINTS = {
-    "example, RP 1e-3, keep 0.5": ("examples/convmixer-rp1e-3-k50.pt", None),
-    "official, RP 1e-3, keep 0.5": ("official-convmixer-rp1e-3-k50.pt", 0.5),
-    "official, One-layer, keep 0.2": ("official-convmixer-onelayer-k20.pt", 0.2),
+CONVMIXER = {"model": "convmixer", "dim": 128, "depth": 4, "patch": 4, "kernel": 5}
+EXAMPLE = ("rp 0.001, keep 0.5: the example", ROOT / "examples" / "convmixer-rp1e-3-k50.pt")
+OFFICIAL = {
+    "official rp 0.001, keep 0.5": ("official-convmixer-rp1e-3-k50.pt", 0.5),
+    "official one-layer, keep 0.2": ("official-convmixer-onelayer-k20.pt", 0.2),
+}
+MODES = ("lossless", "fp16", "q8")  # of files with folded batch norms, where there are any
+XZ_BYTES = 1 << 26  # larger ones take xz tens of minutes
+
+SIZES = {
+    "model": "model",
+    "top-1 %": "top-1 %",
+    "safetensors": "safetensors",
+    "safetensors + zstd-19": "+ zstd-19",
+    "packed masks + fp32": "packed masks + fp32",
+    "nncodec qp -32 (lossy)": "nncodec (lossy)",
+    ".pemn": "**.pemn**",
+    ".pemn fp16": "**`--fold-bn --dense fp16`**",
+    "top-1 %, fp16": "top-1 %",
+    ".pemn q8": "**`--fold-bn --dense q8`**",
+    "top-1 %, q8": "top-1 %",
+}
+PARTS = {
+    "model": "model",
+    "masked weights": "masked weights",
+    "header": "header",
+    "manifest": "manifest",
+    "prototype": "prototype",
+    "dense": "dense",
+    "masks": "masks",
+    "order-0 entropy of the masks": "their order-0 entropy",
+    "bits per weight": "bits per weight",
 }
 
+Row = dict[str, str | float | None]
 
-def measure(path: Path, keep: float | None, images: Images | None) -> dict[str, float]:
-    """Bytes of one checkpoint in every form."""
-    from convmixer import convmixer
 
-    loaded = load_checkpoint(path, trust_pickle=path.name == "last.pt")
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network to measure: `load` gives what `encode` takes, and the plain module of a state dict.
+
+    Attributes:
+        keep: for checkpoints with scores alone.
+        image_size: of its inputs; networks for CIFAR-10 have a metric.
+    """
+
+    title: str
+    load: Callable[[], tuple[nn.Module | dict[str, Tensor], nn.Module | None]]
+    keep: float | None = None
+    image_size: int = IMAGE_SIZE
+
+
+def checkpoint(title: str, path: Path, config: dict[str, Any], keep: float | None = None) -> Case:
+    """A trained network of train_cifar10.py's kinds."""
+    shape = {key: config[key] for key in ("dim", "depth", "patch", "kernel")}
+
+    def load() -> tuple[nn.Module | dict[str, Tensor], nn.Module]:
+        loaded = load_checkpoint(path, trust_pickle=path.name == "last.pt")
+        return loaded, build_model(config["model"], **shape)
+
+    return Case(title, load, keep)
+
+
+def run(folder: Path) -> Case:
+    """A run of train_cifar10.py."""
+    config = json.loads((folder / "result.json").read_text())["config"]
+    title = strategy(config | {"keep": None})
+    if config["keep"] is not None:
+        title += f", keep {config['keep']:g}"
+    if {key: config[key] for key in CONVMIXER} != CONVMIXER:
+        title = f"{network(config)}, {title}"
+    return checkpoint(
+        title.replace(" keep", ", keep").replace(",,", ","), folder / "last.pt", config
+    )
+
+
+def large(name: str) -> Case:
+    """A large network: RP 1e-3, keep 0.2, random masks, random values for what would be trained."""
+
+    def load() -> tuple[nn.Module, None]:
+        torch.manual_seed(0)
+        model = mask_model(build_large(name), RandomPadding(ratio=1e-3), keep=0.2, seed=0)
+        with torch.no_grad():
+            for tensor in model.state_dict(keep_vars=True).values():
+                if tensor.dim() == 1 and tensor.is_floating_point():
+                    tensor.uniform_(0.5, 1.5)
+        return model, None
+
+    return Case(f"{name}, rp 0.001, keep 0.2", load, image_size=LARGE_IMAGE_SIZE)
+
+
+def measure(case: Case, images: Images | None) -> Row:
+    """Bytes of one network in every form; a row of the CSV."""
+    source, architecture = case.load()
+    state = source if isinstance(source, dict) else source.state_dict()
+    read = read_masks(state, keep=case.keep)
+    size = case.image_size
+
+    def accuracy(model: nn.Module | io.BytesIO) -> float | None:
+        if images is None or size != IMAGE_SIZE:
+            return None
+        if isinstance(model, io.BytesIO):
+            model = pemncodec.decode(model)
+        return round(top1(predict(model, images), images), 2)
+
+    if not read.masks and architecture is not None:
+        architecture.load_state_dict(read.effective())
+        top = accuracy(architecture)
+        return {"model": case.title, "top-1 %": top, **dense_forms(read.effective())}
+    options: dict[str, Any] = {
+        "keep": case.keep,
+        "architecture": architecture,
+        "example_inputs": torch.randn(5, 3, size, size, generator=torch.Generator().manual_seed(0)),
+        "preset": "max",
+    }
     target = io.BytesIO()
-    options = {
-        "keep": keep,
-        "architecture": convmixer(128, 4, kernel_size=5, patch_size=4),
-        "example_inputs": torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
-        "accuracy": None if images is None else lambda model: top1(predict(model, images), images),
-    }
-    info = pemncodec.encode(loaded, target, **options).info
-    shorter = {
-        mode: pemncodec.encode(loaded, io.BytesIO(), fold_bn=True, dense=mode, **options)
-        for mode in ("lossless", "fp16", "q8")
-    }
-    state = read_masks(loaded, keep=keep).effective()
+    info = pemncodec.encode(source, target, **options).info
+    module = architecture if architecture is not None else source
+    folds = any(isinstance(child, _BatchNorm) for child in module.modules())
+    shorter: Row = {}
+    for mode in MODES if folds else MODES[1:]:
+        short = io.BytesIO()
+        report = pemncodec.encode(source, short, fold_bn=folds, dense=mode, **options)
+        shorter |= {f".pemn {mode}": report.info.file_bytes, f"top-1 %, {mode}": accuracy(short)}
+    effective = read.effective()
     with pemncodec.open(target) as file:
-        alternatives = dense_bytes(state) | masked_bytes(state, file)
-    whole = safetensors.torch.save(state)
-    return alternatives | {
-        "safetensors + xz -9e": len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)),
+        sparse = masked_bytes(effective, file)
+    return {
+        "model": case.title,
+        "top-1 %": accuracy(target),
+        **dense_forms(effective),
+        **sparse,
         ".pemn": info.file_bytes,
-        ".pemn header": info.header_bytes,
-        ".pemn manifest": info.manifest_bytes,
-        ".pemn prototype": info.prototype_bytes,
-        ".pemn dense": info.dense_bytes,
-        ".pemn masks": info.mask_bytes,
-        "order-0 entropy of the masks": round(info.order0_bytes, 1),
-    } | {
-        f".pemn --fold-bn --dense {mode}": report.info.file_bytes
-        for mode, report in shorter.items()
-    } | ({} if images is None else {
-        "top-1 % of the checkpoint": round(shorter["q8"].accuracy[0], 2),
-        **{f"top-1 %, --fold-bn --dense {mode}": round(report.accuracy[1], 2)
-           for mode, report in shorter.items()},
-    })  # fmt: skip
+        "header": info.header_bytes,
+        "manifest": info.manifest_bytes,
+        "prototype": info.prototype_bytes,
+        "dense": info.dense_bytes,
+        "masks": info.mask_bytes,
+        "order-0 entropy of the masks": round(info.order0_bytes),
+        "masked weights": info.masked_weights,
+        "bits per weight": round(info.bits_per_weight or 0, 4),
+        "folded": folds,
+        **shorter,
+    }
 
 
-@click.command()
+def dense_forms(state: dict[str, Tensor]) -> Row:
+    """Bytes in the forms that any network has."""
+    row: Row = dict(dense_bytes(state))
+    own = {name: tensor.clone().contiguous() for name, tensor in state.items()}
+    whole = safetensors.torch.save(own)
+    if len(whole) <= XZ_BYTES:
+        row["safetensors + xz -9e"] = len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME))
+    for form, made in measure_peers(state).items():
+        if made.failure is not None:
+            click.echo(f"no {form}: {made.failure}", err=True)
+            continue
+        row[form] = made.bytes
+        if made.error:
+            row[f"{form}: largest error"] = float(f"{made.error:.2g}")
+    return row
+
+
+# ------------------------------------------------------------------------------------ tables
+
+
+def write_csv(rows: Sequence[Row], measured_on: str, path: Path) -> None:
+    """A line for each network, after one that says where it was measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row)
+    with path.open("w", newline="") as stream:
+        stream.write(f"# {measured_on}\n")
+        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def markdown(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> str:
+    """A table of some columns of the CSV, under other titles."""
+    lines = [f"| {' | '.join(columns.values())} |", "|---|" + "---:|" * (len(columns) - 1)]
+    for row in rows:
+        lines.append(f"| {' | '.join(_cell(row.get(column, ''), column) for column in columns)} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str, column: str) -> str:
+    if column == "model" or not text:
+        return text
+    number = f"{int(text):,}" if text.isdigit() else f"{float(text):.4f}"
+    if column.startswith("top-1"):
+        number = f"{float(text):.2f}"
+    return f"**{number}**" if column.startswith(".pemn") else number
+
+
+@click.command(help=__doc__.partition("\n")[0])
 @click.option("--official", type=Path, default=ROOT.parent / "shared" / "checkpoints")
 @click.option(
-    "--trained",
-    type=(str, Path),
-    multiple=True,
-    metavar="TITLE RUN",
-    help="A run of train_cifar10.py: ConvMixer, dim 128, depth 4, patch 4.",
+    "--trained", type=Path, multiple=True, metavar="RUN", help="A folder of train_cifar10.py."
+)
+@click.option(
+    "--large", "sizes", is_flag=True, help="Also ResNet-50 and two ViTs; a quarter of an hour."
 )
 @click.option("--data", type=Path, help="CIFAR-10, as for train_cifar10.py.")
+@click.option("--print", "print_only", is_flag=True, help="Measure nothing: print the tables.")
 @click.option("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "storage.csv")
 def main(
-    official: Path, trained: tuple[tuple[str, Path], ...], data: Path | None, output: Path
+    official: Path,
+    trained: tuple[Path, ...],
+    sizes: bool,
+    data: Path | None,
+    print_only: bool,
+    output: Path,
 ) -> None:
-    """Measure, print and write the table."""
-    images = None if data is None else load_cifar10(data)[1]
-    measured_on = provenance(("torch", "zstandard"))  # before the output changes what git sees
-    columns: dict[str, dict[str, float]] = {}
-    paths = {
-        title: (ROOT / name if name.startswith("examples/") else official / name, keep)
-        for title, (name, keep) in CHECKPOINTS.items()
-    } | {title: (run / "last.pt", None) for title, run in trained}
-    for title, (path, keep) in track(list(paths.items()), "measuring", transient=True):
-        if path.exists():
-            columns[title] = measure(path, keep, images)
-        else:
-            click.echo(f"{title}: skipped, there is no {path.name}", err=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    table = Table(title=measured_on, title_justify="left")
-    table.add_column("bytes", no_wrap=True)
-    with output.open("w", newline="") as stream:
-        stream.write(f"# {measured_on}\n")
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["bytes", *columns])
-        for title in columns:
-            table.add_column(title, justify="right")
-        for form in next(iter(columns.values())):
-            values = [columns[title][form] for title in columns]
-            writer.writerow([form, *values])
-            table.add_row(form, *(f"{value:,}" for value in values))
-    Console().print(table)
+    """Measures, writes the CSV, and prints its tables."""
+    if not print_only:
+        packages = ["torch", "zstandard", *filter(find_spec, ("zipnn", "nncodec"))]
+        measured_on = provenance(packages)  # before the output changes what git sees
+        images = None if data is None else load_cifar10(data)[1]
+        cases = [run(folder) for folder in trained]
+        cases.append(checkpoint(*EXAMPLE, CONVMIXER))
+        for title, (name, keep) in OFFICIAL.items():
+            if (official / name).exists():
+                cases.append(checkpoint(title, official / name, CONVMIXER, keep))
+            else:
+                click.echo(f"{title}: skipped, there is no {name}", err=True)
+        cases += [large(name) for name in LARGE] if sizes else []
+        rows = [measure(case, images) for case in track(cases, "measuring", transient=True)]
+        write_csv(rows, measured_on, output)
+    with output.open(newline="") as stream:
+        click.echo(stream.readline().removeprefix("# "))
+        written = list(csv.DictReader(stream))
+    click.echo(markdown(written, SIZES))
+    click.echo()
+    click.echo(markdown([row for row in written if row["masked weights"]], PARTS))
 
 
 if __name__ == "__main__":

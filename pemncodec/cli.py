@@ -351,11 +351,19 @@ def report(
         from pemncodec.torch.report import report_model
 
         reports = []
-        for done, source in enumerate(sources):
-            step(f"measuring {source}", done / len(sources))
+        limits = Limits(decoded_bytes=max_memory)
+        for number, source in enumerate(sources, 1):
+            place = f"{visible(source)} ({number} of {len(sources)})"
+
+            def show(what: str, share: float | None, place: str = place) -> None:
+                step(f"{place}: {what}", share)
+
+            show("reading", None)
             with _named(source):
-                limits = Limits(decoded_bytes=max_memory)
-                reports.append(report_model(Path(source), keep=keep, limits=limits))
+                reports.append(report_model(Path(source), keep=keep, limits=limits, progress=show))
+    for one in reports:
+        for form, failure in one.failures.items():
+            click.echo(f"{visible(one.name)}: no {form}: {visible(failure)}", err=True)
     if as_json:
         print_json({"models": [one.to_json() for one in reports]})
     else:

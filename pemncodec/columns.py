@@ -7,6 +7,7 @@ every row is left out. Unknown fields are refused, unless their name starts with
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ def _is_match(pattern: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
 
 
+def _is_error(value: Any) -> bool:
+    # Comparing is exact for integers too, however long.
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
 def is_name(value: Any) -> bool:
     """A tensor name: text of 1 to 4096 characters that a terminal can show."""
     return (
@@ -73,7 +79,10 @@ _MASKED = {
     "scale": Column(_is_match("[0-9a-f]{8}"), "eight hexadecimal digits", "3f800000"),
 }
 _MASKS = {"section": _SECTION}
-_DENSE = {"section": _SECTION}
+_DENSE = {
+    "section": _SECTION,
+    "error": Column(_is_error, "a finite number from 0 on", 0),
+}
 _CONSTANT = {"value": Column(_is_match("([0-9a-f]{2})*"), "hexadecimal digits")}
 _ALIAS = {"target": _NAME}
 _PROTOTYPES = {

@@ -8,6 +8,7 @@ coder, then what the coder wrote; the smallest of the coders is chosen per group
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from decimal import ROUND_CEILING, Context
 from typing import Any
 
 import numpy as np
@@ -170,26 +171,29 @@ def shortened(array: Array, mode: DenseMode, name: str) -> Array:
     return values
 
 
-def error_bound(
-    section: bytes, shapes: Sequence[tuple[int, ...]], number: int, values: Array
-) -> float:
-    """How far the values of a tensor may be from what they were; 0 in a lossless section.
+def largest_errors(section: bytes, arrays: Sequence[Array]) -> list[float]:
+    """What a section has lost of each of its arrays; 0 where it is lossless.
 
     Args:
-        section: the section.
-        shapes: of its tensors.
-        number: of the tensor in the section.
-        values: of the tensor.
+        section: of `arrays`.
+        arrays: [*shape] each; float32 and finite where something is lost.
+
+    Returns:
+        The largest absolute difference for each array, rounded up to two decimal digits.
     """
-    coder = dense_coder(section)
-    if coder in _SHORTER:
-        precision = 2.0**-11 if coder == FLOAT16 else 2.0**-8
-        return float(np.abs(values).max(initial=0)) * precision
-    if coder == AFFINE:
-        known = decode_parameters(section[1:], shapes)
-        first = sum(known.rows[:number])
-        return float(known.scales[first : first + known.rows[number]].max(initial=0)) / 2
-    return 0.0
+    if dense_coder(section) <= PALETTE:
+        return [0.0] * len(arrays)
+    values = decode_dense(section, [array.shape for array in arrays], "float32")
+    parts = np.split(values, np.cumsum([array.size for array in arrays[:-1]]))
+    # In binary64, where the difference of two binary32 numbers cannot overflow.
+    return [
+        _rounded_up(float(np.abs(part - array.reshape(-1).astype(np.float64)).max(initial=0)))
+        for part, array in zip(parts, arrays, strict=True)
+    ]
+
+
+def _rounded_up(number: float) -> float:
+    return float(Context(prec=2, rounding=ROUND_CEILING).create_decimal_from_float(number))
 
 
 def dense_coder(section: bytes) -> int:

@@ -456,14 +456,7 @@ class PemnFile:
                 shares[row.name],
                 masks.order0_bits(ones, count) / 8,
             )
-        values = self._plain_values(row)
-        error = dense.error_bound(
-            self._section(row.section),
-            self._shapes(row.section),
-            list(self._groups[row.section][1]).index(row.name),
-            values,
-        )
-        largest = float(np.abs(values).max(initial=0)) if error else 1.0
+        largest = float(np.abs(self._plain_values(row)).max(initial=0)) if row.error else 0.0
         return TensorInfo(
             row.name,
             row.shape,
@@ -473,8 +466,8 @@ class PemnFile:
             coders[row.section],
             shares[row.name],
             None,
-            error,
-            error / largest if largest else 0.0,
+            row.error,
+            row.error / largest if largest else float(row.error > 0),
         )
 
 

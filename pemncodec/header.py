@@ -54,12 +54,17 @@ class MaskedRow:
 
 @dataclass(frozen=True, slots=True)
 class DenseRow:
-    """A dense tensor; its section holds the rows that name it, in order."""
+    """A dense tensor; its section holds the rows that name it, in order.
+
+    Attributes:
+        error: how far its values are from what the writer was given, as the writer says.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     section: int
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,7 @@ def _encode_tensor(tensor: TensorRow, rows: dict[str, list[dict[str, Any]]]) -> 
         rows["masks"].append({"section": tensor.section})
     elif isinstance(tensor, DenseRow):
         rows["tensors"].append(common | {"kind": "dense"})
-        rows["dense"].append({"section": tensor.section})
+        rows["dense"].append({"section": tensor.section, "error": tensor.error or 0})
     else:
         rows["tensors"].append(common | {"kind": "constant"})
         rows["constant"].append({"value": tensor.value.hex()})
@@ -316,7 +321,8 @@ def _decode_tensors(
             tensors.append(MaskedRow(name, dtype, shape, fill, section))
         elif kind == "dense":
             _check_section(columns["section"], "dense", sections)
-            tensors.append(DenseRow(name, dtype, shape, columns["section"]))
+            error = float(columns["error"])
+            tensors.append(DenseRow(name, dtype, shape, columns["section"], error))
         else:
             value = _decode_constant(columns["value"], dtype, shape, name)
             tensors.append(ConstantRow(name, dtype, shape, value))

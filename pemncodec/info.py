@@ -17,8 +17,10 @@ class TensorInfo:
         coder: name of the mask's or the group's coder; None where there is no section.
         bytes: of its section; of one that is shared, in proportion to the tensor's items.
         order0_bytes: n·H(p)/8 of the mask; None unless masked.
-        max_error: how far a value may be from what it was, and relative to the tensor's largest
-            magnitude; 0 where nothing was lost.
+        max_error: the largest difference of a value from what was encoded, as the file says; 0
+            where nothing was lost.
+        relative_error: the same relative to the tensor's largest magnitude; 1 where all of it was
+            lost.
     """
 
     name: str

@@ -12,15 +12,14 @@ if TYPE_CHECKING:
     from pemncodec.torch.report import ModelReport
 
 _PARTS = ("header", "manifest", "prototype", "dense", "mask")
-_WIDTH = 760  # of every plot, in its own units
-_LABEL = 230  # of that, for names
-_ROW = 24
+_ROW = 40  # pixels
+_NAME = 28  # characters that fit beside what is said of a layer on a narrow screen
 _STYLE = """
 :root { color-scheme: light dark; --text: #1e293b; --soft: #64748b; --line: #e2e8f0; --page: #fff;
   --ours: #c2410c; --other: #94a3b8; --header: #64748b; --manifest: #a78bfa; --prototype: #eab308;
   --dense: #0ea5e9; --mask: #c2410c; }
 @media (prefers-color-scheme: dark) { :root { --text: #e2e8f0; --soft: #94a3b8; --line: #334155;
-  --page: #0f172a; --ours: #fb923c; --other: #64748b; --header: #94a3b8; --mask: #fb923c; } }
+  --page: #0f172a; --ours: #fb923c; --other: #94a3b8; --header: #94a3b8; --mask: #fb923c; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
   max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; overflow-wrap: anywhere; }
@@ -28,13 +27,17 @@ h3 { font-size: 1rem; } p { color: var(--soft); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; } thead th { vertical-align: bottom;
-  overflow-wrap: anywhere; } tr.ours { font-weight: 600; color: var(--ours); }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--text); font-size: 12px; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
+  background: var(--page); padding-left: 0; } td { white-space: nowrap; }
+thead th { vertical-align: bottom; max-width: 14rem; overflow-wrap: break-word; }
+tr.ours { font-weight: 600; color: var(--ours); }
+@media (max-width: 40rem) { td:first-child { white-space: normal; min-width: 7rem; } }
+svg.plot { width: 100%; display: block; overflow: visible; }
+svg text { fill: var(--text); font-size: 12px; }
 svg .soft { fill: var(--soft); } .ours-bar { fill: var(--ours); } .other-bar { fill: var(--other); }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; font-size: .85rem; }
 .legend svg { display: inline; width: .7em; height: .7em; margin-right: .4em; }
-.bound { stroke: var(--text); stroke-width: 1.5; } .track { fill: var(--line); }
+.bound { stroke: var(--text); stroke-width: 2; } .track { fill: var(--line); }
 """ + "".join(f".{part} {{ fill: var(--{part}); }}\n" for part in _PARTS)
 
 
@@ -46,6 +49,10 @@ def report_page(reports: Sequence[ModelReport], title: str) -> str:
         title: plain text, also what and when was measured.
     """
     body = [f"<h1>{escape(title)}</h1>", _table(reports)]
+    if any(report.errors for report in reports):
+        body.append(
+            "<p>Largest error: of any element, relative to the largest magnitude of its tensor.</p>"
+        )
     for report in reports:
         body.append(f"<h2>{escape(report.name)}</h2>")
         if report.info is None:
@@ -54,6 +61,8 @@ def report_page(reports: Sequence[ModelReport], title: str) -> str:
             body.append(f"<h3>Where its {report.info.file_bytes:,} bytes go</h3>")
             body.append(_parts_plot(report.info))
         body += ["<h3>In other forms</h3>", _forms_plot(report)]
+        for form, failure in report.failures.items():
+            body.append(f"<p>No {escape(form)}: {escape(failure)}</p>")
         masked = [t for t in report.info.tensors if t.kind == "masked"] if report.info else []
         if masked:
             body.append("<h3>Masks, layer by layer</h3>")
@@ -94,11 +103,11 @@ def _parts_plot(info: FileInfo) -> str:
     x, bars, legend = 0.0, [], []
     for part in _PARTS:
         size = getattr(info, f"{part}_bytes")
-        width = _WIDTH * size / info.file_bytes
-        bars.append(f'<rect class="{part}" x="{x:.1f}" y="0" width="{width:.1f}" height="28"/>')
-        x += width
+        share = 100 * size / info.file_bytes
+        bars.append(f'<rect class="{part}" x="{x:.2f}%" y="0" width="{share:.2f}%" height="28"/>')
+        x += share
         square = f'<svg viewBox="0 0 1 1"><rect class="{part}" width="1" height="1"/></svg>'
-        legend.append(f"<span>{square}{part} {size:,} ({size / info.file_bytes:.1%})</span>")
+        legend.append(f"<span>{square}{part} {size:,} ({share:.1f}%)</span>")
     return _svg(28, "parts of the file", bars) + f'<p class="legend">{"".join(legend)}</p>'
 
 
@@ -110,33 +119,33 @@ def _forms_plot(report: ModelReport) -> str:
     largest = ordered[0][1] or 1
     marks = []
     for index, (name, size) in enumerate(ordered):
-        y, width = index * _ROW, (_WIDTH - _LABEL - 90) * size / largest
-        width = max(width, 1.0)
         kind = "ours-bar" if name == ".pemn" else "other-bar"
-        marks.append(
-            f'<text x="{_LABEL - 8}" y="{y + 16}" text-anchor="end">{escape(name)}</text>'
-            f'<rect class="{kind}" x="{_LABEL}" y="{y + 4}" width="{width:.1f}" height="16"/>'
-            f'<text class="soft" x="{_LABEL + width + 6:.1f}" y="{y + 16}">{size:,}</text>'
-        )
+        marks += _row(index, name, f"{size:,}", kind, size / largest)
     return _svg(_ROW * len(ordered), "bytes in every form", marks)
 
 
 def _layers_plot(tensors: Sequence[TensorInfo]) -> str:
     bits = [(_bits(t.bytes, t), _bits(t.order0_bytes or 0.0, t)) for t in tensors]
-    scale = (_WIDTH - _LABEL - 190) / max(1.0, *(max(pair) for pair in bits))
+    most = max(1.0, *(max(pair) for pair in bits))
     marks = []
     for index, (tensor, (coded, bound)) in enumerate(zip(tensors, bits, strict=True)):
-        y, mark = index * _ROW, _LABEL + bound * scale
-        name = tensor.name if len(tensor.name) <= 34 else f"…{tensor.name[-33:]}"
-        marks.append(
-            f'<text x="{_LABEL - 8}" y="{y + 16}" text-anchor="end">{escape(name)}</text>'
-            f'<rect class="ours-bar" x="{_LABEL}" y="{y + 4}" width="{coded * scale:.1f}" '
-            'height="16"/>'
-            f'<line class="bound" x1="{mark:.1f}" x2="{mark:.1f}" y1="{y + 2}" y2="{y + 22}"/>'
-            f'<text class="soft" x="{_WIDTH}" y="{y + 16}" text-anchor="end">{coded:.3f}, density '
-            f"{tensor.density or 0:.3f}, {escape(tensor.coder or '')}</text>"
-        )
+        name = tensor.name if len(tensor.name) <= _NAME else f"…{tensor.name[1 - _NAME :]}"
+        said = f"{coded:.3f}, density {tensor.density or 0:.3f}, {tensor.coder or ''}"
+        marks += _row(index, name, said, "ours-bar", coded / most)
+        x, y = f"{100 * bound / most:.2f}%", index * _ROW
+        marks.append(f'<line class="bound" x1="{x}" x2="{x}" y1="{y + 17}" y2="{y + 33}"/>')
     return _svg(_ROW * len(tensors), "bits per weight of each mask", marks)
+
+
+def _row(index: int, name: str, said: str, kind: str, share: float) -> list[str]:
+    """A name and what is said of it, above a bar."""
+    y = index * _ROW
+    return [
+        f'<text x="0" y="{y + 13}">{escape(name)}</text>',
+        f'<text class="soft" x="100%" y="{y + 13}" text-anchor="end">{escape(said)}</text>',
+        f'<rect class="track" y="{y + 19}" width="100%" height="12"/>',
+        f'<rect class="{kind}" y="{y + 19}" width="{max(100 * share, 0.2):.2f}%" height="12"/>',
+    ]
 
 
 def _bits(size: float, tensor: TensorInfo) -> float:
@@ -147,7 +156,8 @@ def _bits(size: float, tensor: TensorInfo) -> float:
 
 
 def _svg(height: int, label: str, marks: Sequence[str]) -> str:
+    # Widths in percent and heights in pixels: text stays as large as it is on a narrow screen.
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+        f'<svg class="plot" height="{height}" role="img" aria-label="{escape(label)}">'
         f"{''.join(marks)}</svg>"
     )

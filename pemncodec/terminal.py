@@ -88,10 +88,10 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         rows = [_tensor_row(tensor) for tensor in info.tensors]
         if not any(tensor.max_error for tensor in info.tensors):
-            rows = [{k: v for k, v in row.items() if k != "max error"} for row in rows]
+            rows = [{k: v for k, v in row.items() if k != "max error (relative)"} for row in rows]
         for title in rows[0] if rows else ():
             if title not in _OPTIONAL_COLUMNS[:left_out]:
-                right = title in ("density", "bytes", "order-0", "max error")
+                right = title in ("density", "bytes", "order-0", "max error (relative)")
                 table.add_column(title, justify="right" if right else "left", no_wrap=True)
         for row in rows:
             shown = (row[title] for title in row if title not in _OPTIONAL_COLUMNS[:left_out])
@@ -146,7 +146,7 @@ def _tensor_row(tensor: TensorInfo) -> dict[str, str]:
         "coder": tensor.coder or "",
         "bytes": f"{tensor.bytes:,}",
         "order-0": "" if tensor.order0_bytes is None else f"{tensor.order0_bytes:,.1f}",
-        "max error": f"{tensor.max_error:.1e} ({tensor.relative_error:.1e})"
+        "max error (relative)": f"{tensor.max_error:.1e} ({tensor.relative_error:.1e})"
         if tensor.max_error
         else "",
     }

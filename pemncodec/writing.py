@@ -88,12 +88,12 @@ def encode_contents(
                 count(numel(tensor.shape))
                 rows[tensor.name] = ConstantRow(tensor.name, tensor.dtype, tensor.shape, value)
     for group in dense.group_tensors(changing):
-        section = add(
-            "dense", dense.encode_dense([t.data for t in group], group[0].dtype, group[0].mode)
-        )
-        for tensor in group:
+        arrays = [tensor.data for tensor in group]
+        data = dense.encode_dense(arrays, group[0].dtype, group[0].mode)
+        section = add("dense", data)
+        for tensor, error in zip(group, dense.largest_errors(data, arrays), strict=True):
             count(numel(tensor.shape))
-            rows[tensor.name] = DenseRow(tensor.name, tensor.dtype, tensor.shape, section)
+            rows[tensor.name] = DenseRow(tensor.name, tensor.dtype, tensor.shape, section, error)
     masked = [tensor for tensor in contents.tensors if isinstance(tensor, MaskedTensor)]
     best = _encode_weights(masked, contents.prototypes, preset, count)
     for data, members in best.masks:

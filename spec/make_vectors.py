@@ -249,6 +249,14 @@ def valid() -> dict[str, bytes]:
         b"\6\1" + floats(0.1, 0.7, 1e-3, 2.0) + floats(0.3, -5.0, 1 / 3, 0.25) + b"\2\0\x09"
         + floats(-7.5, 1e-20) + b"\0" + bytes(range(0, 220, 20)),
     )  # fmt: skip
+    files["dense-error"] = pack(
+        {
+            "tensors": {"name": ["a", "b", "c"], "shape": [[1], [1], [1]]},
+            "dense": {"section": [0, 0, 0], "error": [0, 0.00098, 2]},
+            "sections": [["dense", 1]],
+        },
+        b"\0" + floats(1, 2, 3),
+    )
     files["inference-only"] = pack({"inference_only": True})
     files["dense-group"] = pack(
         {
@@ -600,6 +608,11 @@ def invalid_header() -> dict[str, tuple[str, bytes]]:
         "index-true": dense(TWO, [2], dense={"section": [False]}),
         "index-float": dense(TWO, [2], dense={"section": [0.0]}),
         "index-negative": dense(TWO, [2], dense={"section": [-1]}),
+        "error-negative": dense(TWO, [2], dense={"section": [0], "error": [-0.5]}),
+        "error-text": dense(TWO, [2], dense={"section": [0], "error": ["0.5"]}),
+        "error-true": dense(TWO, [2], dense={"section": [0], "error": [True]}),
+        "error-out-of-range": dense(TWO, [2], dense={"section": [0], "error": [2**1024]}),
+        "error-of-another-length": dense(TWO, [2], dense={"section": [0], "error": [0, 0]}),
         "name-empty": one(name=[""]),
         "name-control-character": one(name=["a\x1b[2J"]),
         "name-format-character": one(name=["a\u202eb"]),

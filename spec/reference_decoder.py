@@ -138,6 +138,10 @@ def is_name(value: Any) -> bool:
     return 1 <= len(value) <= 4096
 
 
+def is_error(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
 # 4.2: table -> column -> check (a function, a regular expression or choices), default
 Columns = dict[str, tuple[Any, Any]]
 SECTION: Columns = {"section": (is_index, None)}
@@ -154,7 +158,7 @@ COLUMNS: dict[str, Columns] = {
         "scale": ("[0-9a-f]{8}", "3f800000"),
     },
     "masks": SECTION,
-    "dense": SECTION,
+    "dense": {"error": (is_error, 0)} | SECTION,
     "constant": {"value": ("([0-9a-f]{2})*", None)},
     "alias": {"target": (is_name, None)},
     "prototypes": {"length": (is_length, None), "kind": (("seeded", "stored"), "stored")},

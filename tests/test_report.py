@@ -90,7 +90,7 @@ def test_the_page_needs_nothing_and_runs_nothing(folder: Path, tmp_path: Path) -
     text = page(folder, tmp_path).read_text(encoding="utf-8")
     assert not re.search(r"<script|<link|<img|<iframe|url\(|https?:|\son\w+=", text)
     assert html.escape("<b>&.pemn") in text
-    assert html.escape(HOSTILE) in text.replace("…", "") or "alert" not in text
+    assert html.escape(f"…{HOSTILE[-27:]}") in text
     assert text.count("<svg") >= 6
 
 

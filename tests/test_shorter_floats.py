@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import pemncodec
 from pemncodec.contents import DenseMode
-from pemncodec.dense import decode_dense, encode_dense, shortened
+from pemncodec.dense import decode_dense, encode_dense, largest_errors, shortened
 from pemncodec.errors import DecodeError, EncodeError
 from pemncodec.masking import OneLayer, mask_model
 
@@ -148,11 +148,32 @@ def test_a_file_says_what_was_lost(mode: DenseMode, fold: bool) -> None:
     for tensor in report.info.tensors:
         if tensor.kind == "dense" and tensor.dtype == "float32":
             assert tensor.coder == mode
-            assert tensor.max_error > 0
-            if not fold:
-                original = model.state_dict()[tensor.name]
-                loaded = pemncodec.load_state_dict(stream)[tensor.name]
-                assert (original - loaded).abs().max() <= tensor.max_error * 1.001
+            loaded = pemncodec.load_state_dict(stream)[tensor.name].double()
+            assert tensor.relative_error == tensor.max_error / float(loaded.abs().max())
+            if fold:
+                assert tensor.max_error > 0
+            else:
+                error = float((model.state_dict()[tensor.name] - loaded).abs().max())
+                assert error <= tensor.max_error <= error * 1.1
+
+
+def test_all_that_a_tensor_holds_may_be_lost() -> None:
+    state = {"w": torch.ones(4), "b": torch.tensor([1e-9, -2e-9])}
+    report = pemncodec.encode(
+        state, io.BytesIO(), masks={"w": torch.ones(4) > 0}, manifest=False, dense="fp16"
+    )
+    lost = report.info.tensors[1]
+    assert (lost.max_error, lost.relative_error) == (2e-9, 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_errors_are_of_each_tensor_in_a_group(mode: DenseMode) -> None:
+    arrays = [np.linspace(-a, a, 99, dtype=np.float32) for a in (1, 1e4, 1e-2)]
+    errors = largest_errors(encode_dense(arrays, "float32", mode), arrays)
+    alone = [largest_errors(encode_dense([array], "float32", mode), [array])[0] for array in arrays]
+    assert errors == alone
+    assert errors[1] > 100 * errors[0] > 1000 * errors[2]
+    assert largest_errors(encode_dense(arrays, "float32"), arrays) == [0, 0, 0]
 
 
 def test_modes_by_pattern() -> None:

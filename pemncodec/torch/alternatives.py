@@ -19,21 +19,27 @@ from pemncodec.file import PemnFile
 from pemncodec.header import MaskedRow
 from pemncodec.prototype import used_values
 
+FP16 = "safetensors fp16"
+
 
 def dense_bytes(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Bytes of a state dict as a dense file, by form."""
     # A copy, since safetensors refuses tensors that share memory.
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     whole = safetensors.torch.save(own)
-    halves = {
-        name: tensor.half() if tensor.dtype == torch.float32 else tensor
-        for name, tensor in own.items()
-    }
     return {
         "torch.save": _saved(own),
         "safetensors": len(whole),
-        "safetensors fp16": len(safetensors.torch.save(halves)),
+        FP16: len(safetensors.torch.save(in_halves(own))),
         "safetensors + zstd-19": len(zstandard.ZstdCompressor(level=19).compress(whole)),
+    }
+
+
+def in_halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With float32 tensors as float16, and others as they are."""
+    return {
+        name: tensor.half() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in state.items()
     }
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pemncodec.file import open_file
+from torch import Tensor
+
+from pemncodec.file import PemnFile, open_file
 from pemncodec.info import FileInfo
 from pemncodec.limits import Limits
 from pemncodec.masking.masked_state import read_masked_weights
 from pemncodec.masks import Preset
-from pemncodec.torch.alternatives import dense_bytes, masked_bytes, paper_bytes
+from pemncodec.torch.alternatives import FP16, dense_bytes, in_halves, masked_bytes, paper_bytes
 from pemncodec.torch.checkpoint import (
     check_state_dict,
     is_scores,
@@ -20,7 +23,8 @@ from pemncodec.torch.checkpoint import (
     read_masks,
 )
 from pemncodec.torch.decode import load_state
-from pemncodec.torch.encode import encode
+from pemncodec.torch.encode import Progress, encode
+from pemncodec.torch.peers import largest_error, measure_peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,9 @@ class ModelReport:
         info: of the .pemn file, or of what the checkpoint becomes; None for a dense model.
         paper_bytes: one bit a weight + prototypes in fp32; None for a dense model.
         alternatives: bytes of the same tensors in other forms.
+        errors: by form that loses something, the largest difference of an element, relative to the
+            largest magnitude of its tensor.
+        failures: why codecs that are installed are left out, by form.
     """
 
     name: str
@@ -40,6 +47,8 @@ class ModelReport:
     info: FileInfo | None
     paper_bytes: int | None
     alternatives: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def pemn_bytes(self) -> int | None:
@@ -67,11 +76,17 @@ class ModelReport:
             else None,
             "times smaller than safetensors": round(dense / info.file_bytes, 2) if info else None,
             **self.alternatives,
+            **{f"{form}: largest error": float(f"{e:.2g}") for form, e in self.errors.items()},
         }
 
 
 def report_model(
-    path: Path, *, keep: float | None = None, preset: Preset = "max", limits: Limits | None = None
+    path: Path,
+    *,
+    keep: float | None = None,
+    preset: Preset = "max",
+    limits: Limits | None = None,
+    progress: Progress | None = None,
 ) -> ModelReport:
     """What a file costs.
 
@@ -82,10 +97,12 @@ def report_model(
             one with scores where this is None.
         preset: of the encoding of a checkpoint.
         limits: bounds on what a .pemn file may decode to.
+        progress: called with the step that is under way and its share done, 0 to 1 or None.
 
     Raises:
         PemnError: the file is damaged, or cannot be encoded.
     """
+    step = progress or (lambda _, __: None)
     size = path.stat().st_size
     source: Path | io.BytesIO = path
     if path.suffix != ".pemn":
@@ -96,10 +113,39 @@ def report_model(
         )
         own = not scored and bool(read_masks(state).masks)
         if not own and (keep is None or not scored):
-            return ModelReport(path.name, size, None, None, dense_bytes(state))
+            return _report(path.name, size, state, step)
         source = io.BytesIO()
-        encode(state, source, keep=keep if scored else None, manifest=False, preset=preset)
+        encode(
+            state,
+            source,
+            keep=keep if scored else None,
+            manifest=False,
+            preset=preset,
+            progress=progress,
+        )
     with open_file(source, limits=limits) as file:
-        state = load_state(file, "cpu")
-        alternatives = dense_bytes(state) | masked_bytes(state, file)
-        return ModelReport(path.name, size, file.info(), paper_bytes(file), alternatives)
+        state = load_state(file, "cpu", lambda share: step("decoding", share))
+        return _report(path.name, size, state, step, file)
+
+
+def _report(
+    name: str, size: int, state: dict[str, Tensor], step: Progress, file: PemnFile | None = None
+) -> ModelReport:
+    step("in other forms", None)
+    forms = dense_bytes(state)
+    errors = {FP16: largest_error(state, in_halves(state))}
+    if file is not None:
+        forms |= masked_bytes(state, file)
+    failures = {}
+    for form, made in measure_peers(state, lambda peer: step(f"by {peer}", None)).items():
+        if made.failure is not None:
+            failures[form] = made.failure
+        else:
+            forms[form], errors[form] = made.bytes, made.error
+    for form in [form for form, error in errors.items() if math.isinf(error)]:
+        failures[form] = "a value became infinite"
+        del forms[form], errors[form]
+    lossy = {form: error for form, error in errors.items() if error}
+    if file is None:
+        return ModelReport(name, size, None, None, forms, lossy, failures)
+    return ModelReport(name, size, file.info(), paper_bytes(file), forms, lossy, failures)
