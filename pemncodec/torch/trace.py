@@ -91,8 +91,10 @@ def trace_module(
     call = Call((VARIES,) * len(inputs), {}) if inputs else None
     exporter = _Exporter(module, example)
     with _modes(module):
-        evaluating = _trace_forwards(module.eval(), call, exporter, export=True)
-        training = _trace_forwards(module.train(), call, exporter, export=train_graph)
+        module.eval()
+        evaluating = _trace_forwards(module, call, exporter, export=True)
+        module.train()
+        training = _trace_forwards(module, call, exporter, export=train_graph)
     tree = _Tree(module, evaluating, training, exporter.constants)
     manifest: dict[str, Any] = {"format": FORMAT, "tree": tree.root}
     frozen = [
@@ -148,17 +150,15 @@ class _Exporter:
         """Graph of the mode that it is in; None when nothing calls it."""
         if self.example is None:
             raise UntraceableError("to export it, example inputs are needed (example_inputs=…)")
-        training = self.root.training
         modes = [(below, below.training) for below in self.root.modules()]
         state = {name: value.clone() for name, value in self.root.named_buffers()}
-        with record_calls(module) as calls, torch.no_grad():
+        with record_calls(module) as calls, torch.no_grad(), torch.random.fork_rng(devices=[]):
             for size in VERIFIED_BATCH_SIZES:
                 try:
                     self.root(*self.example.batch(size))
                 except Exception as error:  # whatever the user's code raises
                     cause = str(error).partition("\n")[0]
                     raise UntraceableError(f"it cannot be run on the example: {cause}") from error
-        assert self.root.training == training
         for below, mode in modes:
             below.training = mode
         for name, buffer in self.root.named_buffers():  # statistics that the runs have changed
