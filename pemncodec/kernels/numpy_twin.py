@@ -373,3 +373,63 @@ def top_k(values: Buffer, kept: int, out: Buffer) -> None:
     surplus = int(np.count_nonzero(target)) - kept
     if surplus > 0:
         target[np.flatnonzero(numbers == cut)[:surplus]] = 0
+
+
+def keep_largest(scores: Buffer, magnitude: int, kept: int, values: Buffer, out: Buffer) -> None:
+    """Writes the values whose scores are the largest, and zeros elsewhere; ties as in `top_k`.
+
+    Args:
+        scores: n float32 without NaN (with NaN any n - kept to n of the items may be 0).
+        magnitude: 1 ranks |score|, 0 the score itself.
+        kept: how many values are kept, 0 to n.
+        values: n items of 4 bytes.
+        out: n items of 4 bytes.
+
+    Raises:
+        ValueError: "magnitude" out of range; "scores" not whole; "kept" above n; "values" or "out"
+            of another size.
+    """
+    source = _view(scores)
+    magnitude = _integer(magnitude, "magnitude", 0, 1)
+    kept = _integer(kept, "kept")
+    items, target = _view(values), _view(out, writable=True)
+    if source.size % 4:
+        raise ValueError("scores")
+    if kept > source.size // 4:
+        raise ValueError("kept")
+    if items.size != source.size:
+        raise ValueError("values")
+    if target.size != source.size:
+        raise ValueError("out")
+    numbers = source.view(np.float32)
+    mask = np.empty(numbers.size, np.uint8)
+    top_k(np.abs(numbers) if magnitude else np.ascontiguousarray(numbers), kept, mask)
+    np.multiply(items.view(np.uint32), mask, out=target.view(np.uint32))
+
+
+def magnitude_gradient(gradient: Buffer, values: Buffer, scores: Buffer, out: Buffer) -> None:
+    """Multiplies three: out = (gradient * value) * sign(score), in binary32; the sign of 0 is 0.
+
+    It is the gradient of |score| where gradient is that of value * |score| (straight-through).
+
+    Args:
+        gradient: n float32.
+        values: n float32.
+        scores: n float32.
+        out: n float32; may be the memory of `gradient`.
+
+    Raises:
+        ValueError: "gradient" not whole; "values", "scores" or "out" of another size.
+    """
+    upstream, factors, ranked = _view(gradient), _view(values), _view(scores)
+    target = _view(out, writable=True)
+    if upstream.size % 4:
+        raise ValueError("gradient")
+    for name, view in (("values", factors), ("scores", ranked), ("out", target)):
+        if view.size != upstream.size:
+            raise ValueError(name)
+    numbers = ranked.view(np.float32)
+    signs = np.subtract(numbers > 0, numbers < 0, dtype=np.float32)
+    with np.errstate(all="ignore"):
+        product = upstream.view(np.float32) * factors.view(np.float32)
+        np.multiply(product, signs, out=target.view(np.float32))
