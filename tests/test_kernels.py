@@ -455,6 +455,50 @@ def test_quantiles_are_looked_up_by_the_upper_bits(kernel: ModuleType, count: in
     assert source.view(np.float32).tolist() == out.tolist()
 
 
+@settings(deadline=None)
+@given(
+    st.integers(0, 2000) | st.sampled_from([65_535, 65_544, 270_003]),
+    U64,
+    U64,
+    U64,
+    st.integers(0, 2**32 - 1),
+)
+def test_expand_normal_is_made_of_the_others(
+    kernel: ModuleType, count: int, seed: int, stream: int, start: int, mask_seed: int
+) -> None:
+    mask = random.Random(mask_seed).randbytes(-(-count // 8))
+    table = np.arange(1, 4097, dtype=np.uint32)
+    memory = bytearray(b"\xaa" * (4 * count + 64))
+    arguments = (seed, stream, start, table, mask, memoryview(memory)[32 : 32 + 4 * count])
+    if count and start + count > 2**64:
+        with pytest.raises(ValueError, match=r"^start$"):
+            kernel.expand_normal(*arguments)
+        return
+    kernel.expand_normal(*arguments)
+    assert memory[:32] == memory[32 + 4 * count :] == b"\xaa" * 32
+    words = np.empty(count, np.uint32)
+    numpy_twin.philox4x32(words, seed, stream, start)
+    ones = np.unpackbits(np.frombuffer(mask, np.uint8), count=count, bitorder="little")
+    made = np.frombuffer(memory[32 : 32 + 4 * count], np.uint32)
+    assert np.array_equal(made, ((words >> 20) + 1) * ones)
+
+
+def test_expand_normal_refuses(kernel: ModuleType) -> None:
+    table = bytes(4 * 4096)
+    for arguments, message in (
+        ((-1, 0, 0, table, b"\0", bytearray(32)), "seed"),
+        ((0, 2**64, 0, table, b"\0", bytearray(32)), "stream"),
+        ((0, 0, -1, table, b"\0", bytearray(32)), "start"),
+        ((0, 0, 2**64 - 7, table, b"\0", bytearray(32)), "start"),
+        ((0, 0, 0, table[:-4], b"\0", bytearray(32)), "table"),
+        ((0, 0, 0, table, b"\0", bytearray(31)), "out"),
+        ((0, 0, 0, table, b"", bytearray(32)), "mask"),
+        ((0, 0, 0, table, b"\0\0", bytearray(32)), "mask"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            kernel.expand_normal(*arguments)
+
+
 def test_quantiles_refuses(kernel: ModuleType) -> None:
     table = np.zeros(4096, np.float32)
     for message, sizes in (
@@ -678,6 +722,7 @@ def valid_calls() -> dict[str, list[object]]:
         "rans_encode": [b"\0\0", table_of(_0=2**15), 2],
         "rans_decode": [struct.pack("<I", 2**16), table_of(_0=2**15), 1, np.zeros(4, np.uint8)],
         "expand": [b"abcd", 4, 0, b"\xff", np.zeros(8, np.float32)],
+        "expand_normal": [1, 2, 3, bytes(4 * 4096), b"\xff", np.zeros(8, np.float32)],
         "top_k": [np.zeros(8, np.float32), 3, np.zeros(8, np.uint8)],
         "keep_largest": [np.zeros(8, np.float32), 1, 3, bytes(32), np.zeros(8, np.float32)],
         "magnitude_gradient": [bytes(8), bytes(8), bytes(8), np.zeros(2, np.float32)],
@@ -692,6 +737,7 @@ KEYWORDS = {
     "rans_encode": ["symbols", "frequencies", "lanes"],
     "rans_decode": ["data", "frequencies", "lanes", "out"],
     "expand": ["values", "itemsize", "offset", "mask", "out"],
+    "expand_normal": ["seed", "stream", "start", "table", "mask", "out"],
     "top_k": ["values", "kept", "out"],
     "keep_largest": ["scores", "magnitude", "kept", "values", "out"],
     "magnitude_gradient": ["gradient", "values", "scores", "out"],

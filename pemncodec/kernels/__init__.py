@@ -14,6 +14,7 @@ IMPLEMENTATION: str
 try:
     from pemncodec.kernels._native import (
         expand,
+        expand_normal,
         keep_largest,
         magnitude_gradient,
         mixing_decode,
@@ -30,6 +31,7 @@ except ImportError:
     from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
     from pemncodec.kernels.numpy_twin import (
         expand,
+        expand_normal,
         keep_largest,
         magnitude_gradient,
         philox4x32,
@@ -48,6 +50,7 @@ else:
 __all__ = [
     "IMPLEMENTATION",
     "expand",
+    "expand_normal",
     "keep_largest",
     "magnitude_gradient",
     "mixing_decode",

@@ -106,47 +106,57 @@ static void philox_blocks(uint32_t *words, uint64_t block, uint64_t stream, uint
 }
 
 #ifdef HAVE_AVX2
-/* As above, for processors that have AVX2: the compiler finds no 32 × 32-bit product by itself. */
-__attribute__((target("avx2"))) static void philox_blocks_avx2(uint32_t *words, uint64_t block,
-                                                               uint64_t stream, uint64_t seed)
-{
-    enum { GROUPS = 4 }; /* of four blocks, in registers at one time */
-    const __m256i low = _mm256_set1_epi64x(UINT32_MAX);
-    const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
-    for (int b = 0; b < BLOCKS; b += 4 * GROUPS, block += 4 * GROUPS) {
-        __m256i c0[GROUPS], c1[GROUPS], c2[GROUPS], c3[GROUPS]; /* words in 64-bit lanes */
-        uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-        for (int g = 0; g < GROUPS; g++) {
-            __m256i first = _mm256_set1_epi64x((long long)(block + 4 * (uint64_t)g));
-            c0[g] = _mm256_add_epi64(first, _mm256_setr_epi64x(0, 1, 2, 3));
-            c1[g] = _mm256_srli_epi64(c0[g], 32);
-            c2[g] = _mm256_set1_epi64x((long long)stream);
-            c3[g] = _mm256_srli_epi64(c2[g], 32);
-        }
-        for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-            __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
-            for (int g = 0; g < GROUPS; g++) { /* what is in the upper halves does no harm */
-                __m256i p0 = _mm256_mul_epu32(c0[g], m0), p1 = _mm256_mul_epu32(c2[g], m1);
-                c0[g] = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), _mm256_xor_si256(c1[g], key0));
-                c2[g] = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), _mm256_xor_si256(c3[g], key1));
-                c1[g] = p1;
-                c3[g] = p0;
-            }
-        }
-        for (int g = 0; g < GROUPS; g++, words += 16) {
-            __m256i front = _mm256_or_si256(_mm256_and_si256(c0[g], low), _mm256_slli_epi64(c1[g], 32));
-            __m256i back = _mm256_or_si256(_mm256_and_si256(c2[g], low), _mm256_slli_epi64(c3[g], 32));
-            __m256i even = _mm256_unpacklo_epi64(front, back), odd = _mm256_unpackhi_epi64(front, back);
-            _mm256_storeu_si256((__m256i *)words, _mm256_permute2x128_si256(even, odd, 0x20));
-            _mm256_storeu_si256((__m256i *)(words + 8), _mm256_permute2x128_si256(even, odd, 0x31));
-        }
+/* As above, for processors that have AVX2, since the compiler finds no 32 × 32-bit product by itself;
+ * and for those with AVX-512's third operand and twice the registers. GROUPS of four blocks are in
+ * registers at one time, their words in 64-bit lanes; what is in the upper halves does no harm. */
+#define PHILOX_BLOCKS(NAME, TARGET, GROUPS, XOR3) \
+    __attribute__((target(TARGET))) static void NAME(uint32_t *words, uint64_t block, \
+                                                     uint64_t stream, uint64_t seed) \
+    { \
+        const __m256i low = _mm256_set1_epi64x(UINT32_MAX); \
+        const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57); \
+        for (int b = 0; b < BLOCKS; b += 4 * GROUPS, block += 4 * GROUPS) { \
+            __m256i c0[GROUPS], c1[GROUPS], c2[GROUPS], c3[GROUPS]; \
+            uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32); \
+            for (int g = 0; g < GROUPS; g++) { \
+                __m256i first = _mm256_set1_epi64x((long long)(block + 4 * (uint64_t)g)); \
+                c0[g] = _mm256_add_epi64(first, _mm256_setr_epi64x(0, 1, 2, 3)); \
+                c1[g] = _mm256_srli_epi64(c0[g], 32); \
+                c2[g] = _mm256_set1_epi64x((long long)stream); \
+                c3[g] = _mm256_srli_epi64(c2[g], 32); \
+            } \
+            for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) { \
+                __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1); \
+                for (int g = 0; g < GROUPS; g++) { \
+                    __m256i p0 = _mm256_mul_epu32(c0[g], m0), p1 = _mm256_mul_epu32(c2[g], m1); \
+                    c0[g] = XOR3(_mm256_srli_epi64(p1, 32), c1[g], key0); \
+                    c2[g] = XOR3(_mm256_srli_epi64(p0, 32), c3[g], key1); \
+                    c1[g] = p1; \
+                    c3[g] = p0; \
+                } \
+            } \
+            for (int g = 0; g < GROUPS; g++, words += 16) { \
+                __m256i front = _mm256_or_si256(_mm256_and_si256(c0[g], low), _mm256_slli_epi64(c1[g], 32)); \
+                __m256i back = _mm256_or_si256(_mm256_and_si256(c2[g], low), _mm256_slli_epi64(c3[g], 32)); \
+                __m256i even = _mm256_unpacklo_epi64(front, back), odd = _mm256_unpackhi_epi64(front, back); \
+                _mm256_storeu_si256((__m256i *)words, _mm256_permute2x128_si256(even, odd, 0x20)); \
+                _mm256_storeu_si256((__m256i *)(words + 8), _mm256_permute2x128_si256(even, odd, 0x31)); \
+            } \
+        } \
     }
-}
+#define XOR3_AVX2(a, b, c) _mm256_xor_si256(a, _mm256_xor_si256(b, c))
+#define XOR3_AVX512(a, b, c) _mm256_ternarylogic_epi64(a, b, c, 0x96)
+PHILOX_BLOCKS(philox_blocks_avx2, "avx2", 2, XOR3_AVX2)
+PHILOX_BLOCKS(philox_blocks_avx512, "avx512f,avx512vl", 4, XOR3_AVX512)
 #endif
 
 static void generate_words(uint32_t *words, uint64_t block, uint64_t stream, uint64_t seed)
 {
 #ifdef HAVE_AVX2
+    if (__builtin_cpu_supports("avx512vl")) {
+        philox_blocks_avx512(words, block, stream, seed);
+        return;
+    }
     if (__builtin_cpu_supports("avx2")) {
         philox_blocks_avx2(words, block, stream, seed);
         return;
@@ -565,21 +575,55 @@ static PyObject *runs_decode(PyObject *Py_UNUSED(module), PyObject *args, PyObje
 /* ---- Values under a mask ---- */
 
 typedef void Masker(unsigned char *out, const unsigned char *values, const unsigned char *mask,
-                    size_t groups);
+                    size_t groups, bool past_cache);
+
+#if defined(__x86_64__) && defined(__GNUC__)
+/* Stores that do not read the memory first, and leave the cache to others. */
+static inline bool can_pass_cache(const unsigned char *out, size_t size)
+{
+    return (uintptr_t)out % 16 == 0 && size % 16 == 0;
+}
+
+static inline void store_past_cache(unsigned char *out, const void *from, size_t size)
+{
+    for (size_t i = 0; i < size; i += 16)
+        _mm_stream_si128((__m128i *)(out + i),
+                         _mm_loadu_si128((const __m128i *)((const char *)from + i)));
+}
+
+static inline void finish_stores(void) { _mm_sfence(); }
+#else
+static inline bool can_pass_cache(const unsigned char *out, size_t size)
+{
+    (void)out, (void)size;
+    return false;
+}
+
+static inline void store_past_cache(unsigned char *out, const void *from, size_t size)
+{
+    memcpy(out, from, size);
+}
+
+static inline void finish_stores(void) {}
+#endif
 
 /* Copies groups of 8 items, each of PARTS words, with zeros where the mask's bit is 0. `kept` has all
  * bits of the words that a mask byte keeps: loaded, not computed, they cost next to nothing. */
 #define MASKER(NAME, WORD, PARTS) \
     static WORD kept_##NAME[256][8 * PARTS]; \
     static void NAME(unsigned char *out, const unsigned char *values, const unsigned char *mask, \
-                     size_t groups) \
+                     size_t groups, bool past_cache) \
     { \
         WORD words[8 * PARTS]; \
+        past_cache = past_cache && can_pass_cache(out, sizeof words); \
         for (; groups > 0; groups--, mask++, out += sizeof words, values += sizeof words) { \
             memcpy(words, values, sizeof words); \
             for (int i = 0; i < 8 * PARTS; i++) \
                 words[i] &= kept_##NAME[*mask][i]; \
-            memcpy(out, words, sizeof words); \
+            if (past_cache) \
+                store_past_cache(out, words, sizeof words); \
+            else \
+                memcpy(out, words, sizeof words); \
         } \
     }
 MASKER(mask_1, uint8_t, 1)
@@ -601,15 +645,19 @@ static void fill_kept_words(void)
             }
 }
 
-enum { CHUNK_ITEMS = 1 << 16 };
+enum { CHUNK_ITEMS = 1 << 16, PAST_CACHE_FROM = 1 << 20 }; /* bytes */
 
 /* Memory that was never touched costs one system call instead of a page fault for every 4 KiB. */
 static void populate(unsigned char *out, size_t size)
 {
 #ifdef MADV_POPULATE_WRITE
     enum { PAGE = 4096, WORTHWHILE = 1 << 16 };
-    uintptr_t first = ((uintptr_t)out + PAGE - 1) / PAGE * PAGE, last = ((uintptr_t)out + size) / PAGE * PAGE;
-    if (size >= WORTHWHILE)
+    uintptr_t first = ((uintptr_t)out + PAGE - 1) / PAGE * PAGE;
+    uintptr_t last = ((uintptr_t)out + size) / PAGE * PAGE;
+    unsigned char present = 0;
+    /* The last page tells: it costs more to populate memory that is there than to write it. */
+    if (size >= WORTHWHILE
+        && (mincore((void *)(last - PAGE), PAGE, &present) != 0 || !(present & 1)))
         madvise((void *)first, last - first, MADV_POPULATE_WRITE); /* if it fails, no harm is done */
 #else
     (void)out, (void)size;
@@ -618,7 +666,7 @@ static void populate(unsigned char *out, size_t size)
 
 static void expand_items(unsigned char *out, size_t count, const unsigned char *values,
                          size_t period, size_t offset, size_t itemsize, const unsigned char *mask,
-                         Masker *masker)
+                         Masker *masker, bool past_cache)
 {
     unsigned char tile[1 << 14], group[8 * 16] = {0};
     size_t filled = period * itemsize, taken;
@@ -635,13 +683,13 @@ static void expand_items(unsigned char *out, size_t count, const unsigned char *
         size_t groups = smaller(count, period - offset) / 8;
         taken = groups > 0 ? 8 * groups : smaller(count, 8);
         if (groups > 0) {
-            masker(out, values + offset * itemsize, mask, groups);
+            masker(out, values + offset * itemsize, mask, groups, past_cache);
             offset = (offset + taken) % period;
             mask += groups;
         } else { /* 8 items that wrap, or fewer at the end */
             for (size_t i = 0; i < taken; i++, offset = (offset + 1) % period)
                 memcpy(group + i * itemsize, values + offset * itemsize, itemsize);
-            masker(group, group, mask++, 1);
+            masker(group, group, mask++, 1, false);
             memcpy(out, group, taken * itemsize);
         }
     }
@@ -672,11 +720,78 @@ static PyObject *expand(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
             part = smaller(CHUNK_ITEMS, count - start);
             populate(to, part * item); /* a chunk at a time, which is in the cache then */
             expand_items(to, part, values.buf, period, (offset.value + start) % period, item,
-                         (unsigned char *)mask.buf + start / 8, masker);
+                         (unsigned char *)mask.buf + start / 8, masker, (size_t)out.len >= PAST_CACHE_FROM);
         }
+        finish_stores();
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&values);
+    PyBuffer_Release(&mask);
+    PyBuffer_Release(&out);
+    return outcome(error);
+}
+
+/* ---- Generated values under a mask ---- */
+
+/* Writes quantiles of the words from `start` on, with zeros where the mask's bit is 0: a batch at a
+ * time, which never leaves the nearest cache before it is whole. */
+static void generate_masked(unsigned char *out, size_t count, uint64_t seed, uint64_t stream,
+                            uint64_t start, const uint32_t *table, const unsigned char *mask)
+{
+    uint32_t words[4 + 4 * BLOCKS], values[4 * BLOCKS]; /* first the last block of the batch before */
+    uint64_t block = start / 4;
+    size_t skip = (size_t)(start % 4), taken;
+    bool past_cache = 4 * count >= PAST_CACHE_FROM;
+    if (skip > 0) {
+        uint32_t batch[4 * BLOCKS];
+        generate_words(batch, block++, stream, seed);
+        memcpy(words, batch, 4 * sizeof *words);
+    } else
+        skip = 4;
+    for (size_t done = 0; done < count; done += taken, block += BLOCKS) {
+        taken = smaller(4 * BLOCKS, count - done);
+        if (done % CHUNK_ITEMS == 0)
+            populate(out, 4 * smaller(CHUNK_ITEMS, count - done));
+        generate_words(words + 4, block, stream, seed);
+        for (size_t i = 0; i < 4 * BLOCKS; i++)
+            values[i] = table[words[skip + i] >> 20];
+        memcpy(words, words + 4 * BLOCKS, 4 * sizeof *words);
+        if (taken % 8 == 0)
+            mask_4(out, (unsigned char *)values, mask, taken / 8, past_cache);
+        else {
+            mask_4((unsigned char *)values, (unsigned char *)values, mask, (taken + 7) / 8, false);
+            memcpy(out, values, 4 * taken);
+        }
+        out += 4 * taken;
+        mask += taken / 8;
+    }
+    finish_stores();
+}
+
+static PyObject *expand_normal(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"seed", "stream", "start", "table", "mask", "out", NULL};
+    Integer seed = {"seed", 0, UINT64_MAX, 0}, stream = {"stream", 0, UINT64_MAX, 0};
+    Integer start = {"start", 0, UINT64_MAX, 0};
+    Py_buffer table = {0}, mask = {0}, out = {0};
+    const char *error = "";
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&O&:expand_normal", names, integer,
+                                    &seed, integer, &stream, integer, &start, readable, &table,
+                                    readable, &mask, writable, &out)) {
+        uint32_t copy[QUANTILES];
+        size_t count = (size_t)out.len / 4;
+        error = (size_t)table.len != sizeof copy ? "table"
+                : out.len % 4 != 0 ? "out"
+                : (size_t)mask.len != (count + 7) / 8 ? "mask"
+                : count > 0 && count - 1 > UINT64_MAX - start.value ? "start" : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        if (error == NULL) {
+            memcpy(copy, table.buf, sizeof copy);
+            generate_masked(out.buf, count, seed.value, stream.value, start.value, copy, mask.buf);
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&table);
     PyBuffer_Release(&mask);
     PyBuffer_Release(&out);
     return outcome(error);
@@ -1110,8 +1225,8 @@ static PyObject *mixing_decode(PyObject *Py_UNUSED(module), PyObject *args, PyOb
 
 static PyMethodDef methods[] = {
     METHOD(philox4x32), METHOD(quantiles), METHOD(rans_encode), METHOD(rans_decode),
-    METHOD(runs_encode), METHOD(runs_decode), METHOD(expand), METHOD(top_k),
-    METHOD(keep_largest), METHOD(magnitude_gradient),
+    METHOD(runs_encode), METHOD(runs_decode), METHOD(expand), METHOD(expand_normal),
+    METHOD(top_k), METHOD(keep_largest), METHOD(magnitude_gradient),
     METHOD(mixing_encode), METHOD(mixing_decode), {0},
 };
 

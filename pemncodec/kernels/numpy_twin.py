@@ -346,6 +346,40 @@ def expand(values: Buffer, itemsize: int, offset: int, mask: Buffer, out: Buffer
         offset = (offset + len(chunk)) % len(items)
 
 
+def expand_normal(
+    seed: int, stream: int, start: int, table: Buffer, mask: Buffer, out: Buffer
+) -> None:
+    """Writes what `quantiles` makes of `philox4x32`'s words where a mask has ones, else zeros.
+
+    Args:
+        seed: as for `philox4x32`.
+        stream: likewise.
+        start: likewise.
+        table: 4096 float32.
+        mask: ceil(n / 8) bytes; the bits behind the last item are ignored.
+        out: n >= 0 float32.
+
+    Raises:
+        ValueError: "seed", "stream" or "start" out of range; "table" of another length; "out" not
+            whole; "mask" of another length; "start" if a word would have an index above 2^64 - 1.
+    """
+    seed = _integer(seed, "seed")
+    stream = _integer(stream, "stream")
+    start = _integer(start, "start")
+    values, bits, target = _view(table), _view(mask), _view(out, writable=True)
+    if values.size != 4 * 4096:
+        raise ValueError("table")
+    if target.size % 4:
+        raise ValueError("out")
+    if bits.size != -(-target.size // 32):
+        raise ValueError("mask")
+    words = np.empty(target.size // 4, np.uint32)
+    philox4x32(words, seed, stream, start)
+    quantiles(words, values, words)
+    if words.size:
+        expand(words, 4, 0, bits, target)
+
+
 def top_k(values: Buffer, kept: int, out: Buffer) -> None:
     """Writes 1 for the largest values and 0 for the others; of equal ones the later are larger.
 
