@@ -2,11 +2,13 @@
 
 python benchmarks/load_time.py [--weights 1e6 --weights 25e6] [--rounds 7] [-o FILE.csv]
 
-Every load runs in a process of its own, as in a program that starts up, after a small file of the
-same kind has been loaded, so that no import is timed. Every page of the result is touched. Warm:
-the file is in the page cache. Cold: it was dropped from there. Rounds are interleaved; the table
-shows medians, the time relative to `safetensors` + `clone()`, and by how much the process grew
-beyond the tensors themselves. The masks of preset `max` are mixed, the others independent bits.
+Warm and cold loads each run in a process of their own, as in a program that starts up, after a
+small file of the same kind has been loaded, so that no import is timed. Every page of the result is
+touched. Warm: the file is in the page cache. Cold: it was dropped from there. Loop: one process
+loads everything in turn, each file twice, and the second load is timed, whose memory is mapped
+already. Rounds are interleaved; the table shows medians, the time relative to `safetensors` +
+`clone()`, and by how much the process grew beyond the tensors themselves. The masks of preset `max`
+are mixed, the others independent bits.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import safetensors.torch
@@ -37,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 MEBIBYTE = 1 << 20
 BASELINE = "safetensors + clone"
 
-WORKER = r"""
+LOADERS = r"""
 import json, re, sys, time
 import torch
 import safetensors.torch
@@ -61,6 +64,9 @@ loaders = {
     "state dict": pemncodec.load_state_dict,
     "module": pemncodec.decode,
 }
+"""
+
+FRESH = r"""
 kind, small, path = sys.argv[1:]
 load = loaders[kind]
 touch(load(small))
@@ -73,6 +79,21 @@ seconds = time.perf_counter() - start
 grown = memory("VmHWM") - before
 size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 print(json.dumps({"seconds": seconds, "grown": grown, "bytes": size}))
+"""
+
+LOOP = r"""
+def seconds(kind, path):
+    start = time.perf_counter()
+    touch(loaders[kind](path))
+    return time.perf_counter() - start
+
+rounds, files = json.loads(sys.argv[1])
+times = []
+for _ in range(rounds):
+    for kind, path in files:
+        seconds(kind, path)
+        times.append(seconds(kind, path))
+print(json.dumps(times))
 """
 
 
@@ -121,12 +142,24 @@ def measure(kind: str, small: Path, path: Path, cold: bool) -> dict[str, float]:
         else:
             while stream.read(MEBIBYTE):
                 pass
+    result: dict[str, float] = run(FRESH, kind, str(small), str(path))
+    return result
+
+
+def measure_loop(forms: dict[str, tuple[str, Path]], rounds: int) -> dict[str, float]:
+    """Medians of the seconds that each form takes in a process that loads all of them in turn."""
+    files = [(kind, str(path)) for kind, path in forms.values()]
+    times = run(LOOP, json.dumps([1 + rounds, files]))[len(files) :]
+    return {form: statistics.median(times[index :: len(files)]) for index, form in enumerate(forms)}
+
+
+def run(worker: str, *arguments: str) -> Any:
+    """What a process of its own prints."""
     done = subprocess.run(
-        [sys.executable, "-c", WORKER, kind, str(small), str(path)],
+        [sys.executable, "-c", LOADERS + worker, *arguments],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
+    return json.loads(done.stdout)
 
 
 @click.command()
@@ -150,7 +183,7 @@ def main(weights: tuple[float, ...], rounds: int, output: Path) -> None:
                     for cold in (False, True):
                         one = measure(kind, small[form][1], path, cold)
                         results.setdefault((form, cold), []).append(one)
-            rows += summarize(count, forms, results)
+            rows += summarize(count, forms, results, measure_loop(forms, rounds))
             for _, path in forms.values():
                 path.unlink(missing_ok=True)
     show(rows, measured_on)
@@ -166,6 +199,7 @@ def summarize(
     count: int,
     forms: dict[str, tuple[str, Path]],
     results: dict[tuple[str, bool], list[dict[str, float]]],
+    loop: dict[str, float],
 ) -> list[dict[str, object]]:
     """A row for each form: medians, relative to the baseline of the same size and cache."""
 
@@ -181,6 +215,8 @@ def summarize(
             base = median(BASELINE, cold, lambda r: r["seconds"])
             row[f"{cache} ms"] = round(1e3 * seconds, 2)
             row[f"{cache} ×"] = round(seconds / base, 2)
+        row["loop ms"] = round(1e3 * loop[form], 2)
+        row["loop ×"] = round(loop[form] / loop[BASELINE], 2)
         over = median(form, False, lambda r: r["grown"] - r["bytes"])
         row["more MiB"] = round(over / MEBIBYTE, 1)
         rows.append(row)

@@ -60,6 +60,28 @@ def generate(
     raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
 
 
+def masked_normal(
+    seed: int,
+    start: int,
+    packed_mask: npt.NDArray[np.uint8],
+    out: npt.NDArray[np.float32],
+    *,
+    stream: int = 0,
+    scale: float = 1.0,
+) -> None:
+    """What `generate` makes for "normal" where a mask has ones, +0.0 elsewhere, at once.
+
+    Args:
+        seed: 64-bit key.
+        start: index of the first value.
+        packed_mask: uint8 [ceil(n / 8)].
+        out: [n].
+        stream: 64-bit upper half of the counter.
+        scale: as for `generate`.
+    """
+    kernels.expand_normal(seed, stream, start, _scaled_quantiles(scale), packed_mask, out)
+
+
 def permutation(seed: int, start: int, count: int, *, stream: int = 0) -> npt.NDArray[np.int64]:
     """0 … count − 1 in the order of words `start` to `start + count`, equal ones by position.
 

@@ -24,7 +24,7 @@ from pemncodec.contents import (
     StoredPrototype,
     bits_of,
 )
-from pemncodec.generator import generate, permutation
+from pemncodec.generator import generate, masked_normal, permutation
 from pemncodec.rounding import one_nan, round_to, widen
 
 Mask = npt.NDArray[np.bool_]
@@ -110,12 +110,22 @@ class SeededValues:
 
     def fill_masked(self, start: int, packed_mask: PackedMask, out: Array) -> None:
         """As `RepeatedValues.fill_masked`."""
+        first = (self.fill.offset + start) % self.prototype.length
+        if self._is_normal and first + out.size <= self.prototype.length:
+            seed, stream = self.prototype.seed, self.prototype.stream
+            masked_normal(seed, first, packed_mask, out, stream=stream, scale=self.fill.scale)
+            return
         for done in range(0, out.size, _SLICE):
             part = out[done : done + _SLICE]
             values = self._values(self.fill.offset + start + done, part.size)
             _expand(
                 round_to(values, self.dtype), 0, packed_mask[done // 8 : (done + _SLICE) // 8], part
             )
+
+    @property
+    def _is_normal(self) -> bool:
+        """Whether words become weights by one table."""
+        return self.prototype.distribution == "normal" and self.dtype == "float32"
 
     def _values(self, start: int, count: int) -> Array:
         source, parts = self.prototype, []

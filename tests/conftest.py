@@ -21,6 +21,9 @@ from pemncodec.kernels import mixing_twin, numpy_twin
 ROOT = Path(__file__).resolve().parent.parent
 TWINS = {
     "expand": numpy_twin,
+    "expand_normal": numpy_twin,
+    "keep_largest": numpy_twin,
+    "magnitude_gradient": numpy_twin,
     "philox4x32": numpy_twin,
     "quantiles": numpy_twin,
     "rans_decode": numpy_twin,

@@ -7,6 +7,7 @@ import random
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -454,6 +455,50 @@ def test_quantiles_are_looked_up_by_the_upper_bits(kernel: ModuleType, count: in
     assert source.view(np.float32).tolist() == out.tolist()
 
 
+@settings(deadline=None)
+@given(
+    st.integers(0, 2000) | st.sampled_from([65_535, 65_544, 270_003]),
+    U64,
+    U64,
+    U64,
+    st.integers(0, 2**32 - 1),
+)
+def test_expand_normal_is_made_of_the_others(
+    kernel: ModuleType, count: int, seed: int, stream: int, start: int, mask_seed: int
+) -> None:
+    mask = random.Random(mask_seed).randbytes(-(-count // 8))
+    table = np.arange(1, 4097, dtype=np.uint32)
+    memory = bytearray(b"\xaa" * (4 * count + 64))
+    arguments = (seed, stream, start, table, mask, memoryview(memory)[32 : 32 + 4 * count])
+    if count and start + count > 2**64:
+        with pytest.raises(ValueError, match=r"^start$"):
+            kernel.expand_normal(*arguments)
+        return
+    kernel.expand_normal(*arguments)
+    assert memory[:32] == memory[32 + 4 * count :] == b"\xaa" * 32
+    words = np.empty(count, np.uint32)
+    numpy_twin.philox4x32(words, seed, stream, start)
+    ones = np.unpackbits(np.frombuffer(mask, np.uint8), count=count, bitorder="little")
+    made = np.frombuffer(memory[32 : 32 + 4 * count], np.uint32)
+    assert np.array_equal(made, ((words >> 20) + 1) * ones)
+
+
+def test_expand_normal_refuses(kernel: ModuleType) -> None:
+    table = bytes(4 * 4096)
+    for arguments, message in (
+        ((-1, 0, 0, table, b"\0", bytearray(32)), "seed"),
+        ((0, 2**64, 0, table, b"\0", bytearray(32)), "stream"),
+        ((0, 0, -1, table, b"\0", bytearray(32)), "start"),
+        ((0, 0, 2**64 - 7, table, b"\0", bytearray(32)), "start"),
+        ((0, 0, 0, table[:-4], b"\0", bytearray(32)), "table"),
+        ((0, 0, 0, table, b"\0", bytearray(31)), "out"),
+        ((0, 0, 0, table, b"", bytearray(32)), "mask"),
+        ((0, 0, 0, table, b"\0\0", bytearray(32)), "mask"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            kernel.expand_normal(*arguments)
+
+
 def test_quantiles_refuses(kernel: ModuleType) -> None:
     table = np.zeros(4096, np.float32)
     for message, sizes in (
@@ -561,6 +606,113 @@ def test_top_k_refuses(kernel: ModuleType) -> None:
             kernel.top_k(*arguments)
 
 
+def kept_largest(
+    kernel: ModuleType, scores: NDArray[np.float32], magnitude: int, kept: int
+) -> NDArray[np.uint32]:
+    """Indices, from 1, of what is kept; 0 elsewhere."""
+    out = np.full(scores.size, 7, np.uint32)
+    values = np.arange(1, scores.size + 1, dtype=np.uint32)
+    kernel.keep_largest(scores, magnitude, kept, values, out)
+    return out
+
+
+def expected_largest(scores: NDArray[np.float32], magnitude: int, kept: int) -> NDArray[np.uint32]:
+    order = np.argsort(np.abs(scores) if magnitude else scores, kind="stable")
+    out = np.zeros(scores.size, np.uint32)
+    out[order[scores.size - kept :]] = order[scores.size - kept :] + 1
+    return out
+
+
+@given(VALUES, st.integers(0, 1), st.data())
+def test_keep_largest_is_that_of_a_stable_sort(
+    kernel: ModuleType, values: list[float], magnitude: int, data: st.DataObject
+) -> None:
+    scores = np.array(values, np.float32)
+    kept = data.draw(st.integers(0, len(values)))
+    expected = expected_largest(scores, magnitude, kept)
+    assert np.array_equal(kept_largest(kernel, scores, magnitude, kept), expected)
+
+
+def column_pattern(size: int) -> NDArray[np.float32]:
+    return np.tile(np.linspace(-1, 1, 512, dtype=np.float32), -(-size // 512))[:size]
+
+
+@pytest.mark.parametrize("size", [63, 64, 65, 4097, (1 << 17) - 1, 1 << 17, 300_001])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size: np.random.default_rng(size).standard_normal(size, np.float32),
+        lambda size: np.random.default_rng(size).integers(-3, 4, size).astype(np.float32),
+        lambda size: np.where(np.arange(size) < size // 2, np.float32(-1), np.float32(1)),
+        lambda size: np.linspace(-1, 1, size, dtype=np.float32),
+        lambda size: np.where(np.arange(size) % 1001, np.float32(0.5), np.float32(-1e-40)),
+        column_pattern,
+    ],
+)
+def test_keep_largest_of_large_tensors(
+    kernel: ModuleType, make: Callable[[int], NDArray[np.float32]], size: int
+) -> None:
+    scores = make(size)
+    for magnitude in (0, 1):
+        for kept in {0, 1, size // 1000, size // 5, size // 2, size - 1, size}:
+            expected = expected_largest(scores, magnitude, kept)
+            assert np.array_equal(kept_largest(kernel, scores, magnitude, kept), expected)
+
+
+@given(st.binary(max_size=400), st.integers(0, 1), st.data())
+def test_keep_largest_of_any_bits_ends(
+    kernel: ModuleType, raw: bytes, magnitude: int, data: st.DataObject
+) -> None:
+    scores = np.frombuffer(raw[: len(raw) // 4 * 4], np.float32)
+    kept = data.draw(st.integers(0, scores.size))
+    out = kept_largest(kernel, scores, magnitude, kept)
+    assert np.count_nonzero(out) <= kept
+    assert ((out == 0) | (out == np.arange(1, scores.size + 1))).all()
+
+
+def test_keep_largest_refuses(kernel: ModuleType) -> None:
+    for arguments, message in (
+        ((bytes(15), 1, 1, bytes(15), bytearray(15)), "scores"),
+        ((bytes(16), 2, 1, bytes(16), bytearray(16)), "magnitude"),
+        ((bytes(16), 1, 5, bytes(16), bytearray(16)), "kept"),
+        ((bytes(16), 1, -1, bytes(16), bytearray(16)), "kept"),
+        ((bytes(16), 1, 1, bytes(12), bytearray(16)), "values"),
+        ((bytes(16), 1, 1, bytes(16), bytearray(12)), "out"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            kernel.keep_largest(*arguments)
+
+
+@given(st.lists(st.tuples(*[st.floats(width=32)] * 3)))
+def test_magnitude_gradient(kernel: ModuleType, triples: list[tuple[float, ...]]) -> None:
+    gradient, values, scores = np.array(triples, np.float32).reshape(-1, 3).T.copy()
+    out = np.full(gradient.size, 7, np.float32)
+    kernel.magnitude_gradient(gradient, values, scores, out)
+    with np.errstate(all="ignore"):
+        expected = gradient * values * np.nan_to_num(np.sign(scores))
+    assert np.array_equal(out, expected, equal_nan=True)
+    ordinary = ~np.isnan(out)
+    assert np.array_equal(np.signbit(out[ordinary]), np.signbit(expected[ordinary]))
+
+
+def test_magnitude_gradient_crosses_chunks(kernel: ModuleType) -> None:
+    gradient, values, scores = np.random.default_rng(0).standard_normal((3, 150_001), np.float32)
+    expected = gradient * values * np.sign(scores)
+    kernel.magnitude_gradient(gradient, values, scores, gradient)
+    assert np.array_equal(gradient, expected)
+
+
+def test_magnitude_gradient_refuses(kernel: ModuleType) -> None:
+    for sizes, message in (
+        ((15, 15, 15, 15), "gradient"),
+        ((16, 12, 16, 16), "values"),
+        ((16, 16, 12, 16), "scores"),
+        ((16, 16, 16, 12), "out"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            kernel.magnitude_gradient(*map(bytearray, sizes))
+
+
 def valid_calls() -> dict[str, list[object]]:
     return {
         "philox4x32": [np.zeros(4, np.uint32), 1, 2, 3],
@@ -570,7 +722,10 @@ def valid_calls() -> dict[str, list[object]]:
         "rans_encode": [b"\0\0", table_of(_0=2**15), 2],
         "rans_decode": [struct.pack("<I", 2**16), table_of(_0=2**15), 1, np.zeros(4, np.uint8)],
         "expand": [b"abcd", 4, 0, b"\xff", np.zeros(8, np.float32)],
+        "expand_normal": [1, 2, 3, bytes(4 * 4096), b"\xff", np.zeros(8, np.float32)],
         "top_k": [np.zeros(8, np.float32), 3, np.zeros(8, np.uint8)],
+        "keep_largest": [np.zeros(8, np.float32), 1, 3, bytes(32), np.zeros(8, np.float32)],
+        "magnitude_gradient": [bytes(8), bytes(8), bytes(8), np.zeros(2, np.float32)],
     }
 
 
@@ -582,7 +737,10 @@ KEYWORDS = {
     "rans_encode": ["symbols", "frequencies", "lanes"],
     "rans_decode": ["data", "frequencies", "lanes", "out"],
     "expand": ["values", "itemsize", "offset", "mask", "out"],
+    "expand_normal": ["seed", "stream", "start", "table", "mask", "out"],
     "top_k": ["values", "kept", "out"],
+    "keep_largest": ["scores", "magnitude", "kept", "values", "out"],
+    "magnitude_gradient": ["gradient", "values", "scores", "out"],
 }
 
 

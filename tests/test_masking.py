@@ -38,7 +38,13 @@ from pemncodec.masking import (
     masked_state,
     parameter_groups,
 )
-from pemncodec.masking.selection import Selection, top_k_mask, top_k_mask_by_sort
+from pemncodec.masking.selection import Selection
+from pemncodec.masking.top_k import (
+    keep_largest,
+    score_gradient,
+    top_k_mask,
+    top_k_mask_by_sort,
+)
 
 STRATEGIES: list[Strategy] = [
     OneLayer(),
@@ -325,6 +331,46 @@ def test_scores_decay_only_where_asked() -> None:
     assert [group["weight_decay"] for group in groups] == [0.0, 0.1]
     assert [len(group["params"]) for group in groups] == [3, 4]
     assert parameter_groups(model, weight_decay=0.1, scores_weight_decay=0.1)[0]["weight_decay"]
+
+
+def plain_layer(dtype: torch.dtype, magnitude: bool, order: torch.memory_format) -> nn.Conv2d:
+    layer = nn.Conv2d(6, 5, 3)
+    mask_model(layer, Independent(), selection=TopK("magnitude" if magnitude else "score"))
+    layer.get_parameter("parametrizations.weight.0.scores").data[0, 0] = 0  # of no sign
+    return layer.to(dtype, memory_format=order)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.usefixtures("kernels_implementation")
+@pytest.mark.parametrize("magnitude", [True, False])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_kernels_and_plain_torch_agree(magnitude: bool, order: torch.memory_format) -> None:
+    results = []
+    for dtype, form in ((torch.float32, torch.contiguous_format), (torch.float64, order)):
+        layer = plain_layer(torch.float32, magnitude, form).to(dtype)
+        scores = layer.get_parameter("parametrizations.weight.0.scores")
+        weight = layer.weight
+        upstream = torch.linspace(-1, 1, weight.numel(), dtype=dtype).view_as(weight)
+        upstream.requires_grad_()
+        (first,) = torch.autograd.grad(weight, scores, upstream, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), upstream)
+        assert weight.stride() == layer.parametrizations.weight.original.stride()
+        results.append([t.detach().float().contiguous() for t in (weight, first, second)])
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("magnitude", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_operators_keep_what_torch_asks_of_them(
+    magnitude: bool, dtype: torch.dtype, order: torch.memory_format
+) -> None:
+    shape = (4, 3, 2, 2)
+    weight = torch.randn(shape).to(dtype, memory_format=order)
+    scores = torch.randn(shape).to(memory_format=order).requires_grad_()
+    torch.library.opcheck(keep_largest, (weight, scores, torch.tensor(20), magnitude))
+    gradient = torch.randn(shape).to(dtype).requires_grad_()
+    torch.library.opcheck(score_gradient, (gradient, weight, scores.detach(), magnitude))
 
 
 # ------------------------------------------------------------------------------ which weights

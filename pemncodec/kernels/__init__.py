@@ -14,6 +14,9 @@ IMPLEMENTATION: str
 try:
     from pemncodec.kernels._native import (
         expand,
+        expand_normal,
+        keep_largest,
+        magnitude_gradient,
         mixing_decode,
         mixing_encode,
         philox4x32,
@@ -28,6 +31,9 @@ except ImportError:
     from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
     from pemncodec.kernels.numpy_twin import (
         expand,
+        expand_normal,
+        keep_largest,
+        magnitude_gradient,
         philox4x32,
         quantiles,
         rans_decode,
@@ -44,6 +50,9 @@ else:
 __all__ = [
     "IMPLEMENTATION",
     "expand",
+    "expand_normal",
+    "keep_largest",
+    "magnitude_gradient",
     "mixing_decode",
     "mixing_encode",
     "philox4x32",

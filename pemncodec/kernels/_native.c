@@ -106,47 +106,57 @@ static void philox_blocks(uint32_t *words, uint64_t block, uint64_t stream, uint
 }
 
 #ifdef HAVE_AVX2
-/* As above, for processors that have AVX2: the compiler finds no 32 × 32-bit product by itself. */
-__attribute__((target("avx2"))) static void philox_blocks_avx2(uint32_t *words, uint64_t block,
-                                                               uint64_t stream, uint64_t seed)
-{
-    enum { GROUPS = 4 }; /* of four blocks, in registers at one time */
-    const __m256i low = _mm256_set1_epi64x(UINT32_MAX);
-    const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
-    for (int b = 0; b < BLOCKS; b += 4 * GROUPS, block += 4 * GROUPS) {
-        __m256i c0[GROUPS], c1[GROUPS], c2[GROUPS], c3[GROUPS]; /* words in 64-bit lanes */
-        uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-        for (int g = 0; g < GROUPS; g++) {
-            __m256i first = _mm256_set1_epi64x((long long)(block + 4 * (uint64_t)g));
-            c0[g] = _mm256_add_epi64(first, _mm256_setr_epi64x(0, 1, 2, 3));
-            c1[g] = _mm256_srli_epi64(c0[g], 32);
-            c2[g] = _mm256_set1_epi64x((long long)stream);
-            c3[g] = _mm256_srli_epi64(c2[g], 32);
-        }
-        for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-            __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
-            for (int g = 0; g < GROUPS; g++) { /* what is in the upper halves does no harm */
-                __m256i p0 = _mm256_mul_epu32(c0[g], m0), p1 = _mm256_mul_epu32(c2[g], m1);
-                c0[g] = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), _mm256_xor_si256(c1[g], key0));
-                c2[g] = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), _mm256_xor_si256(c3[g], key1));
-                c1[g] = p1;
-                c3[g] = p0;
-            }
-        }
-        for (int g = 0; g < GROUPS; g++, words += 16) {
-            __m256i front = _mm256_or_si256(_mm256_and_si256(c0[g], low), _mm256_slli_epi64(c1[g], 32));
-            __m256i back = _mm256_or_si256(_mm256_and_si256(c2[g], low), _mm256_slli_epi64(c3[g], 32));
-            __m256i even = _mm256_unpacklo_epi64(front, back), odd = _mm256_unpackhi_epi64(front, back);
-            _mm256_storeu_si256((__m256i *)words, _mm256_permute2x128_si256(even, odd, 0x20));
-            _mm256_storeu_si256((__m256i *)(words + 8), _mm256_permute2x128_si256(even, odd, 0x31));
-        }
+/* As above, for processors that have AVX2, since the compiler finds no 32 × 32-bit product by itself;
+ * and for those with AVX-512's third operand and twice the registers. GROUPS of four blocks are in
+ * registers at one time, their words in 64-bit lanes; what is in the upper halves does no harm. */
+#define PHILOX_BLOCKS(NAME, TARGET, GROUPS, XOR3) \
+    __attribute__((target(TARGET))) static void NAME(uint32_t *words, uint64_t block, \
+                                                     uint64_t stream, uint64_t seed) \
+    { \
+        const __m256i low = _mm256_set1_epi64x(UINT32_MAX); \
+        const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57); \
+        for (int b = 0; b < BLOCKS; b += 4 * GROUPS, block += 4 * GROUPS) { \
+            __m256i c0[GROUPS], c1[GROUPS], c2[GROUPS], c3[GROUPS]; \
+            uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32); \
+            for (int g = 0; g < GROUPS; g++) { \
+                __m256i first = _mm256_set1_epi64x((long long)(block + 4 * (uint64_t)g)); \
+                c0[g] = _mm256_add_epi64(first, _mm256_setr_epi64x(0, 1, 2, 3)); \
+                c1[g] = _mm256_srli_epi64(c0[g], 32); \
+                c2[g] = _mm256_set1_epi64x((long long)stream); \
+                c3[g] = _mm256_srli_epi64(c2[g], 32); \
+            } \
+            for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) { \
+                __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1); \
+                for (int g = 0; g < GROUPS; g++) { \
+                    __m256i p0 = _mm256_mul_epu32(c0[g], m0), p1 = _mm256_mul_epu32(c2[g], m1); \
+                    c0[g] = XOR3(_mm256_srli_epi64(p1, 32), c1[g], key0); \
+                    c2[g] = XOR3(_mm256_srli_epi64(p0, 32), c3[g], key1); \
+                    c1[g] = p1; \
+                    c3[g] = p0; \
+                } \
+            } \
+            for (int g = 0; g < GROUPS; g++, words += 16) { \
+                __m256i front = _mm256_or_si256(_mm256_and_si256(c0[g], low), _mm256_slli_epi64(c1[g], 32)); \
+                __m256i back = _mm256_or_si256(_mm256_and_si256(c2[g], low), _mm256_slli_epi64(c3[g], 32)); \
+                __m256i even = _mm256_unpacklo_epi64(front, back), odd = _mm256_unpackhi_epi64(front, back); \
+                _mm256_storeu_si256((__m256i *)words, _mm256_permute2x128_si256(even, odd, 0x20)); \
+                _mm256_storeu_si256((__m256i *)(words + 8), _mm256_permute2x128_si256(even, odd, 0x31)); \
+            } \
+        } \
     }
-}
+#define XOR3_AVX2(a, b, c) _mm256_xor_si256(a, _mm256_xor_si256(b, c))
+#define XOR3_AVX512(a, b, c) _mm256_ternarylogic_epi64(a, b, c, 0x96)
+PHILOX_BLOCKS(philox_blocks_avx2, "avx2", 2, XOR3_AVX2)
+PHILOX_BLOCKS(philox_blocks_avx512, "avx512f,avx512vl", 4, XOR3_AVX512)
 #endif
 
 static void generate_words(uint32_t *words, uint64_t block, uint64_t stream, uint64_t seed)
 {
 #ifdef HAVE_AVX2
+    if (__builtin_cpu_supports("avx512vl")) {
+        philox_blocks_avx512(words, block, stream, seed);
+        return;
+    }
     if (__builtin_cpu_supports("avx2")) {
         philox_blocks_avx2(words, block, stream, seed);
         return;
@@ -565,21 +575,55 @@ static PyObject *runs_decode(PyObject *Py_UNUSED(module), PyObject *args, PyObje
 /* ---- Values under a mask ---- */
 
 typedef void Masker(unsigned char *out, const unsigned char *values, const unsigned char *mask,
-                    size_t groups);
+                    size_t groups, bool past_cache);
+
+#if defined(__x86_64__) && defined(__GNUC__)
+/* Stores that do not read the memory first, and leave the cache to others. */
+static inline bool can_pass_cache(const unsigned char *out, size_t size)
+{
+    return (uintptr_t)out % 16 == 0 && size % 16 == 0;
+}
+
+static inline void store_past_cache(unsigned char *out, const void *from, size_t size)
+{
+    for (size_t i = 0; i < size; i += 16)
+        _mm_stream_si128((__m128i *)(out + i),
+                         _mm_loadu_si128((const __m128i *)((const char *)from + i)));
+}
+
+static inline void finish_stores(void) { _mm_sfence(); }
+#else
+static inline bool can_pass_cache(const unsigned char *out, size_t size)
+{
+    (void)out, (void)size;
+    return false;
+}
+
+static inline void store_past_cache(unsigned char *out, const void *from, size_t size)
+{
+    memcpy(out, from, size);
+}
+
+static inline void finish_stores(void) {}
+#endif
 
 /* Copies groups of 8 items, each of PARTS words, with zeros where the mask's bit is 0. `kept` has all
  * bits of the words that a mask byte keeps: loaded, not computed, they cost next to nothing. */
 #define MASKER(NAME, WORD, PARTS) \
     static WORD kept_##NAME[256][8 * PARTS]; \
     static void NAME(unsigned char *out, const unsigned char *values, const unsigned char *mask, \
-                     size_t groups) \
+                     size_t groups, bool past_cache) \
     { \
         WORD words[8 * PARTS]; \
+        past_cache = past_cache && can_pass_cache(out, sizeof words); \
         for (; groups > 0; groups--, mask++, out += sizeof words, values += sizeof words) { \
             memcpy(words, values, sizeof words); \
             for (int i = 0; i < 8 * PARTS; i++) \
                 words[i] &= kept_##NAME[*mask][i]; \
-            memcpy(out, words, sizeof words); \
+            if (past_cache) \
+                store_past_cache(out, words, sizeof words); \
+            else \
+                memcpy(out, words, sizeof words); \
         } \
     }
 MASKER(mask_1, uint8_t, 1)
@@ -601,15 +645,19 @@ static void fill_kept_words(void)
             }
 }
 
-enum { CHUNK_ITEMS = 1 << 16 };
+enum { CHUNK_ITEMS = 1 << 16, PAST_CACHE_FROM = 1 << 20 }; /* bytes */
 
 /* Memory that was never touched costs one system call instead of a page fault for every 4 KiB. */
 static void populate(unsigned char *out, size_t size)
 {
 #ifdef MADV_POPULATE_WRITE
     enum { PAGE = 4096, WORTHWHILE = 1 << 16 };
-    uintptr_t first = ((uintptr_t)out + PAGE - 1) / PAGE * PAGE, last = ((uintptr_t)out + size) / PAGE * PAGE;
-    if (size >= WORTHWHILE)
+    uintptr_t first = ((uintptr_t)out + PAGE - 1) / PAGE * PAGE;
+    uintptr_t last = ((uintptr_t)out + size) / PAGE * PAGE;
+    unsigned char present = 0;
+    /* The last page tells: it costs more to populate memory that is there than to write it. */
+    if (size >= WORTHWHILE
+        && (mincore((void *)(last - PAGE), PAGE, &present) != 0 || !(present & 1)))
         madvise((void *)first, last - first, MADV_POPULATE_WRITE); /* if it fails, no harm is done */
 #else
     (void)out, (void)size;
@@ -618,7 +666,7 @@ static void populate(unsigned char *out, size_t size)
 
 static void expand_items(unsigned char *out, size_t count, const unsigned char *values,
                          size_t period, size_t offset, size_t itemsize, const unsigned char *mask,
-                         Masker *masker)
+                         Masker *masker, bool past_cache)
 {
     unsigned char tile[1 << 14], group[8 * 16] = {0};
     size_t filled = period * itemsize, taken;
@@ -635,13 +683,13 @@ static void expand_items(unsigned char *out, size_t count, const unsigned char *
         size_t groups = smaller(count, period - offset) / 8;
         taken = groups > 0 ? 8 * groups : smaller(count, 8);
         if (groups > 0) {
-            masker(out, values + offset * itemsize, mask, groups);
+            masker(out, values + offset * itemsize, mask, groups, past_cache);
             offset = (offset + taken) % period;
             mask += groups;
         } else { /* 8 items that wrap, or fewer at the end */
             for (size_t i = 0; i < taken; i++, offset = (offset + 1) % period)
                 memcpy(group + i * itemsize, values + offset * itemsize, itemsize);
-            masker(group, group, mask++, 1);
+            masker(group, group, mask++, 1, false);
             memcpy(out, group, taken * itemsize);
         }
     }
@@ -672,8 +720,9 @@ static PyObject *expand(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
             part = smaller(CHUNK_ITEMS, count - start);
             populate(to, part * item); /* a chunk at a time, which is in the cache then */
             expand_items(to, part, values.buf, period, (offset.value + start) % period, item,
-                         (unsigned char *)mask.buf + start / 8, masker);
+                         (unsigned char *)mask.buf + start / 8, masker, (size_t)out.len >= PAST_CACHE_FROM);
         }
+        finish_stores();
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&values);
@@ -682,82 +731,259 @@ static PyObject *expand(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
     return outcome(error);
 }
 
+/* ---- Generated values under a mask ---- */
+
+/* Writes quantiles of the words from `start` on, with zeros where the mask's bit is 0: a batch at a
+ * time, which never leaves the nearest cache before it is whole. */
+static void generate_masked(unsigned char *out, size_t count, uint64_t seed, uint64_t stream,
+                            uint64_t start, const uint32_t *table, const unsigned char *mask)
+{
+    uint32_t words[4 + 4 * BLOCKS], values[4 * BLOCKS]; /* first the last block of the batch before */
+    uint64_t block = start / 4;
+    size_t skip = (size_t)(start % 4), taken;
+    bool past_cache = 4 * count >= PAST_CACHE_FROM;
+    if (skip > 0) {
+        uint32_t batch[4 * BLOCKS];
+        generate_words(batch, block++, stream, seed);
+        memcpy(words, batch, 4 * sizeof *words);
+    } else
+        skip = 4;
+    for (size_t done = 0; done < count; done += taken, block += BLOCKS) {
+        taken = smaller(4 * BLOCKS, count - done);
+        if (done % CHUNK_ITEMS == 0)
+            populate(out, 4 * smaller(CHUNK_ITEMS, count - done));
+        generate_words(words + 4, block, stream, seed);
+        for (size_t i = 0; i < 4 * BLOCKS; i++)
+            values[i] = table[words[skip + i] >> 20];
+        memcpy(words, words + 4 * BLOCKS, 4 * sizeof *words);
+        if (taken % 8 == 0)
+            mask_4(out, (unsigned char *)values, mask, taken / 8, past_cache);
+        else {
+            mask_4((unsigned char *)values, (unsigned char *)values, mask, (taken + 7) / 8, false);
+            memcpy(out, values, 4 * taken);
+        }
+        out += 4 * taken;
+        mask += taken / 8;
+    }
+    finish_stores();
+}
+
+static PyObject *expand_normal(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"seed", "stream", "start", "table", "mask", "out", NULL};
+    Integer seed = {"seed", 0, UINT64_MAX, 0}, stream = {"stream", 0, UINT64_MAX, 0};
+    Integer start = {"start", 0, UINT64_MAX, 0};
+    Py_buffer table = {0}, mask = {0}, out = {0};
+    const char *error = "";
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&O&:expand_normal", names, integer,
+                                    &seed, integer, &stream, integer, &start, readable, &table,
+                                    readable, &mask, writable, &out)) {
+        uint32_t copy[QUANTILES];
+        size_t count = (size_t)out.len / 4;
+        error = (size_t)table.len != sizeof copy ? "table"
+                : out.len % 4 != 0 ? "out"
+                : (size_t)mask.len != (count + 7) / 8 ? "mask"
+                : count > 0 && count - 1 > UINT64_MAX - start.value ? "start" : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        if (error == NULL) {
+            memcpy(copy, table.buf, sizeof copy);
+            generate_masked(out.buf, count, seed.value, stream.value, start.value, copy, mask.buf);
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&table);
+    PyBuffer_Release(&mask);
+    PyBuffer_Release(&out);
+    return outcome(error);
+}
+
 /* ---- The largest values ---- */
 
-/* Keys order as the values do: floats without NaN, −0 as +0. */
-static uint32_t ordered_key(const unsigned char *values, size_t index)
+/* What ranks a value: its order, or that of its magnitude; NaN anywhere, −0 as +0. */
+static inline int32_t ranking_key(float value, bool magnitude)
 {
-    float value;
-    uint32_t bits;
-    memcpy(&value, values + index * sizeof value, sizeof value);
+    int32_t bits;
     value += 0.0f;
     memcpy(&bits, &value, sizeof bits);
-    return bits ^ (bits >> 31 ? UINT32_MAX : 0x80000000u);
+    return magnitude ? bits & INT32_MAX : bits ^ (bits >> 31 & INT32_MAX);
 }
 
-/* Histogram of a digit: four, since neighbours often fall in one bin. */
-typedef size_t Histogram[4][1 << 11];
-
-/* The bin with the item of rank *rank; what is left of *rank are the items before it in the bin. */
-static uint32_t bin_of_rank(Histogram histogram, size_t *rank, size_t *here)
+static inline float float_at(const unsigned char *floats, size_t index)
 {
-    for (uint32_t bin = 0;; bin++) {
-        *here = histogram[0][bin] + histogram[1][bin] + histogram[2][bin] + histogram[3][bin];
-        if (*rank < *here || bin == (1 << 11) - 1)
-            return bin;
-        *rank -= *here;
-    }
+    float value;
+    memcpy(&value, floats + index * sizeof value, sizeof value);
+    return value;
 }
 
-/* Radix selection by digits of 11, 11 and 10 bits: the key of rank *rank in ascending order; what
- * is left of *rank are the equal keys before it. False without memory. */
-static bool key_of_rank(const unsigned char *values, size_t count, size_t *rank,
-                        uint32_t *cut)
+typedef struct {
+    const unsigned char *values; /* float */
+    size_t count;
+    bool magnitude;
+} Ranking;
+
+static inline int32_t key_at(const Ranking *ranking, size_t index)
+{
+    return ranking_key(float_at(ranking->values, index), ranking->magnitude);
+}
+
+enum { SAMPLES = 1 << 14, MARGIN = 256, SAMPLED_FROM = 1 << 17 }; /* margin: 4 sqrt(SAMPLES) / 2 */
+
+/* Radix selection by digits of 11, 11 and 10 bits: the key of rank *rank < count in ascending
+ * order; what is left of *rank are the equal keys before it. The keys are lost. */
+static int32_t key_of_rank(int32_t *keys, size_t count, size_t *rank)
 {
     static const int shifts[] = {21, 10, 0};
-    Histogram histogram = {{0}};
-    for (size_t i = 0; i < count; i++)
-        histogram[i % 4][ordered_key(values, i) >> shifts[0]]++;
-    size_t here, found = 0;
-    *cut = bin_of_rank(histogram, rank, &here);
-    uint32_t *keys = malloc((here + 1) * sizeof *keys);
+    for (int digit = 0; digit < 3; digit++) {
+        uint32_t histogram[4][1 << 11] = {{0}}; /* four, since neighbours often fall in one bin */
+        uint32_t bin = 0, flip = digit == 0 ? 1 << 10 : 0; /* of the sign */
+        for (size_t i = 0; i < count; i++)
+            histogram[i % 4][((uint32_t)keys[i] >> shifts[digit] & ((1 << 11) - 1)) ^ flip]++;
+        for (;; bin++) {
+            size_t here = (size_t)histogram[0][bin] + histogram[1][bin] + histogram[2][bin]
+                          + histogram[3][bin];
+            if (*rank < here)
+                break;
+            *rank -= here;
+        }
+        size_t left = 0;
+        for (size_t i = 0; i < count; i++) { /* without a branch, which nobody could predict */
+            int32_t key = keys[i];
+            keys[left] = key;
+            left += (((uint32_t)key >> shifts[digit] & ((1 << 11) - 1)) ^ flip) == bin;
+        }
+        count = left;
+    }
+    return keys[0];
+}
+
+/* A range of keys that most likely has the one of that rank: what is about it in a sample, at least
+ * four standard deviations to either side. */
+static void guess_range(const Ranking *ranking, size_t rank, int32_t *lowest, int32_t *highest)
+{
+    int32_t keys[SAMPLES], copy[SAMPLES];
+    size_t step = ranking->count / SAMPLES, middle = smaller(rank / step, SAMPLES - 1), rest;
+    uint64_t random = 0;
+    for (size_t i = 0; i < SAMPLES; i++) { /* one of each `step`, at positions without a pattern */
+        random = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        keys[i] = key_at(ranking, i * step + (size_t)(random >> 33) % step);
+    }
+    memcpy(copy, keys, sizeof copy);
+    rest = middle - MARGIN;
+    *lowest = middle >= MARGIN ? key_of_rank(copy, SAMPLES, &rest) : INT32_MIN;
+    rest = middle + MARGIN;
+    *highest = rest < SAMPLES ? key_of_rank(keys, SAMPLES, &rest) : INT32_MAX;
+}
+
+enum { ROW = 64 }; /* values that are looked at together, by vector instructions */
+
+/* Copies the keys of a range and counts those below it; returns the number of copied ones. */
+static inline size_t copy_range_of(Ranking ranking, int32_t lowest, int32_t highest,
+                                   int32_t *copied, size_t *below)
+{
+    size_t found = 0, start = 0;
+    for (*below = 0; ranking.count - start >= ROW; start += ROW) {
+        int32_t keys[ROW], under = 0;
+        unsigned char within[ROW];
+        for (size_t i = 0; i < ROW; i++)
+            keys[i] = key_at(&ranking, start + i);
+        for (size_t i = 0; i < ROW; i++)
+            under += keys[i] < lowest;
+        for (size_t i = 0; i < ROW; i++)
+            within[i] = (keys[i] >= lowest) & (keys[i] <= highest);
+        *below += (size_t)under;
+        for (size_t i = 0; i < ROW; i += 8) {
+            uint64_t any;
+            memcpy(&any, within + i, sizeof any);
+            for (size_t j = i; any != 0 && j < i + 8; j++) {
+                copied[found] = keys[j];
+                found += within[j];
+            }
+        }
+    }
+    for (; start < ranking.count; start++) {
+        int32_t key = key_at(&ranking, start);
+        *below += key < lowest;
+        copied[found] = key;
+        found += (key >= lowest) & (key <= highest);
+    }
+    return found;
+}
+
+/* The loop once for each kind of ranking. */
+static size_t copy_range(Ranking ranking, int32_t lowest, int32_t highest, int32_t *copied,
+                         size_t *below)
+{
+    Ranking by_value = {ranking.values, ranking.count, false};
+    Ranking by_magnitude = {ranking.values, ranking.count, true};
+    return ranking.magnitude ? copy_range_of(by_magnitude, lowest, highest, copied, below)
+                             : copy_range_of(by_value, lowest, highest, copied, below);
+}
+
+typedef struct {
+    int32_t key;  /* the smallest that is kept */
+    size_t first; /* index of the first value of this key that is kept */
+} Cut;
+
+/* The index behind the first `number` values of a key. */
+static size_t index_behind(const Ranking *ranking, int32_t key, size_t number)
+{
+    size_t start = 0, equal = 0;
+    for (; ranking->count - start >= ROW; start += ROW, number -= equal) {
+        equal = 0;
+        for (size_t i = start; i < start + ROW; i++)
+            equal += key_at(ranking, i) == key;
+        if (equal >= number)
+            break;
+    }
+    for (; number > 0 && start < ranking->count; start++)
+        number -= key_at(ranking, start) == key;
+    return start;
+}
+
+/* Where the `kept` largest end, 0 < kept < count. False without memory. */
+static bool find_cut(const Ranking *ranking, size_t kept, Cut *cut)
+{
+    size_t rank = ranking->count - kept, below, found;
+    int32_t lowest = INT32_MIN, highest = INT32_MAX;
+    int32_t *keys = malloc(ranking->count * sizeof *keys + sizeof *keys);
     if (keys == NULL)
         return false;
-    for (size_t i = 0; i < count; i++) { /* without a branch, which nobody could predict */
-        uint32_t key = ordered_key(values, i);
-        keys[found] = key;
-        found += key >> shifts[0] == *cut;
-    }
-    for (int digit = 1; digit < 3; digit++) {
-        int shift = shifts[digit], width = shifts[digit - 1] - shift;
-        memset(histogram, 0, sizeof histogram);
-        for (size_t i = 0; i < found; i++)
-            if (keys[i] >> shifts[digit - 1] == *cut)
-                histogram[i % 4][keys[i] >> shift & ((1u << width) - 1)]++;
-        *cut = *cut << width | bin_of_rank(histogram, rank, &here);
-    }
+    if (ranking->count >= SAMPLED_FROM)
+        guess_range(ranking, rank, &lowest, &highest);
+    found = copy_range(*ranking, lowest, highest, keys, &below);
+    if (rank < below || rank - below >= found)
+        found = copy_range(*ranking, INT32_MIN, INT32_MAX, keys, &below);
+    rank -= below;
+    cut->key = key_of_rank(keys, found, &rank);
     free(keys);
+    cut->first = rank == 0 ? 0 : index_behind(ranking, cut->key, rank);
     return true;
 }
 
-static bool mark_largest(const unsigned char *values, size_t count, size_t kept,
-                         unsigned char *mask)
+/* Whether a value is kept: those of the cut's key from `first` on. */
+static inline bool is_kept(int32_t key, const Cut *cut, bool from_first)
 {
-    memset(mask, kept > 0, count);
-    if (kept == 0 || kept == count)
-        return true;
-    size_t dropped_ties = count - kept;
-    uint32_t cut;
-    if (!key_of_rank(values, count, &dropped_ties, &cut))
-        return false;
-    for (size_t i = 0; i < count; i++)
-        mask[i] = ordered_key(values, i) >= cut;
-    for (size_t i = 0; i < count && dropped_ties > 0; i++)
-        if (ordered_key(values, i) == cut) {
-            mask[i] = 0;
-            dropped_ties--;
-        }
-    return true;
+    return (key > cut->key) | ((key == cut->key) & from_first);
+}
+
+static void mark_items(const Ranking *ranking, const Cut *cut, unsigned char *mask)
+{
+    for (size_t i = 0; i < cut->first; i++)
+        mask[i] = is_kept(key_at(ranking, i), cut, false);
+    for (size_t i = cut->first; i < ranking->count; i++)
+        mask[i] = is_kept(key_at(ranking, i), cut, true);
+}
+
+/* Items of 4 bytes where a value is kept, and zeros elsewhere. */
+static inline void keep_items(const unsigned char *scores, bool magnitude, Cut cut, bool from_first,
+                              const unsigned char *values, size_t count, unsigned char *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint32_t item;
+        memcpy(&item, values + 4 * i, 4);
+        item &= 0u - (uint32_t)is_kept(ranking_key(float_at(scores, i), magnitude), &cut, from_first);
+        memcpy(out + 4 * i, &item, 4);
+    }
 }
 
 static PyObject *top_k(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
@@ -768,14 +994,19 @@ static PyObject *top_k(PyObject *Py_UNUSED(module), PyObject *args, PyObject *ke
     const char *error = "";
     if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&:top_k", names, readable, &values,
                                     integer, &kept, writable, &out)) {
-        size_t count = (size_t)out.len;
+        Ranking ranking = {values.buf, (size_t)out.len, false};
+        Cut cut;
         bool done = true;
-        error = (size_t)values.len / sizeof(float) != count
+        error = (size_t)values.len / sizeof(float) != ranking.count
                         || (size_t)values.len % sizeof(float) != 0 ? "values"
-                : kept.value > count ? "kept" : NULL;
+                : kept.value > ranking.count ? "kept" : NULL;
         Py_BEGIN_ALLOW_THREADS
-        if (error == NULL)
-            done = mark_largest(values.buf, count, (size_t)kept.value, out.buf);
+        if (error == NULL && kept.value > 0 && kept.value < ranking.count) {
+            done = find_cut(&ranking, (size_t)kept.value, &cut);
+            if (done)
+                mark_items(&ranking, &cut, out.buf);
+        } else if (error == NULL)
+            memset(out.buf, kept.value > 0, ranking.count);
         Py_END_ALLOW_THREADS
         if (!done) {
             PyErr_NoMemory();
@@ -783,6 +1014,87 @@ static PyObject *top_k(PyObject *Py_UNUSED(module), PyObject *args, PyObject *ke
         }
     }
     PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    return outcome(error);
+}
+
+static PyObject *keep_largest(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"scores", "magnitude", "kept", "values", "out", NULL};
+    Py_buffer scores = {0}, values = {0}, out = {0};
+    Integer kept = {"kept", 0, UINT64_MAX, 0}, magnitude = {"magnitude", 0, 1, 0};
+    const char *error = "";
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&:keep_largest", names, readable,
+                                    &scores, integer, &magnitude, integer, &kept, readable,
+                                    &values, writable, &out)) {
+        size_t size = (size_t)scores.len;
+        Ranking ranking = {scores.buf, size / 4, magnitude.value != 0};
+        Cut cut = {INT32_MIN, 0};
+        bool done = true;
+        error = size % 4 != 0 ? "scores" : kept.value > ranking.count ? "kept"
+                : (size_t)values.len != size ? "values" : (size_t)out.len != size ? "out" : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        if (error == NULL && kept.value == 0)
+            memset(out.buf, 0, size);
+        else if (error == NULL) {
+            if (kept.value < ranking.count)
+                done = find_cut(&ranking, (size_t)kept.value, &cut);
+            if (done) { /* constant arguments: a loop for each case, without a branch in it */
+                const unsigned char *by = scores.buf, *from = values.buf;
+                unsigned char *to = out.buf;
+                size_t first = 4 * cut.first, rest = ranking.count - cut.first;
+                if (ranking.magnitude) {
+                    keep_items(by, true, cut, false, from, cut.first, to);
+                    keep_items(by + first, true, cut, true, from + first, rest, to + first);
+                } else {
+                    keep_items(by, false, cut, false, from, cut.first, to);
+                    keep_items(by + first, false, cut, true, from + first, rest, to + first);
+                }
+            }
+        }
+        Py_END_ALLOW_THREADS
+        if (!done) {
+            PyErr_NoMemory();
+            error = "";
+        }
+    }
+    PyBuffer_Release(&scores);
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    return outcome(error);
+}
+
+/* ---- The gradient of scores ---- */
+
+static void multiply_items(const unsigned char *gradient, const unsigned char *values,
+                           const unsigned char *scores, size_t count, unsigned char *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        float score = float_at(scores, i), product = float_at(gradient, i) * float_at(values, i);
+        product *= (float)((score > 0) - (score < 0));
+        memcpy(out + 4 * i, &product, 4);
+    }
+}
+
+static PyObject *magnitude_gradient(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"gradient", "values", "scores", "out", NULL};
+    Py_buffer gradient = {0}, values = {0}, scores = {0}, out = {0};
+    const char *error = "";
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&:magnitude_gradient", names, readable,
+                                    &gradient, readable, &values, readable, &scores, writable,
+                                    &out)) {
+        Py_ssize_t size = gradient.len;
+        error = size % 4 != 0 ? "gradient" : values.len != size ? "values"
+                : scores.len != size ? "scores" : out.len != size ? "out" : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        if (error == NULL)
+            multiply_items(gradient.buf, values.buf, scores.buf, (size_t)size / 4, out.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&gradient);
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&scores);
     PyBuffer_Release(&out);
     return outcome(error);
 }
@@ -913,7 +1225,8 @@ static PyObject *mixing_decode(PyObject *Py_UNUSED(module), PyObject *args, PyOb
 
 static PyMethodDef methods[] = {
     METHOD(philox4x32), METHOD(quantiles), METHOD(rans_encode), METHOD(rans_decode),
-    METHOD(runs_encode), METHOD(runs_decode), METHOD(expand), METHOD(top_k),
+    METHOD(runs_encode), METHOD(runs_decode), METHOD(expand), METHOD(expand_normal),
+    METHOD(top_k), METHOD(keep_largest), METHOD(magnitude_gradient),
     METHOD(mixing_encode), METHOD(mixing_decode), {0},
 };
 

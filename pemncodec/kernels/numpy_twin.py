@@ -346,6 +346,40 @@ def expand(values: Buffer, itemsize: int, offset: int, mask: Buffer, out: Buffer
         offset = (offset + len(chunk)) % len(items)
 
 
+def expand_normal(
+    seed: int, stream: int, start: int, table: Buffer, mask: Buffer, out: Buffer
+) -> None:
+    """Writes what `quantiles` makes of `philox4x32`'s words where a mask has ones, else zeros.
+
+    Args:
+        seed: as for `philox4x32`.
+        stream: likewise.
+        start: likewise.
+        table: 4096 float32.
+        mask: ceil(n / 8) bytes; the bits behind the last item are ignored.
+        out: n >= 0 float32.
+
+    Raises:
+        ValueError: "seed", "stream" or "start" out of range; "table" of another length; "out" not
+            whole; "mask" of another length; "start" if a word would have an index above 2^64 - 1.
+    """
+    seed = _integer(seed, "seed")
+    stream = _integer(stream, "stream")
+    start = _integer(start, "start")
+    values, bits, target = _view(table), _view(mask), _view(out, writable=True)
+    if values.size != 4 * 4096:
+        raise ValueError("table")
+    if target.size % 4:
+        raise ValueError("out")
+    if bits.size != -(-target.size // 32):
+        raise ValueError("mask")
+    words = np.empty(target.size // 4, np.uint32)
+    philox4x32(words, seed, stream, start)
+    quantiles(words, values, words)
+    if words.size:
+        expand(words, 4, 0, bits, target)
+
+
 def top_k(values: Buffer, kept: int, out: Buffer) -> None:
     """Writes 1 for the largest values and 0 for the others; of equal ones the later are larger.
 
@@ -373,3 +407,63 @@ def top_k(values: Buffer, kept: int, out: Buffer) -> None:
     surplus = int(np.count_nonzero(target)) - kept
     if surplus > 0:
         target[np.flatnonzero(numbers == cut)[:surplus]] = 0
+
+
+def keep_largest(scores: Buffer, magnitude: int, kept: int, values: Buffer, out: Buffer) -> None:
+    """Writes the values whose scores are the largest, and zeros elsewhere; ties as in `top_k`.
+
+    Args:
+        scores: n float32 without NaN (with NaN any n - kept to n of the items may be 0).
+        magnitude: 1 ranks |score|, 0 the score itself.
+        kept: how many values are kept, 0 to n.
+        values: n items of 4 bytes.
+        out: n items of 4 bytes.
+
+    Raises:
+        ValueError: "magnitude" out of range; "scores" not whole; "kept" above n; "values" or "out"
+            of another size.
+    """
+    source = _view(scores)
+    magnitude = _integer(magnitude, "magnitude", 0, 1)
+    kept = _integer(kept, "kept")
+    items, target = _view(values), _view(out, writable=True)
+    if source.size % 4:
+        raise ValueError("scores")
+    if kept > source.size // 4:
+        raise ValueError("kept")
+    if items.size != source.size:
+        raise ValueError("values")
+    if target.size != source.size:
+        raise ValueError("out")
+    numbers = source.view(np.float32)
+    mask = np.empty(numbers.size, np.uint8)
+    top_k(np.abs(numbers) if magnitude else np.ascontiguousarray(numbers), kept, mask)
+    np.multiply(items.view(np.uint32), mask, out=target.view(np.uint32))
+
+
+def magnitude_gradient(gradient: Buffer, values: Buffer, scores: Buffer, out: Buffer) -> None:
+    """Multiplies three: out = (gradient * value) * sign(score), in binary32; the sign of 0 is 0.
+
+    It is the gradient of |score| where gradient is that of value * |score| (straight-through).
+
+    Args:
+        gradient: n float32.
+        values: n float32.
+        scores: n float32.
+        out: n float32; may be the memory of `gradient`.
+
+    Raises:
+        ValueError: "gradient" not whole; "values", "scores" or "out" of another size.
+    """
+    upstream, factors, ranked = _view(gradient), _view(values), _view(scores)
+    target = _view(out, writable=True)
+    if upstream.size % 4:
+        raise ValueError("gradient")
+    for name, view in (("values", factors), ("scores", ranked), ("out", target)):
+        if view.size != upstream.size:
+            raise ValueError(name)
+    numbers = ranked.view(np.float32)
+    signs = np.subtract(numbers > 0, numbers < 0, dtype=np.float32)
+    with np.errstate(all="ignore"):
+        product = upstream.view(np.float32) * factors.view(np.float32)
+        np.multiply(product, signs, out=target.view(np.float32))

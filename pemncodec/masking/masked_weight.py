@@ -30,7 +30,6 @@ from pemncodec.masking.keep import (
 )
 from pemncodec.masking.selection import (
     Selection,
-    StraightThrough,
     TopK,
     selection_from_json,
     selection_to_json,
@@ -147,10 +146,9 @@ class MaskedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Effective weight [*shape]; the gradient goes to the scores alone."""
-        ranked = self.recipe.selection.ranked(self.scores)
-        mask = self.recipe.selection.mask(ranked.detach(), self.kept, training=self.training)
-        effective: Tensor = StraightThrough.apply(weight, ranked, mask)  # type: ignore[no-untyped-call]
-        return effective
+        return self.recipe.selection.effective(
+            weight, self.scores, self.kept, training=self.training
+        )
 
     def advance(self) -> None:
         """One training step is done: keep moves along its schedule."""

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pemncodec import kernels
 from pemncodec.masking.keep import dropped_count
+from pemncodec.masking.top_k import keep_largest, masked_weight, top_k_mask, weighted_gradient
 
 By = Literal["magnitude", "score"]
 
@@ -47,6 +47,18 @@ class TopK:
         mask: Tensor = top_k_mask(ranked, kept)
         return mask
 
+    def effective(
+        self,
+        weight: Tensor,
+        scores: Tensor,
+        kept: Tensor,
+        *,
+        training: bool,  # noqa: ARG002
+    ) -> Tensor:
+        """Effective weights, +0.0 where masked out, with the straight-through gradient."""
+        effective: Tensor = keep_largest(weight, scores, kept, self.by == "magnitude")
+        return effective
+
     def initial_scores(self, uniform: Tensor, bound: float, keep: float) -> Tensor:  # noqa: ARG002
         """Scores to begin with, of values uniform in (−1, 1) and the bound that kaiming gives."""
         return uniform * bound
@@ -73,6 +85,9 @@ class Threshold:
     def mask(self, ranked: Tensor, kept: Tensor, *, training: bool) -> Tensor:  # noqa: ARG002
         return ranked > self.value
 
+    def effective(self, weight: Tensor, scores: Tensor, kept: Tensor, *, training: bool) -> Tensor:
+        return _straight_through(self, weight, scores, kept, training=training)
+
     def initial_scores(self, uniform: Tensor, bound: float, keep: float) -> Tensor:
         # Of values uniform in (−1, 1) the share `keep` lies above 1 − 2 keep, of their magnitudes
         # above 1 − keep.
@@ -95,6 +110,9 @@ class Stochastic:
 
     def mask(self, ranked: Tensor, kept: Tensor, *, training: bool) -> Tensor:  # noqa: ARG002
         return ranked.bernoulli().bool() if training else ranked > 0.5
+
+    def effective(self, weight: Tensor, scores: Tensor, kept: Tensor, *, training: bool) -> Tensor:
+        return _straight_through(self, weight, scores, kept, training=training)
 
     def initial_scores(self, uniform: Tensor, bound: float, keep: float) -> Tensor:  # noqa: ARG002
         # Of u uniform in (0, 1) the power u^(1/keep − 1) has the mean `keep`; u itself at 0.5.
@@ -125,7 +143,18 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
 
 
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+def _straight_through(
+    selection: Threshold | Stochastic,
+    weight: Tensor,
+    scores: Tensor,
+    kept: Tensor,
+    *,
+    training: bool,
+) -> Tensor:
+    ranked = selection.ranked(scores)
+    mask = selection.mask(ranked.detach(), kept, training=training)
+    effective: Tensor = StraightThrough.apply(weight, ranked, mask)  # type: ignore[no-untyped-call]
+    return effective
 
 
 class StraightThrough(torch.autograd.Function):
@@ -133,9 +162,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, ranked: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG004
-        # By bits times 0 or 1: several times as fast as torch.where on a CPU, and never −0.0.
-        integer = _INTEGERS[weight.dtype.itemsize]
-        return mask.to(integer).mul_(weight.view(integer)).view(weight.dtype)
+        return masked_weight(weight, mask)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
@@ -145,56 +172,7 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
         (weight,) = ctx.saved_tensors
-        # The gradient of a linear layer comes transposed; mixed strides are slow.
-        ordered = torch.empty_like(weight).copy_(gradient)
-        return None, ordered.mul_(weight).to(ctx.ranked_dtype), None
-
-
-# -------------------------------------------------------------------------------------- top-k
-
-
-@torch.library.custom_op("pemncodec::top_k_mask", mutates_args=())
-def top_k_mask(ranked: Tensor, kept: Tensor) -> Tensor:
-    """The mask of the `kept` largest values.
-
-    Equal values at the cut go by position: the later in C order stay. The same bits on every
-    device.
-
-    Args:
-        ranked: float [*shape], without NaN.
-        kept: int64 0-d, 0 to the number of values.
-
-    Returns:
-        bool [*shape].
-    """
-    return top_k_mask_by_sort(ranked, kept)
-
-
-@top_k_mask.register_kernel("cpu")
-def _(ranked: Tensor, kept: Tensor) -> Tensor:
-    if ranked.dtype == torch.float64:
-        return top_k_mask_by_sort(ranked, kept)
-    mask = torch.empty(ranked.shape, dtype=torch.bool, device=ranked.device)
-    values = ranked.detach().float().contiguous()
-    kernels.top_k(values.reshape(-1).numpy(), int(kept), mask.view(-1).view(torch.uint8).numpy())
-    return mask
-
-
-@top_k_mask.register_fake
-def _(ranked: Tensor, kept: Tensor) -> Tensor:  # noqa: ARG001
-    return torch.empty(ranked.shape, dtype=torch.bool, device=ranked.device)
-
-
-def top_k_mask_by_sort(ranked: Tensor, kept: Tensor) -> Tensor:
-    """`top_k_mask` without a value that the host must wait for."""
-    values = ranked.detach().reshape(-1)
-    if not values.numel():
-        return torch.zeros(ranked.shape, dtype=torch.bool, device=ranked.device)
-    first = (values.numel() - kept).clamp(max=values.numel() - 1)
-    cut = values.sort().values[first]
-    above, ties = values > cut, values == cut
-    ties_from_end = ties.flip(0).cumsum(0).flip(0)
-    return (above | (ties & (ties_from_end <= kept - above.sum()))).view(ranked.shape)
+        return None, weighted_gradient(gradient, weight).to(ctx.ranked_dtype), None
 
 
 def kept_in_each(ranked: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
