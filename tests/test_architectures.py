@@ -120,6 +120,30 @@ def test_an_exported_graph_with_a_length_that_varies() -> None:
         rebuilt(torch.zeros(2, 7, dtype=torch.int64))
 
 
+class Encoder(nn.Module):
+    """Its layers take a fused path in eval mode, which an exported graph does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.encoder(self.words(tokens)) if tokens.shape[1] < 9 else None
+
+
+def test_outputs_that_round_otherwise() -> None:
+    torch.manual_seed(0)
+    model, stream = Encoder().eval(), io.BytesIO()
+    masks = {"words.weight": torch.rand(11, 8) < 0.5}
+    report = pemncodec.encode(model, stream, masks=masks, example_inputs=TOKENS)
+    assert "e-07 of the largest at batch sizes" in report.verified
+    model.words.weight.data *= masks["words.weight"]
+    with torch.no_grad():
+        torch.testing.assert_close(pemncodec.decode(stream)(TOKENS), model(TOKENS))
+
+
 @pytest.mark.parametrize("axes", [[[0]], [[2]], [[1], [1]]])
 def test_axes_that_cannot_vary(axes: list[list[int]]) -> None:
     with pytest.raises(EncodeArgumentError, match="dynamic_axes"):
@@ -170,6 +194,11 @@ def test_code_that_makes_something_else(monkeypatch: pytest.MonkeyPatch) -> None
 def test_not_the_name_of_code(builder: str) -> None:
     with pytest.raises(EncodeArgumentError, match="import path"):
         encoded(made(11), builder=(builder, {}))
+
+
+def test_code_and_no_manifest() -> None:
+    with pytest.raises(EncodeArgumentError, match="turned off"):
+        encoded(made(11), builder=("a:b", {}), manifest=False)
 
 
 # ------------------------------------------------------------------------------ hostile files

@@ -57,11 +57,13 @@ class Trace:
         tensors: what the file must hold beside the state dict: buffers that are not persistent,
             and constants of exported graphs, by name.
         trains: whether every graph for train mode is there.
+        exported: whether a `forward` had to be exported; fused kernels may round otherwise.
     """
 
     manifest: dict[str, Any]
     tensors: dict[str, Tensor]
     trains: bool
+    exported: bool
 
 
 def trace_module(
@@ -115,7 +117,7 @@ def trace_module(
         validate_manifest(manifest, Limits())
     except DecodeError as error:
         _refuse(module, "", str(error))
-    return Trace(manifest, tree.tensors, not training.missing)
+    return Trace(manifest, tree.tensors, not training.missing, exporter.used)
 
 
 def _refuse(module: nn.Module, path: str, cause: str) -> NoReturn:
@@ -145,6 +147,7 @@ class _Exporter:
         self.root = root
         self.example = example
         self.constants: dict[int, dict[str, Tensor]] = {}  # by id of the module
+        self.used = False
 
     def export(self, module: nn.Module) -> _Nodes | None:
         """Graph of the mode that it is in; None when nothing calls it."""
@@ -166,6 +169,7 @@ class _Exporter:
         if not calls:
             return None
         nodes, constants = trace_exported(module, calls)
+        self.used = True
         known = self.constants.setdefault(id(module), {})
         for name, value in constants.items():
             if name in known and not torch.equal(known[name], value):
