@@ -561,8 +561,8 @@ def _verify(
                     else ""
                 )
                 raise UnsupportedModelError(
-                    f"the rebuilt module's output differs in {mode} mode at batch size {size}{cause}; "
-                    "--no-manifest (manifest=False) stores the tensors alone"
+                    f"the rebuilt module's output differs in {mode} mode at batch size "
+                    f"{size}{cause}; --no-manifest (manifest=False) stores the tensors alone"
                 )
     outputs = f"outputs within {rounding:.1g} of the largest" if rounding else "outputs equal"
     in_modes = f"{' and '.join(modes)} mode"
