@@ -150,6 +150,24 @@ def test_axes_that_cannot_vary(axes: list[list[int]]) -> None:
         encoded(Grown(), dynamic_axes=axes)
 
 
+class Chosen(nn.Module):
+    """The shape of what it gives depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        return x[x > 0]
+
+
+def test_shapes_that_depend_on_values_are_refused() -> None:
+    x = torch.randn(5, 6)
+    with pytest.raises(pemncodec.UnsupportedModelError, match="cannot be run"):
+        encoded(Chosen(), example_inputs=x)
+
+
 # ------------------------------------------------------------------------------ builder
 
 

@@ -30,6 +30,7 @@ from pemncodec.dense import shortened
 from pemncodec.errors import (
     EncodeArgumentError,
     EncodeError,
+    ManifestError,
     PrototypeMismatchError,
     UnsupportedModelError,
 )
@@ -540,7 +541,13 @@ def _verify(
             decoded = load_tensors(file, "cpu")
             compare_states(decoded, state.effective())
             return "every tensor bit for bit"
-        rebuilt = load_module(file, "cpu", trust)
+        try:
+            rebuilt = load_module(file, "cpu", trust)
+        except ManifestError as error:
+            raise UnsupportedModelError(
+                f"readers would refuse the rebuilt module: {error}; "
+                "--no-manifest (manifest=False) stores the tensors alone"
+            ) from None
     own = rebuilt.state_dict() if trust else named_tensors(rebuilt)
     compare_states(own, state.effective() | trace.tensors)
     sizes = " and ".join(map(str, VERIFIED_BATCH_SIZES))
