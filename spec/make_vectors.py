@@ -418,6 +418,44 @@ def valid() -> dict[str, bytes]:
         b"\0" + floats(0.5),
         ONES,
     )
+    exported = {
+        "format": "tree/1",
+        "tree": {
+            "cls": "Net",
+            "graph": "Net",
+            "train_graph": None,
+            "children": [
+                {"cls": "Linear", "name": "fc", "in_features": 2, "out_features": 1, "bias": False}
+            ],
+            "buffers": [["shift", [1]]],
+        },
+        "graphs": {
+            "Net": [
+                {"in": "x", "dtype": "float32", "shape": [[0, 8], 2]},
+                {"attr": "fc.weight"},
+                {"fn": "aten.linear", "args": ["%0", "%1"]},
+                {"attr": "shift"},
+                {"fn": "aten.add.Tensor", "args": ["%2", "%3"], "kwargs": {"alpha": 2}},
+                {"out": {"dict": [["y", "%4"]]}},
+            ]
+        },
+        "nonpersistent": ["shift"],
+        "inputs": [{"dtype": "float32", "shape": [None, 2], "sizes": [3, 2]}],
+    }
+    both = {
+        "tensors": {
+            "name": ["fc.weight", "shift"],
+            "kind": ["masked", "dense"],
+            "shape": [[1, 2], [1]],
+        },
+        "masks": {"section": [2]},
+        "dense": {"section": [1]},
+        "prototypes": {"kind": ["seeded"], "length": [2]},
+        "sections": [["manifest", 1], ["dense", 1], ["mask", 1]],
+    }
+    files["manifest-exported"] = pack(both, frame(canonical(exported)), b"\0" + floats(0.5), ONES)
+    builder = {"format": "builder/1", "builder": "pkg.nets:linear", "kwargs": {"sizes": [2, 1]}}
+    files["manifest-builder"] = pack(both, frame(canonical(builder)), b"\0" + floats(0.5), ONES)
     files["metadata"] = pack({"metadata": {"": "", "author": "Grüße, 世界 🦜", "line": "a\nb"}})
     files["optional-fields"] = dense(
         TWO,

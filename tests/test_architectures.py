@@ -316,6 +316,26 @@ def test_hostile_files(case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+VECTORS = Path(__file__).parent.parent / "spec" / "vectors"
+
+
+def test_the_golden_exported_graph() -> None:
+    rebuilt = pemncodec.decode(VECTORS / "manifest-exported.pemn")
+    x = torch.randn(4, 2)
+    expected = nn.functional.linear(x, rebuilt.fc.weight) + 2 * 0.5
+    assert torch.equal(rebuilt(x)["y"], expected)
+    assert list(rebuilt.state_dict()) == ["fc.weight"]
+    with pytest.raises(ValueError, match=r"\(0 to 8, 2\)"):
+        rebuilt(torch.zeros(9, 2))
+
+
+def test_the_golden_name_of_code() -> None:
+    path = VECTORS / "manifest-builder.pemn"
+    assert list(pemncodec.load_state_dict(path)) == ["fc.weight", "shift"]
+    with pytest.raises(pemncodec.ManifestError, match=r"trust=\['pkg.nets:linear'\]"):
+        pemncodec.decode(path)
+
+
 # ------------------------------------------------------------------------------ command line
 
 
