@@ -150,10 +150,22 @@ def _window(rank: int, *, low: int = 1, default: Any = REQUIRED, none: bool = Fa
     return Argument(default, integers=(low, GROWTH_LIMIT), lengths=(rank,), none=none)
 
 
-def _spread(rank: int, *, low: int = 1, default: Any = REQUIRED, sized: bool = False) -> Argument:
+def _spread(
+    rank: int,
+    *,
+    low: int = 1,
+    default: Any = REQUIRED,
+    none: bool = False,
+    sized: bool = False,
+) -> Argument:
     """Size in each of `rank` dimensions; PyTorch always keeps an array of it."""
     return Argument(
-        default, integers=(low, GROWTH_LIMIT), lengths=(rank,), repeat=rank, sized=sized
+        default,
+        integers=(low, GROWTH_LIMIT),
+        lengths=(rank,),
+        repeat=rank,
+        none=none,
+        sized=sized,
     )
 
 
@@ -315,6 +327,15 @@ def _adaptive(rank: int) -> dict[str, Argument]:
     return {"output_size": _window(rank, none=rank > 1)}
 
 
+def _fractional_pool(rank: int) -> dict[str, Argument]:
+    return {
+        "kernel_size": _spread(rank),
+        "output_size": _spread(rank, default=None, none=True),
+        "output_ratio": Argument(None, numbers=True, lengths=(rank,), repeat=rank, none=True),
+        "return_indices": _FLAG_OFF,
+    }
+
+
 _POOLING: Final[dict[str, dict[str, Argument]]] = {
     **{f"MaxPool{n}d": _max_pool(n) for n in _RANKS},
     **{f"AvgPool{n}d": _average_pool(n) for n in _RANKS},
@@ -327,6 +348,7 @@ _POOLING: Final[dict[str, dict[str, Argument]]] = {
         }
         for n in _RANKS
     },
+    **{f"FractionalMaxPool{n}d": _fractional_pool(n) for n in (2, 3)},
     **{f"AdaptiveAvgPool{n}d": _adaptive(n) for n in _RANKS},
     **{f"AdaptiveMaxPool{n}d": {**_adaptive(n), "return_indices": _FLAG_OFF} for n in _RANKS},
 }

@@ -631,6 +631,8 @@ LAYERS: list[nn.Module] = [
     nn.Fold((4, 5), 2, padding=1),
     nn.Unfold(3, stride=(1, 2)),
     nn.MaxUnpool2d(2, stride=1),
+    nn.FractionalMaxPool2d(3, output_size=(2, 4)),
+    nn.FractionalMaxPool3d((2, 3, 2), output_ratio=(0.5, 0.5, 0.25)),
     nn.CosineSimilarity(0),
     nn.PairwiseDistance(1.0, keepdim=True),
 ]
