@@ -198,14 +198,14 @@ def torchac_static() -> Coder:
 
 def nncodec_masks() -> Coder:
     """NNC (ISO/IEC 15938-17) of the mask as an integer tensor."""
-    import nncodec
+    from nncodec import nn
 
     def encode(mask: Mask) -> bytes:
         bits = unpack(mask.packed, mask.count).astype(np.int32).reshape(mask.shape)
-        return bytes(nncodec.encode({"mask": bits}))
+        return bytes(nn.encode({"mask": bits}, args={"verbose": False, "results": "."}))
 
     def decode(data: bytes, _: Mask) -> Packed:
-        bits = nncodec.decode(bytearray(data))["mask"]
+        bits = nn.decode(bytearray(data))["mask"]
         return np.packbits(np.asarray(bits).reshape(-1).astype(np.uint8), bitorder="little")
 
     return each(encode, decode)
