@@ -20,7 +20,7 @@
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <immintrin.h>
-#define HAVE_X86 1
+#define HAVE_AVX2 1
 #endif
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
@@ -105,7 +105,7 @@ static void philox_blocks(uint32_t *words, uint64_t block, uint64_t stream, uint
         words[0] = c0[b], words[1] = c1[b], words[2] = c2[b], words[3] = c3[b];
 }
 
-#ifdef HAVE_X86
+#ifdef HAVE_AVX2
 /* As above, for processors that have AVX2, since the compiler finds no 32 × 32-bit product by itself;
  * and for those with AVX-512's third operand and twice the registers. GROUPS of four blocks are in
  * registers at one time, their words in 64-bit lanes; what is in the upper halves does no harm. */
@@ -152,7 +152,7 @@ PHILOX_BLOCKS(philox_blocks_avx512, "avx512f,avx512vl", 4, XOR3_AVX512)
 
 static void generate_words(uint32_t *words, uint64_t block, uint64_t stream, uint64_t seed)
 {
-#ifdef HAVE_X86
+#ifdef HAVE_AVX2
     if (__builtin_cpu_supports("avx512vl")) {
         philox_blocks_avx512(words, block, stream, seed);
         return;
@@ -623,7 +623,7 @@ static inline void finish_stores(void) {}
             if (past_cache) \
                 store_past_cache(out, words, sizeof words); \
             else \
-                store(out, words, sizeof words, past_cache); \
+                memcpy(out, words, sizeof words); \
         } \
     }
 MASKER(mask_1, uint8_t, 1)
@@ -631,8 +631,6 @@ MASKER(mask_2, uint16_t, 1)
 MASKER(mask_4, uint32_t, 1)
 MASKER(mask_8, uint64_t, 1)
 MASKER(mask_16, uint64_t, 2)
-
-enum { PAST_CACHE = 1 << 20 }; /* bytes */
 
 static void fill_kept_words(void)
 {
@@ -672,7 +670,6 @@ static void expand_items(unsigned char *out, size_t count, const unsigned char *
 {
     unsigned char tile[1 << 14], group[8 * 16] = {0};
     size_t filled = period * itemsize, taken;
-    bool past_cache = count * itemsize >= PAST_CACHE && (uintptr_t)out % 16 == 0;
     if (filled <= sizeof tile / 2) { /* repeated, so that runs without a wrap are long */
         memcpy(tile, values, filled);
         for (size_t full = sizeof tile / filled * filled; filled < full; filled += taken) {
