@@ -1,11 +1,13 @@
 """Builds the C kernels; without a C compiler the package falls back to their NumPy twin."""
 
+import sys
 import sysconfig
 
 from setuptools import Extension, setup
 
 # Free-threaded CPython has no stable ABI yet.
 STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
+THREADS = [] if sys.platform == "win32" else ["-pthread"]
 
 setup(
     ext_modules=[
@@ -16,7 +18,8 @@ setup(
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
             py_limited_api=STABLE_ABI,
             optional=True,
-            extra_compile_args=["-O3"],
+            extra_compile_args=["-O3", *THREADS],
+            extra_link_args=THREADS,
         )
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},

@@ -607,12 +607,12 @@ def test_top_k_refuses(kernel: ModuleType) -> None:
 
 
 def kept_largest(
-    kernel: ModuleType, scores: NDArray[np.float32], magnitude: int, kept: int
+    kernel: ModuleType, scores: NDArray[np.float32], magnitude: int, kept: int, threads: int = 1
 ) -> NDArray[np.uint32]:
     """Indices, from 1, of what is kept; 0 elsewhere."""
     out = np.full(scores.size, 7, np.uint32)
     values = np.arange(1, scores.size + 1, dtype=np.uint32)
-    kernel.keep_largest(scores, magnitude, kept, values, out)
+    kernel.keep_largest(scores, magnitude, kept, values, out, threads)
     return out
 
 
@@ -659,6 +659,23 @@ def test_keep_largest_of_large_tensors(
             assert np.array_equal(kept_largest(kernel, scores, magnitude, kept), expected)
 
 
+@pytest.mark.parametrize("threads", [2, 3, 1 << 40])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size: np.random.default_rng(size).standard_normal(size, np.float32),
+        lambda size: np.random.default_rng(size).integers(-3, 4, size).astype(np.float32),
+        lambda size: np.where(np.arange(size) % 1001, np.float32(0.5), np.float32(-1e-40)),
+    ],
+)
+def test_keep_largest_by_threads(
+    kernel: ModuleType, make: Callable[[int], NDArray[np.float32]], threads: int
+) -> None:
+    scores = make(3 * (1 << 21) + 65)
+    expected = expected_largest(scores, 1, scores.size // 3)
+    assert np.array_equal(kept_largest(kernel, scores, 1, scores.size // 3, threads), expected)
+
+
 @given(st.binary(max_size=400), st.integers(0, 1), st.data())
 def test_keep_largest_of_any_bits_ends(
     kernel: ModuleType, raw: bytes, magnitude: int, data: st.DataObject
@@ -672,12 +689,13 @@ def test_keep_largest_of_any_bits_ends(
 
 def test_keep_largest_refuses(kernel: ModuleType) -> None:
     for arguments, message in (
-        ((bytes(15), 1, 1, bytes(15), bytearray(15)), "scores"),
-        ((bytes(16), 2, 1, bytes(16), bytearray(16)), "magnitude"),
-        ((bytes(16), 1, 5, bytes(16), bytearray(16)), "kept"),
-        ((bytes(16), 1, -1, bytes(16), bytearray(16)), "kept"),
-        ((bytes(16), 1, 1, bytes(12), bytearray(16)), "values"),
-        ((bytes(16), 1, 1, bytes(16), bytearray(12)), "out"),
+        ((bytes(15), 1, 1, bytes(15), bytearray(15), 1), "scores"),
+        ((bytes(16), 2, 1, bytes(16), bytearray(16), 1), "magnitude"),
+        ((bytes(16), 1, 5, bytes(16), bytearray(16), 1), "kept"),
+        ((bytes(16), 1, -1, bytes(16), bytearray(16), 1), "kept"),
+        ((bytes(16), 1, 1, bytes(12), bytearray(16), 1), "values"),
+        ((bytes(16), 1, 1, bytes(16), bytearray(12), 1), "out"),
+        ((bytes(16), 1, 1, bytes(16), bytearray(16), 0), "threads"),
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):
             kernel.keep_largest(*arguments)
@@ -687,7 +705,7 @@ def test_keep_largest_refuses(kernel: ModuleType) -> None:
 def test_magnitude_gradient(kernel: ModuleType, triples: list[tuple[float, ...]]) -> None:
     gradient, values, scores = np.array(triples, np.float32).reshape(-1, 3).T.copy()
     out = np.full(gradient.size, 7, np.float32)
-    kernel.magnitude_gradient(gradient, values, scores, out)
+    kernel.magnitude_gradient(gradient, values, scores, out, 1)
     with np.errstate(all="ignore"):
         expected = gradient * values * np.nan_to_num(np.sign(scores))
     assert np.array_equal(out, expected, equal_nan=True)
@@ -695,10 +713,12 @@ def test_magnitude_gradient(kernel: ModuleType, triples: list[tuple[float, ...]]
     assert np.array_equal(np.signbit(out[ordinary]), np.signbit(expected[ordinary]))
 
 
-def test_magnitude_gradient_crosses_chunks(kernel: ModuleType) -> None:
-    gradient, values, scores = np.random.default_rng(0).standard_normal((3, 150_001), np.float32)
+@pytest.mark.parametrize("size", [65, 150_001, 3 * (1 << 21) + 65])
+@pytest.mark.parametrize("threads", [1, 2, 3, 1 << 40])
+def test_magnitude_gradient_in_parts(kernel: ModuleType, size: int, threads: int) -> None:
+    gradient, values, scores = np.random.default_rng(0).standard_normal((3, size), np.float32)
     expected = gradient * values * np.sign(scores)
-    kernel.magnitude_gradient(gradient, values, scores, gradient)
+    kernel.magnitude_gradient(gradient, values, scores, gradient, threads)
     assert np.array_equal(gradient, expected)
 
 
@@ -710,7 +730,9 @@ def test_magnitude_gradient_refuses(kernel: ModuleType) -> None:
         ((16, 16, 16, 12), "out"),
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):
-            kernel.magnitude_gradient(*map(bytearray, sizes))
+            kernel.magnitude_gradient(*map(bytearray, sizes), 1)
+    with pytest.raises(ValueError, match="^threads$"):
+        kernel.magnitude_gradient(*map(bytearray, (16, 16, 16, 16)), 0)
 
 
 def valid_calls() -> dict[str, list[object]]:
@@ -724,8 +746,8 @@ def valid_calls() -> dict[str, list[object]]:
         "expand": [b"abcd", 4, 0, b"\xff", np.zeros(8, np.float32)],
         "expand_normal": [1, 2, 3, bytes(4 * 4096), b"\xff", np.zeros(8, np.float32)],
         "top_k": [np.zeros(8, np.float32), 3, np.zeros(8, np.uint8)],
-        "keep_largest": [np.zeros(8, np.float32), 1, 3, bytes(32), np.zeros(8, np.float32)],
-        "magnitude_gradient": [bytes(8), bytes(8), bytes(8), np.zeros(2, np.float32)],
+        "keep_largest": [np.zeros(8, np.float32), 1, 3, bytes(32), np.zeros(8, np.float32), 2],
+        "magnitude_gradient": [bytes(8), bytes(8), bytes(8), np.zeros(2, np.float32), 2],
     }
 
 
@@ -739,8 +761,8 @@ KEYWORDS = {
     "expand": ["values", "itemsize", "offset", "mask", "out"],
     "expand_normal": ["seed", "stream", "start", "table", "mask", "out"],
     "top_k": ["values", "kept", "out"],
-    "keep_largest": ["scores", "magnitude", "kept", "values", "out"],
-    "magnitude_gradient": ["gradient", "values", "scores", "out"],
+    "keep_largest": ["scores", "magnitude", "kept", "values", "out", "threads"],
+    "magnitude_gradient": ["gradient", "values", "scores", "out", "threads"],
 }
 
 

@@ -17,10 +17,19 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifndef _WIN32
+#include <pthread.h>
+#endif
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <immintrin.h>
 #define HAVE_AVX2 1
+#endif
+
+#ifdef __GNUC__
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE inline
 #endif
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
@@ -664,6 +673,20 @@ static void populate(unsigned char *out, size_t size)
 #endif
 }
 
+/* Memory that was never touched: a page fault for every 2 MiB where the system has such pages. */
+static void allow_large_pages(unsigned char *out, size_t size)
+{
+#ifdef MADV_HUGEPAGE
+    enum { PAGE = 4096, WORTHWHILE = 1 << 22 };
+    uintptr_t first = ((uintptr_t)out + PAGE - 1) / PAGE * PAGE;
+    uintptr_t last = ((uintptr_t)out + size) / PAGE * PAGE;
+    if (size >= WORTHWHILE)
+        madvise((void *)first, last - first, MADV_HUGEPAGE); /* if it fails, no harm is done */
+#else
+    (void)out, (void)size;
+#endif
+}
+
 static void expand_items(unsigned char *out, size_t count, const unsigned char *values,
                          size_t period, size_t offset, size_t itemsize, const unsigned char *mask,
                          Masker *masker, bool past_cache)
@@ -797,6 +820,64 @@ static PyObject *expand_normal(PyObject *Py_UNUSED(module), PyObject *args, PyOb
     return outcome(error);
 }
 
+/* ---- Threads ---- */
+
+/* Fewer items than that for each are done sooner than by threads, which have to wait for cores where
+ * torch's own threads spin after its last operator. */
+enum { MOST_THREADS = 64, ITEMS_OF_THREAD = 1 << 21 };
+
+typedef void Work(void *all, size_t part);
+
+typedef struct {
+    Work *work;
+    void *all;
+    size_t part;
+} Share;
+
+enum { ROW = 64 }; /* items that vector instructions look at together */
+
+/* Where a part of items starts: at a row of its own. */
+static size_t start_of(size_t count, size_t part, size_t parts)
+{
+    return smaller((count + ROW - 1) / ROW * part / parts * ROW, count);
+}
+
+static size_t parts_of(size_t items, uint64_t threads)
+{
+    size_t most = smaller(items / ITEMS_OF_THREAD, MOST_THREADS);
+    return most == 0 ? 1 : threads < most ? (size_t)threads : most;
+}
+
+static void *do_share(void *argument)
+{
+    const Share *share = argument;
+    share->work(share->all, share->part);
+    return NULL;
+}
+
+/* Does all parts, at most MOST_THREADS, each in a thread of its own. The threads end with the call,
+ * so a process may fork before and after. */
+static void run_parts(Work *work, void *all, size_t parts)
+{
+    size_t begun = 1;
+#ifndef _WIN32
+    pthread_t threads[MOST_THREADS];
+    Share shares[MOST_THREADS];
+    for (; begun < parts; begun++) {
+        shares[begun] = (Share){work, all, begun};
+        if (pthread_create(&threads[begun], NULL, do_share, &shares[begun]) != 0)
+            break;
+    }
+#endif
+    work(all, 0);
+    for (size_t part = begun; part < parts; part++)
+        work(all, part);
+#ifndef _WIN32
+    for (size_t part = 1; part < begun; part++)
+        pthread_join(threads[part], NULL);
+#endif
+}
+
 /* ---- The largest values ---- */
 
 /* What ranks a value: its order, or that of its magnitude; NaN anywhere, −0 as +0. */
@@ -815,18 +896,10 @@ static inline float float_at(const unsigned char *floats, size_t index)
     return value;
 }
 
-typedef struct {
-    const unsigned char *values; /* float */
-    size_t count;
-    bool magnitude;
-} Ranking;
-
-static inline int32_t key_at(const Ranking *ranking, size_t index)
+static inline int32_t key_at(const unsigned char *scores, size_t index, bool magnitude)
 {
-    return ranking_key(float_at(ranking->values, index), ranking->magnitude);
+    return ranking_key(float_at(scores, index), magnitude);
 }
-
-enum { SAMPLES = 1 << 14, MARGIN = 256, SAMPLED_FROM = 1 << 17 }; /* margin: 4 sqrt(SAMPLES) / 2 */
 
 /* Radix selection by digits of 11, 11 and 10 bits: the key of rank *rank < count in ascending
  * order; what is left of *rank are the equal keys before it. The keys are lost. */
@@ -856,134 +929,231 @@ static int32_t key_of_rank(int32_t *keys, size_t count, size_t *rank)
     return keys[0];
 }
 
-/* A range of keys that most likely has the one of that rank: what is about it in a sample, at least
- * four standard deviations to either side. */
-static void guess_range(const Ranking *ranking, size_t rank, int32_t *lowest, int32_t *highest)
+/* Which scores are kept. A range of keys is guessed from a sample such that what is above it is kept
+ * and what is below it is not; only the scores within, the candidates, are ranked. So one pass over
+ * all is enough unless the guess was wrong, and then all are candidates. */
+typedef struct {
+    const unsigned char *scores; /* float */
+    const unsigned char *values; /* of 4 bytes, or NULL where ones are written, of 1 byte */
+    unsigned char *out;
+    size_t count, parts;
+    bool magnitude;
+    int32_t lowest, highest; /* of the candidates' keys */
+    uint64_t *candidates;    /* a bit for each score, a word for each ROW */
+    int32_t *keys;           /* of candidates, in order; those of a part are where its scores start */
+    size_t found[MOST_THREADS], below[MOST_THREADS]; /* candidates and smaller keys of a part */
+    int32_t cut;                                     /* the smallest key that is kept */
+    size_t dropped[MOST_THREADS];                    /* the first of a part's ties at the cut */
+} Selection;
+
+enum { FEWEST_SAMPLES = 1 << 8, MOST_SAMPLES = 1 << 14, SAMPLED = 32 }; /* one of SAMPLED scores */
+
+/* Candidates that most likely have the one of that rank: what is about it in a sample, at least three
+ * standard deviations to either side. */
+static void guess_candidates(Selection *all, size_t rank)
 {
-    int32_t keys[SAMPLES], copy[SAMPLES];
-    size_t step = ranking->count / SAMPLES, middle = smaller(rank / step, SAMPLES - 1), rest;
+    int32_t keys[MOST_SAMPLES], copy[MOST_SAMPLES];
+    size_t samples = smaller(all->count / SAMPLED, MOST_SAMPLES), step, middle, margin = 0, rest;
     uint64_t random = 0;
-    for (size_t i = 0; i < SAMPLES; i++) { /* one of each `step`, at positions without a pattern */
+    all->lowest = INT32_MIN, all->highest = INT32_MAX;
+    if (samples < FEWEST_SAMPLES)
+        return;
+    step = all->count / samples, middle = smaller(rank / step, samples - 1);
+    while (4 * margin * margin < 9 * samples) /* 3 sqrt(samples) / 2 */
+        margin++;
+    for (size_t i = 0; i < samples; i++) { /* one of each `step`, at positions without a pattern */
         random = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-        keys[i] = key_at(ranking, i * step + (size_t)(random >> 33) % step);
+        keys[i] = key_at(all->scores, i * step + (size_t)(random >> 33) % step, all->magnitude);
     }
-    memcpy(copy, keys, sizeof copy);
-    rest = middle - MARGIN;
-    *lowest = middle >= MARGIN ? key_of_rank(copy, SAMPLES, &rest) : INT32_MIN;
-    rest = middle + MARGIN;
-    *highest = rest < SAMPLES ? key_of_rank(keys, SAMPLES, &rest) : INT32_MAX;
+    memcpy(copy, keys, samples * sizeof *keys);
+    rest = middle - margin;
+    if (middle >= margin)
+        all->lowest = key_of_rank(copy, samples, &rest);
+    rest = middle + margin;
+    if (rest < samples)
+        all->highest = key_of_rank(keys, samples, &rest);
 }
 
-enum { ROW = 64 }; /* values that are looked at together, by vector instructions */
-
-/* Copies the keys of a range and counts those below it; returns the number of copied ones. */
-static inline size_t copy_range_of(Ranking ranking, int32_t lowest, int32_t highest,
-                                   int32_t *copied, size_t *below)
+/* Writes a row, candidates as kept, and copies their keys; returns the end of these. */
+static ALWAYS_INLINE int32_t *rank_row(const Selection *all, size_t start, size_t size,
+                                       bool magnitude, int32_t *copied, size_t *below)
 {
-    size_t found = 0, start = 0;
-    for (*below = 0; ranking.count - start >= ROW; start += ROW) {
-        int32_t keys[ROW], under = 0;
-        unsigned char within[ROW];
-        for (size_t i = 0; i < ROW; i++)
-            keys[i] = key_at(&ranking, start + i);
-        for (size_t i = 0; i < ROW; i++)
-            under += keys[i] < lowest;
-        for (size_t i = 0; i < ROW; i++)
-            within[i] = (keys[i] >= lowest) & (keys[i] <= highest);
-        *below += (size_t)under;
-        for (size_t i = 0; i < ROW; i += 8) {
-            uint64_t any;
-            memcpy(&any, within + i, sizeof any);
-            for (size_t j = i; any != 0 && j < i + 8; j++) {
-                copied[found] = keys[j];
-                found += within[j];
+    int32_t keys[ROW], under = 0;
+    uint32_t items[ROW];
+    unsigned char within[ROW] = {0};
+    for (size_t i = 0; i < size; i++)
+        keys[i] = key_at(all->scores, start + i, magnitude);
+    for (size_t i = 0; i < size; i++)
+        under += keys[i] < all->lowest;
+    for (size_t i = 0; i < size; i++)
+        within[i] = (keys[i] >= all->lowest) & (keys[i] <= all->highest);
+    *below += (size_t)under;
+    if (all->values == NULL)
+        for (size_t i = 0; i < size; i++)
+            all->out[start + i] = keys[i] >= all->lowest;
+    else {
+        for (size_t i = 0; i < size; i++) {
+            memcpy(items + i, all->values + 4 * (start + i), 4);
+            items[i] &= 0u - (uint32_t)(keys[i] >= all->lowest);
+        }
+        memcpy(all->out + 4 * start, items, 4 * size);
+    }
+    uint64_t word = 0, eight;
+    for (size_t i = 0; i < ROW; i += 8) {
+        memcpy(&eight, within + i, sizeof eight);
+        word |= (eight * UINT64_C(0x0102040810204080) >> 56) << i; /* bytes of 0 or 1 to bits */
+    }
+    all->candidates[start / ROW] = word;
+    if (word == UINT64_MAX) {
+        memcpy(copied, keys, sizeof keys);
+        return copied + ROW;
+    }
+    for (; word != 0; word &= word - 1)
+        *copied++ = keys[lowest_bit(word)];
+    return copied;
+}
+
+static ALWAYS_INLINE void rank_rows(Selection *all, size_t part, bool magnitude)
+{
+    size_t start = start_of(all->count, part, all->parts), end = start_of(all->count, part + 1, all->parts), below = 0;
+    int32_t *keys = all->keys + start, *copied = keys;
+    for (; end - start >= ROW; start += ROW)
+        copied = rank_row(all, start, ROW, magnitude, copied, &below);
+    if (start < end)
+        copied = rank_row(all, start, end - start, magnitude, copied, &below);
+    all->found[part] = (size_t)(copied - keys);
+    all->below[part] = below;
+}
+
+/* Constant arguments: a loop for each kind of ranking, without a branch in it. */
+#define RANK_PART(NAME, TARGET, ROWS) \
+    TARGET static void NAME(void *selection, size_t part) \
+    { \
+        Selection *all = selection; \
+        if (all->magnitude) \
+            ROWS(all, part, true); \
+        else \
+            ROWS(all, part, false); \
+    }
+RANK_PART(rank_part, , rank_rows)
+#ifdef HAVE_AVX2
+RANK_PART(rank_part_avx2, __attribute__((target("avx2"))), rank_rows)
+
+/* As rank_rows, for processors that pack the candidates' keys by one instruction. */
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,popcnt")))
+AVX512 static ALWAYS_INLINE void rank_rows_avx512(Selection *all, size_t part, bool magnitude)
+{
+    const __m512i lowest = _mm512_set1_epi32(all->lowest), highest = _mm512_set1_epi32(all->highest);
+    const __m512i positive = _mm512_set1_epi32(INT32_MAX);
+    size_t start = start_of(all->count, part, all->parts), below = 0;
+    size_t end = start_of(all->count, part + 1, all->parts);
+    int32_t *keys = all->keys + start, *copied = keys;
+    for (; end - start >= ROW; start += ROW) {
+        uint64_t word = 0;
+        for (size_t i = 0; i < ROW; i += 16) {
+            __m512 scores = _mm512_loadu_ps(all->scores + 4 * (start + i));
+            __m512i key = _mm512_castps_si512(_mm512_add_ps(scores, _mm512_setzero_ps()));
+            key = magnitude ? _mm512_and_si512(key, positive)
+                            : _mm512_xor_si512(key, _mm512_and_si512(_mm512_srai_epi32(key, 31), positive));
+            __mmask16 above = _mm512_cmpge_epi32_mask(key, lowest);
+            __mmask16 within = _mm512_mask_cmple_epi32_mask(above, key, highest);
+            below += 16 - (size_t)__builtin_popcount(above);
+            word |= (uint64_t)within << i;
+            if (all->values == NULL)
+                _mm_storeu_si128((__m128i *)(all->out + start + i), _mm_maskz_set1_epi8(above, 1));
+            else
+                _mm512_storeu_si512(all->out + 4 * (start + i),
+                                    _mm512_maskz_loadu_epi32(above, all->values + 4 * (start + i)));
+            /* All 16: as many keys of the part have been looked at, so there is room for them. */
+            _mm512_storeu_si512(copied, _mm512_maskz_compress_epi32(within, key));
+            copied += __builtin_popcount(within);
+        }
+        all->candidates[start / ROW] = word;
+    }
+    if (start < end)
+        copied = rank_row(all, start, end - start, magnitude, copied, &below);
+    all->found[part] = (size_t)(copied - keys);
+    all->below[part] = below;
+}
+RANK_PART(rank_part_avx512, AVX512, rank_rows_avx512)
+#endif
+
+static void rank_parts(Selection *all, size_t *found, size_t *below)
+{
+    Work *work = rank_part;
+#ifdef HAVE_AVX2
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        work = rank_part_avx512;
+    else if (__builtin_cpu_supports("avx2"))
+        work = rank_part_avx2;
+#endif
+    run_parts(work, all, all->parts);
+    *found = *below = 0;
+    for (size_t part = 0; part < all->parts; part++) {
+        *found += all->found[part];
+        *below += all->below[part];
+    }
+}
+
+/* Zeros for the candidates that are not kept. */
+static void drop_candidates(void *selection, size_t part)
+{
+    const Selection *all = selection;
+    size_t start = start_of(all->count, part, all->parts), end = start_of(all->count, part + 1, all->parts);
+    size_t ties = all->dropped[part];
+    const int32_t *key = all->keys + start;
+    for (; start < end; start += ROW)
+        for (uint64_t word = all->candidates[start / ROW]; word != 0; word &= word - 1, key++) {
+            size_t index = start + lowest_bit(word);
+            bool tie = (*key == all->cut) & (ties > 0), kept = (*key >= all->cut) & !tie;
+            ties -= tie;
+            if (all->values == NULL)
+                all->out[index] = kept;
+            else { /* without a branch that nobody could predict */
+                uint32_t item;
+                memcpy(&item, all->out + 4 * index, 4);
+                item &= 0u - (uint32_t)kept;
+                memcpy(all->out + 4 * index, &item, 4);
             }
         }
+}
+
+/* Writes what is kept and zeros, 0 < kept < count. False without memory. */
+static bool select_largest(Selection *all, size_t kept)
+{
+    size_t rank = all->count - kept, rows = (all->count + ROW - 1) / ROW, found, below;
+    int32_t *ranked = NULL;
+    all->candidates = malloc(rows * sizeof *all->candidates);
+    all->keys = malloc(all->count * sizeof *all->keys);
+    if (all->candidates != NULL && all->keys != NULL) {
+        guess_candidates(all, rank);
+        rank_parts(all, &found, &below);
+        if (rank < below || rank - below >= found) {
+            all->lowest = INT32_MIN, all->highest = INT32_MAX;
+            rank_parts(all, &found, &below);
+        }
+        rank -= below;
+        ranked = malloc(found * sizeof *ranked);
     }
-    for (; start < ranking.count; start++) {
-        int32_t key = key_at(&ranking, start);
-        *below += key < lowest;
-        copied[found] = key;
-        found += (key >= lowest) & (key <= highest);
+    if (ranked != NULL) {
+        int32_t *end = ranked;
+        for (size_t part = 0; part < all->parts; end += all->found[part++])
+            memcpy(end, all->keys + start_of(all->count, part, all->parts), all->found[part] * sizeof *ranked);
+        all->cut = key_of_rank(ranked, found, &rank);
+        for (size_t part = 0; part < all->parts; part++) { /* `rank` ties are left to drop */
+            const int32_t *keys = all->keys + start_of(all->count, part, all->parts);
+            size_t ties = 0;
+            for (size_t i = 0; rank > 0 && i < all->found[part]; i++)
+                ties += keys[i] == all->cut;
+            all->dropped[part] = smaller(ties, rank);
+            rank -= all->dropped[part];
+        }
+        run_parts(drop_candidates, all, all->parts);
     }
-    return found;
-}
-
-/* The loop once for each kind of ranking. */
-static size_t copy_range(Ranking ranking, int32_t lowest, int32_t highest, int32_t *copied,
-                         size_t *below)
-{
-    Ranking by_value = {ranking.values, ranking.count, false};
-    Ranking by_magnitude = {ranking.values, ranking.count, true};
-    return ranking.magnitude ? copy_range_of(by_magnitude, lowest, highest, copied, below)
-                             : copy_range_of(by_value, lowest, highest, copied, below);
-}
-
-typedef struct {
-    int32_t key;  /* the smallest that is kept */
-    size_t first; /* index of the first value of this key that is kept */
-} Cut;
-
-/* The index behind the first `number` values of a key. */
-static size_t index_behind(const Ranking *ranking, int32_t key, size_t number)
-{
-    size_t start = 0, equal = 0;
-    for (; ranking->count - start >= ROW; start += ROW, number -= equal) {
-        equal = 0;
-        for (size_t i = start; i < start + ROW; i++)
-            equal += key_at(ranking, i) == key;
-        if (equal >= number)
-            break;
-    }
-    for (; number > 0 && start < ranking->count; start++)
-        number -= key_at(ranking, start) == key;
-    return start;
-}
-
-/* Where the `kept` largest end, 0 < kept < count. False without memory. */
-static bool find_cut(const Ranking *ranking, size_t kept, Cut *cut)
-{
-    size_t rank = ranking->count - kept, below, found;
-    int32_t lowest = INT32_MIN, highest = INT32_MAX;
-    int32_t *keys = malloc(ranking->count * sizeof *keys + sizeof *keys);
-    if (keys == NULL)
-        return false;
-    if (ranking->count >= SAMPLED_FROM)
-        guess_range(ranking, rank, &lowest, &highest);
-    found = copy_range(*ranking, lowest, highest, keys, &below);
-    if (rank < below || rank - below >= found)
-        found = copy_range(*ranking, INT32_MIN, INT32_MAX, keys, &below);
-    rank -= below;
-    cut->key = key_of_rank(keys, found, &rank);
-    free(keys);
-    cut->first = rank == 0 ? 0 : index_behind(ranking, cut->key, rank);
-    return true;
-}
-
-/* Whether a value is kept: those of the cut's key from `first` on. */
-static inline bool is_kept(int32_t key, const Cut *cut, bool from_first)
-{
-    return (key > cut->key) | ((key == cut->key) & from_first);
-}
-
-static void mark_items(const Ranking *ranking, const Cut *cut, unsigned char *mask)
-{
-    for (size_t i = 0; i < cut->first; i++)
-        mask[i] = is_kept(key_at(ranking, i), cut, false);
-    for (size_t i = cut->first; i < ranking->count; i++)
-        mask[i] = is_kept(key_at(ranking, i), cut, true);
-}
-
-/* Items of 4 bytes where a value is kept, and zeros elsewhere. */
-static inline void keep_items(const unsigned char *scores, bool magnitude, Cut cut, bool from_first,
-                              const unsigned char *values, size_t count, unsigned char *out)
-{
-    for (size_t i = 0; i < count; i++) {
-        uint32_t item;
-        memcpy(&item, values + 4 * i, 4);
-        item &= 0u - (uint32_t)is_kept(ranking_key(float_at(scores, i), magnitude), &cut, from_first);
-        memcpy(out + 4 * i, &item, 4);
-    }
+    free(all->candidates);
+    free(all->keys);
+    free(ranked);
+    return ranked != NULL;
 }
 
 static PyObject *top_k(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
@@ -994,19 +1164,17 @@ static PyObject *top_k(PyObject *Py_UNUSED(module), PyObject *args, PyObject *ke
     const char *error = "";
     if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&:top_k", names, readable, &values,
                                     integer, &kept, writable, &out)) {
-        Ranking ranking = {values.buf, (size_t)out.len, false};
-        Cut cut;
+        size_t count = (size_t)out.len;
+        Selection all = {.scores = values.buf, .out = out.buf, .count = count, .parts = 1};
         bool done = true;
-        error = (size_t)values.len / sizeof(float) != ranking.count
+        error = (size_t)values.len / sizeof(float) != count
                         || (size_t)values.len % sizeof(float) != 0 ? "values"
-                : kept.value > ranking.count ? "kept" : NULL;
+                : kept.value > count ? "kept" : NULL;
         Py_BEGIN_ALLOW_THREADS
-        if (error == NULL && kept.value > 0 && kept.value < ranking.count) {
-            done = find_cut(&ranking, (size_t)kept.value, &cut);
-            if (done)
-                mark_items(&ranking, &cut, out.buf);
-        } else if (error == NULL)
-            memset(out.buf, kept.value > 0, ranking.count);
+        if (error == NULL && kept.value > 0 && kept.value < count)
+            done = select_largest(&all, (size_t)kept.value);
+        else if (error == NULL)
+            memset(out.buf, kept.value > 0, count);
         Py_END_ALLOW_THREADS
         if (!done) {
             PyErr_NoMemory();
@@ -1020,37 +1188,30 @@ static PyObject *top_k(PyObject *Py_UNUSED(module), PyObject *args, PyObject *ke
 
 static PyObject *keep_largest(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"scores", "magnitude", "kept", "values", "out", NULL};
+    static char *names[] = {"scores", "magnitude", "kept", "values", "out", "threads", NULL};
     Py_buffer scores = {0}, values = {0}, out = {0};
     Integer kept = {"kept", 0, UINT64_MAX, 0}, magnitude = {"magnitude", 0, 1, 0};
+    Integer threads = {"threads", 1, UINT64_MAX, 0};
     const char *error = "";
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&:keep_largest", names, readable,
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&O&:keep_largest", names, readable,
                                     &scores, integer, &magnitude, integer, &kept, readable,
-                                    &values, writable, &out)) {
+                                    &values, writable, &out, integer, &threads)) {
         size_t size = (size_t)scores.len;
-        Ranking ranking = {scores.buf, size / 4, magnitude.value != 0};
-        Cut cut = {INT32_MIN, 0};
+        Selection all = {.scores = scores.buf, .values = values.buf, .out = out.buf,
+                         .count = size / 4, .parts = parts_of(size / 4, threads.value),
+                         .magnitude = magnitude.value != 0};
         bool done = true;
-        error = size % 4 != 0 ? "scores" : kept.value > ranking.count ? "kept"
+        error = size % 4 != 0 ? "scores" : kept.value > all.count ? "kept"
                 : (size_t)values.len != size ? "values" : (size_t)out.len != size ? "out" : NULL;
         Py_BEGIN_ALLOW_THREADS
-        if (error == NULL && kept.value == 0)
-            memset(out.buf, 0, size);
-        else if (error == NULL) {
-            if (kept.value < ranking.count)
-                done = find_cut(&ranking, (size_t)kept.value, &cut);
-            if (done) { /* constant arguments: a loop for each case, without a branch in it */
-                const unsigned char *by = scores.buf, *from = values.buf;
-                unsigned char *to = out.buf;
-                size_t first = 4 * cut.first, rest = ranking.count - cut.first;
-                if (ranking.magnitude) {
-                    keep_items(by, true, cut, false, from, cut.first, to);
-                    keep_items(by + first, true, cut, true, from + first, rest, to + first);
-                } else {
-                    keep_items(by, false, cut, false, from, cut.first, to);
-                    keep_items(by + first, false, cut, true, from + first, rest, to + first);
-                }
-            }
+        if (error == NULL) {
+            allow_large_pages(out.buf, size);
+            if (kept.value == 0)
+                memset(out.buf, 0, size);
+            else if (kept.value == all.count)
+                memmove(out.buf, values.buf, size);
+            else
+                done = select_largest(&all, (size_t)kept.value);
         }
         Py_END_ALLOW_THREADS
         if (!done) {
@@ -1066,30 +1227,53 @@ static PyObject *keep_largest(PyObject *Py_UNUSED(module), PyObject *args, PyObj
 
 /* ---- The gradient of scores ---- */
 
-static void multiply_items(const unsigned char *gradient, const unsigned char *values,
-                           const unsigned char *scores, size_t count, unsigned char *out)
+typedef struct {
+    const unsigned char *gradient, *values, *scores; /* float */
+    unsigned char *out;
+    size_t count, parts;
+} Products;
+
+static ALWAYS_INLINE void multiply_row(const Products *all, size_t start, size_t size)
 {
-    for (size_t i = 0; i < count; i++) {
-        float score = float_at(scores, i), product = float_at(gradient, i) * float_at(values, i);
-        product *= (float)((score > 0) - (score < 0));
-        memcpy(out + 4 * i, &product, 4);
+    float row[ROW];
+    for (size_t i = 0; i < size; i++) {
+        float score = float_at(all->scores, start + i);
+        row[i] = float_at(all->gradient, start + i) * float_at(all->values, start + i);
+        row[i] *= (float)((score > 0) - (score < 0));
     }
+    memcpy(all->out + 4 * start, row, 4 * size);
+}
+
+static void multiply_part(void *products, size_t part)
+{
+    const Products *all = products;
+    size_t start = start_of(all->count, part, all->parts);
+    size_t end = start_of(all->count, part + 1, all->parts);
+    for (; end - start >= ROW; start += ROW)
+        multiply_row(all, start, ROW);
+    multiply_row(all, start, end - start);
 }
 
 static PyObject *magnitude_gradient(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"gradient", "values", "scores", "out", NULL};
+    static char *names[] = {"gradient", "values", "scores", "out", "threads", NULL};
     Py_buffer gradient = {0}, values = {0}, scores = {0}, out = {0};
+    Integer threads = {"threads", 1, UINT64_MAX, 0};
     const char *error = "";
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&:magnitude_gradient", names, readable,
-                                    &gradient, readable, &values, readable, &scores, writable,
-                                    &out)) {
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&:magnitude_gradient", names,
+                                    readable, &gradient, readable, &values, readable, &scores,
+                                    writable, &out, integer, &threads)) {
         Py_ssize_t size = gradient.len;
+        size_t count = (size_t)size / 4;
+        Products all = {gradient.buf, values.buf, scores.buf, out.buf, count,
+                        parts_of(count, threads.value)};
         error = size % 4 != 0 ? "gradient" : values.len != size ? "values"
                 : scores.len != size ? "scores" : out.len != size ? "out" : NULL;
         Py_BEGIN_ALLOW_THREADS
-        if (error == NULL)
-            multiply_items(gradient.buf, values.buf, scores.buf, (size_t)size / 4, out.buf);
+        if (error == NULL) {
+            allow_large_pages(out.buf, (size_t)size);
+            run_parts(multiply_part, &all, all.parts);
+        }
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&gradient);

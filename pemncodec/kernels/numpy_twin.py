@@ -409,7 +409,9 @@ def top_k(values: Buffer, kept: int, out: Buffer) -> None:
         target[np.flatnonzero(numbers == cut)[:surplus]] = 0
 
 
-def keep_largest(scores: Buffer, magnitude: int, kept: int, values: Buffer, out: Buffer) -> None:
+def keep_largest(
+    scores: Buffer, magnitude: int, kept: int, values: Buffer, out: Buffer, threads: int
+) -> None:
     """Writes the values whose scores are the largest, and zeros elsewhere; ties as in `top_k`.
 
     Args:
@@ -417,15 +419,17 @@ def keep_largest(scores: Buffer, magnitude: int, kept: int, values: Buffer, out:
         magnitude: 1 ranks |score|, 0 the score itself.
         kept: how many values are kept, 0 to n.
         values: n items of 4 bytes.
-        out: n items of 4 bytes.
+        out: n items of 4 bytes, apart from the others.
+        threads: how many may share the work, 1 or more; the result is the same.
 
     Raises:
-        ValueError: "magnitude" out of range; "scores" not whole; "kept" above n; "values" or "out"
+        ValueError: "magnitude" or "threads" out of range; "scores" not whole; "kept" above n; "values" or "out"
             of another size.
     """
     source = _view(scores)
     magnitude = _integer(magnitude, "magnitude", 0, 1)
     kept = _integer(kept, "kept")
+    _integer(threads, "threads", 1)
     items, target = _view(values), _view(out, writable=True)
     if source.size % 4:
         raise ValueError("scores")
@@ -441,7 +445,9 @@ def keep_largest(scores: Buffer, magnitude: int, kept: int, values: Buffer, out:
     np.multiply(items.view(np.uint32), mask, out=target.view(np.uint32))
 
 
-def magnitude_gradient(gradient: Buffer, values: Buffer, scores: Buffer, out: Buffer) -> None:
+def magnitude_gradient(
+    gradient: Buffer, values: Buffer, scores: Buffer, out: Buffer, threads: int
+) -> None:
     """Multiplies three: out = (gradient * value) * sign(score), in binary32; the sign of 0 is 0.
 
     It is the gradient of |score| where gradient is that of value * |score| (straight-through).
@@ -451,12 +457,14 @@ def magnitude_gradient(gradient: Buffer, values: Buffer, scores: Buffer, out: Bu
         values: n float32.
         scores: n float32.
         out: n float32; may be the memory of `gradient`.
+        threads: how many may share the work, 1 or more; the result is the same.
 
     Raises:
-        ValueError: "gradient" not whole; "values", "scores" or "out" of another size.
+        ValueError: "threads" out of range; "gradient" not whole; "values", "scores" or "out" of another size.
     """
     upstream, factors, ranked = _view(gradient), _view(values), _view(scores)
     target = _view(out, writable=True)
+    _integer(threads, "threads", 1)
     if upstream.size % 4:
         raise ValueError("gradient")
     for name, view in (("values", factors), ("scores", ranked), ("out", target)):

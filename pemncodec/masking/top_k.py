@@ -97,7 +97,14 @@ def _(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
     if not _are_plain(weight, scores):
         return masked_weight(weight, top_k_mask(scores.abs() if magnitude else scores, kept))
     effective = torch.empty_like(weight)
-    kernels.keep_largest(_memory(scores), magnitude, int(kept), _memory(weight), _memory(effective))
+    kernels.keep_largest(
+        _memory(scores),
+        magnitude,
+        int(kept),
+        _memory(weight),
+        _memory(effective),
+        torch.get_num_threads(),
+    )
     return effective
 
 
@@ -158,7 +165,11 @@ def _(gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool) -> Tens
     result = torch.empty_like(scores)
     if magnitude:
         kernels.magnitude_gradient(
-            _memory(gradient), _memory(weight), _memory(scores), _memory(result)
+            _memory(gradient),
+            _memory(weight),
+            _memory(scores),
+            _memory(result),
+            torch.get_num_threads(),
         )
         return result
     return torch.mul(gradient, weight, out=result)
