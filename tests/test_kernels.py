@@ -731,7 +731,7 @@ def test_magnitude_gradient_refuses(kernel: ModuleType) -> None:
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):
             kernel.magnitude_gradient(*map(bytearray, sizes), 1)
-    with pytest.raises(ValueError, match="^threads$"):
+    with pytest.raises(ValueError, match=r"^threads$"):
         kernel.magnitude_gradient(*map(bytearray, (16, 16, 16, 16)), 0)
 
 

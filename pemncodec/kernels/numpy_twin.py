@@ -423,7 +423,8 @@ def keep_largest(
         threads: how many may share the work, 1 or more; the result is the same.
 
     Raises:
-        ValueError: "magnitude" or "threads" out of range; "scores" not whole; "kept" above n; "values" or "out"
+        ValueError: "magnitude" or "threads" out of range; "scores" not whole; "kept" above n;
+            "values" or "out"
             of another size.
     """
     source = _view(scores)
@@ -460,7 +461,8 @@ def magnitude_gradient(
         threads: how many may share the work, 1 or more; the result is the same.
 
     Raises:
-        ValueError: "threads" out of range; "gradient" not whole; "values", "scores" or "out" of another size.
+        ValueError: "threads" out of range; "gradient" not whole; "values", "scores" or "out" of
+            another size.
     """
     upstream, factors, ranked = _view(gradient), _view(values), _view(scores)
     target = _view(out, writable=True)
