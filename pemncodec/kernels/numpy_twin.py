@@ -424,8 +424,7 @@ def keep_largest(
 
     Raises:
         ValueError: "magnitude" or "threads" out of range; "scores" not whole; "kept" above n;
-            "values" or "out"
-            of another size.
+            "values" or "out" of another size.
     """
     source = _view(scores)
     magnitude = _integer(magnitude, "magnitude", 0, 1)
