@@ -2,24 +2,25 @@
 
 import sys
 import sysconfig
+from pathlib import Path
 
 from setuptools import Extension, setup
 
 # Free-threaded CPython has no stable ABI yet.
 STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
-THREADS = [] if sys.platform == "win32" else ["-pthread"]
+KERNELS = Path("pemncodec/kernels")
 
 setup(
     ext_modules=[
         Extension(
             "pemncodec.kernels._native",
-            sources=["pemncodec/kernels/_native.c", "pemncodec/kernels/_mixing.c"],
-            depends=["pemncodec/kernels/_mixing.h"],
+            sources=sorted(str(path) for path in KERNELS.glob("*.c")),
+            depends=sorted(str(path) for path in KERNELS.glob("*.h")),
+            libraries=[] if sys.platform == "win32" else ["dl"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
             py_limited_api=STABLE_ABI,
             optional=True,
-            extra_compile_args=["-O3", *THREADS],
-            extra_link_args=THREADS,
+            extra_compile_args=["-O3"],
         )
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},

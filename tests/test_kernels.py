@@ -659,7 +659,7 @@ def test_keep_largest_of_large_tensors(
             assert np.array_equal(kept_largest(kernel, scores, magnitude, kept), expected)
 
 
-@pytest.mark.parametrize("threads", [2, 3, 1 << 40])
+@pytest.mark.parametrize("threads", [2, 3, 17])
 @pytest.mark.parametrize(
     "make",
     [
@@ -696,6 +696,7 @@ def test_keep_largest_refuses(kernel: ModuleType) -> None:
         ((bytes(16), 1, 1, bytes(12), bytearray(16), 1), "values"),
         ((bytes(16), 1, 1, bytes(16), bytearray(12), 1), "out"),
         ((bytes(16), 1, 1, bytes(16), bytearray(16), 0), "threads"),
+        ((bytes(16), 1, 1, bytes(16), bytearray(16), 1025), "threads"),
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):
             kernel.keep_largest(*arguments)
@@ -714,7 +715,7 @@ def test_magnitude_gradient(kernel: ModuleType, triples: list[tuple[float, ...]]
 
 
 @pytest.mark.parametrize("size", [65, 150_001, 3 * (1 << 21) + 65])
-@pytest.mark.parametrize("threads", [1, 2, 3, 1 << 40])
+@pytest.mark.parametrize("threads", [1, 2, 3, 17])
 def test_magnitude_gradient_in_parts(kernel: ModuleType, size: int, threads: int) -> None:
     gradient, values, scores = np.random.default_rng(0).standard_normal((3, size), np.float32)
     expected = gradient * values * np.sign(scores)

@@ -39,12 +39,7 @@ from pemncodec.masking import (
     parameter_groups,
 )
 from pemncodec.masking.selection import Selection
-from pemncodec.masking.top_k import (
-    keep_largest,
-    score_gradient,
-    top_k_mask,
-    top_k_mask_by_sort,
-)
+from pemncodec.masking.top_k import top_k_mask, top_k_mask_by_sort
 
 STRATEGIES: list[Strategy] = [
     OneLayer(),
@@ -366,11 +361,16 @@ def test_operators_keep_what_torch_asks_of_them(
     magnitude: bool, dtype: torch.dtype, order: torch.memory_format
 ) -> None:
     shape = (4, 3, 2, 2)
+    operators = torch.ops.pemncodec
     weight = torch.randn(shape).to(dtype, memory_format=order)
     scores = torch.randn(shape).to(memory_format=order).requires_grad_()
-    torch.library.opcheck(keep_largest, (weight, scores, torch.tensor(20), magnitude))
+    torch.library.opcheck(
+        operators.keep_largest.default, (weight, scores, torch.tensor(20), magnitude)
+    )
     gradient = torch.randn(shape).to(dtype).requires_grad_()
-    torch.library.opcheck(score_gradient, (gradient, weight, scores.detach(), magnitude))
+    torch.library.opcheck(
+        operators.score_gradient.default, (gradient, weight, scores.detach(), magnitude)
+    )
 
 
 # ------------------------------------------------------------------------------ which weights

@@ -44,8 +44,7 @@ class TopK:
 
     def mask(self, ranked: Tensor, kept: Tensor, *, training: bool) -> Tensor:  # noqa: ARG002
         """bool [*shape], `kept` of them True."""
-        mask: Tensor = top_k_mask(ranked, kept)
-        return mask
+        return top_k_mask(ranked, kept)
 
     def effective(
         self,
@@ -56,8 +55,7 @@ class TopK:
         training: bool,  # noqa: ARG002
     ) -> Tensor:
         """Effective weights, +0.0 where masked out, with the straight-through gradient."""
-        effective: Tensor = keep_largest(weight, scores, kept, self.by == "magnitude")
-        return effective
+        return keep_largest(weight, scores, kept, self.by == "magnitude")
 
     def initial_scores(self, uniform: Tensor, bound: float, keep: float) -> Tensor:  # noqa: ARG002
         """Scores to begin with, of values uniform in (−1, 1) and the bound that kaiming gives."""
@@ -192,4 +190,6 @@ def kept_in_each(ranked: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
         share = math.fsum(r * v.numel() for r, v in zip(ratios, values, strict=True)) / total
     kept = torch.tensor(total - dropped_count(total, share), device=values[0].device)
     mask = top_k_mask(torch.cat(values), kept)
-    return torch.stack([part.sum() for part in mask.split([value.numel() for value in values])])
+    return torch.stack(
+        [part.sum() for part in torch.split(mask, [value.numel() for value in values])]
+    )

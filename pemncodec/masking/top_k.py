@@ -1,7 +1,8 @@
 """The largest scores, what they leave of a weight, and the gradient: torch operators.
 
 On a CPU the usual case, binary32 in C order, is a kernel each; all else is plain torch with the
-same results.
+same results. They are operators of a torch library, not Python alone, so that `torch.compile` takes
+each as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from pemncodec import kernels
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@torch.library.custom_op("pemncodec::top_k_mask", mutates_args=())
 def top_k_mask(ranked: Tensor, kept: Tensor) -> Tensor:
     """The mask of the `kept` largest values.
 
@@ -32,22 +32,17 @@ def top_k_mask(ranked: Tensor, kept: Tensor) -> Tensor:
     Returns:
         bool [*shape].
     """
-    return top_k_mask_by_sort(ranked, kept)
-
-
-@top_k_mask.register_kernel("cpu")
-def _(ranked: Tensor, kept: Tensor) -> Tensor:
-    if ranked.dtype == torch.float64:
-        return top_k_mask_by_sort(ranked, kept)
-    mask = torch.empty(ranked.shape, dtype=torch.bool, device=ranked.device)
-    values = ranked.detach().float().contiguous()
-    kernels.top_k(values.reshape(-1).numpy(), int(kept), mask.view(-1).view(torch.uint8).numpy())
+    mask: Tensor = torch.ops.pemncodec.top_k_mask.default(ranked.detach(), kept)
     return mask
 
 
-@top_k_mask.register_fake
-def _(ranked: Tensor, kept: Tensor) -> Tensor:  # noqa: ARG001
-    return torch.empty(ranked.shape, dtype=torch.bool, device=ranked.device)
+def _top_k_mask_cpu(ranked: Tensor, kept: Tensor) -> Tensor:
+    if ranked.dtype == torch.float64:
+        return top_k_mask_by_sort(ranked, kept)
+    mask = torch.empty(ranked.shape, dtype=torch.bool)
+    values = ranked.float().contiguous()
+    kernels.top_k(values.numpy(), int(kept), mask.view(torch.uint8).numpy())
+    return mask
 
 
 def top_k_mask_by_sort(ranked: Tensor, kept: Tensor) -> Tensor:
@@ -74,7 +69,6 @@ def masked_weight(weight: Tensor, mask: Tensor) -> Tensor:
     return masked
 
 
-@torch.library.custom_op("pemncodec::keep_largest", mutates_args=())
 def keep_largest(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
     """The weights whose scores are the `kept` largest, +0.0 elsewhere; ties as in `top_k_mask`.
 
@@ -89,13 +83,13 @@ def keep_largest(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) 
     Returns:
         [*shape], as `weight` in dtype and memory.
     """
-    return masked_weight(weight, top_k_mask(scores.abs() if magnitude else scores, kept))
+    effective: Tensor = torch.ops.pemncodec.keep_largest.default(weight, scores, kept, magnitude)
+    return effective
 
 
-@keep_largest.register_kernel("cpu")
-def _(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
+def _keep_largest_cpu(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
     if not _are_plain(weight, scores):
-        return masked_weight(weight, top_k_mask(scores.abs() if magnitude else scores, kept))
+        return _keep_largest(weight, scores, kept, magnitude)
     effective = torch.empty_like(weight)
     kernels.keep_largest(
         _memory(scores),
@@ -108,22 +102,22 @@ def _(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
     return effective
 
 
-@keep_largest.register_fake
-def _(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(weight)
+def _keep_largest(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
+    return masked_weight(weight, top_k_mask(scores.abs() if magnitude else scores, kept))
 
 
-def _save_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(inputs[0], inputs[1])
-    ctx.magnitude = inputs[3]
+class _KeepLargest(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
+        ctx.save_for_backward(weight, scores)
+        ctx.magnitude = magnitude
+        with torch._C._AutoDispatchBelowAutograd():
+            return keep_largest(weight, scores, kept, magnitude)
 
-
-def _keep_largest_backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:
-    weight, scores = ctx.saved_tensors
-    return None, score_gradient(gradient, weight, scores, ctx.magnitude), None, None
-
-
-keep_largest.register_autograd(_keep_largest_backward, setup_context=_save_operands)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:
+        weight, scores = ctx.saved_tensors
+        return None, score_gradient(gradient, weight, scores, ctx.magnitude), None, None
 
 
 # ---------------------------------------------------------------------------------- gradient
@@ -135,7 +129,6 @@ def weighted_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     return torch.empty_like(weight).copy_(gradient).mul_(weight)
 
 
-@torch.library.custom_op("pemncodec::score_gradient", mutates_args=())
 def score_gradient(gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool) -> Tensor:
     """The straight-through gradient of scores: g · w, times sign(score) where |score| is ranked.
 
@@ -150,7 +143,28 @@ def score_gradient(gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: 
     Returns:
         [*shape], as `scores` in dtype and memory.
     """
-    return _score_gradient(gradient, weight, scores, magnitude)
+    product: Tensor = torch.ops.pemncodec.score_gradient.default(
+        gradient, weight, scores, magnitude
+    )
+    return product
+
+
+def _score_gradient_cpu(
+    gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool
+) -> Tensor:
+    if not _are_plain(gradient, weight, scores):
+        return _score_gradient(gradient, weight, scores, magnitude)
+    product = torch.empty_like(scores)
+    if not magnitude:
+        return torch.mul(gradient, weight, out=product)
+    kernels.magnitude_gradient(
+        _memory(gradient),
+        _memory(weight),
+        _memory(scores),
+        _memory(product),
+        torch.get_num_threads(),
+    )
+    return product
 
 
 def _score_gradient(gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool) -> Tensor:
@@ -158,41 +172,21 @@ def _score_gradient(gradient: Tensor, weight: Tensor, scores: Tensor, magnitude:
     return product.mul_(scores.sign()) if magnitude else product
 
 
-@score_gradient.register_kernel("cpu")
-def _(gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool) -> Tensor:
-    if not _are_plain(gradient, weight, scores):
-        return _score_gradient(gradient, weight, scores, magnitude)
-    result = torch.empty_like(scores)
-    if magnitude:
-        kernels.magnitude_gradient(
-            _memory(gradient),
-            _memory(weight),
-            _memory(scores),
-            _memory(result),
-            torch.get_num_threads(),
-        )
-        return result
-    return torch.mul(gradient, weight, out=result)
+class _ScoreGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool
+    ) -> Tensor:
+        ctx.save_for_backward(weight, scores)
+        ctx.magnitude, ctx.dtype = magnitude, gradient.dtype
+        with torch._C._AutoDispatchBelowAutograd():
+            return score_gradient(gradient, weight, scores, magnitude)
 
-
-@score_gradient.register_fake
-def _(gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(scores)
-
-
-def _save_factors(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    gradient, weight, scores, ctx.magnitude = inputs
-    ctx.save_for_backward(weight, scores)
-    ctx.dtype = gradient.dtype
-
-
-def _score_gradient_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-    weight, scores = ctx.saved_tensors
-    back = score_gradient(gradient, weight, scores, ctx.magnitude).to(ctx.dtype)
-    return back, None, None, None
-
-
-score_gradient.register_autograd(_score_gradient_backward, setup_context=_save_factors)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, scores = ctx.saved_tensors
+        back = score_gradient(gradient, weight, scores, ctx.magnitude).to(ctx.dtype)
+        return back, None, None, None
 
 
 def _are_plain(*tensors: Tensor) -> bool:
@@ -201,5 +195,35 @@ def _are_plain(*tensors: Tensor) -> bool:
 
 
 def _memory(tensor: Tensor) -> npt.NDArray[np.float32]:
-    memory: npt.NDArray[np.float32] = tensor.detach().view(-1).numpy()
+    memory: npt.NDArray[np.float32] = tensor.detach().numpy()
     return memory
+
+
+# ------------------------------------------------------------------------------- the operators
+
+# By hand, since each layer calls them in each step: what torch.library.custom_op puts around a
+# function takes twice as long.
+_OPERATORS: dict[str, dict[str, Any]] = {
+    "top_k_mask(Tensor ranked, Tensor kept) -> Tensor": {
+        "CPU": _top_k_mask_cpu,
+        "CompositeExplicitAutograd": top_k_mask_by_sort,
+        "Meta": lambda ranked, _: torch.empty(ranked.shape, dtype=torch.bool, device=ranked.device),
+    },
+    "keep_largest(Tensor weight, Tensor scores, Tensor kept, bool magnitude) -> Tensor": {
+        "CPU": _keep_largest_cpu,
+        "CompositeExplicitAutograd": _keep_largest,
+        "Meta": lambda weight, *_: torch.empty_like(weight),
+        "Autograd": _KeepLargest.apply,
+    },
+    "score_gradient(Tensor gradient, Tensor weight, Tensor scores, bool magnitude) -> Tensor": {
+        "CPU": _score_gradient_cpu,
+        "CompositeExplicitAutograd": _score_gradient,
+        "Meta": lambda _, __, scores, *___: torch.empty_like(scores),
+        "Autograd": _ScoreGradient.apply,
+    },
+}
+_LIBRARY: Any = torch.library.Library("pemncodec", "DEF")  # type: ignore[no-untyped-call]
+for _schema, _implementations in _OPERATORS.items():
+    _name = _LIBRARY.define(_schema)
+    for _key, _implementation in _implementations.items():
+        _LIBRARY.impl(_name, _implementation, _key)

@@ -1,0 +1,390 @@
+/* The largest values, and what they keep of others. */
+#include "_native.h"
+
+enum {
+    PART = 1 << 15, /* scores that are looked at together */
+    ROW = 64,       /* of them, whose candidates are marked in a word */
+};
+
+/* What ranks a value: its order, or that of its magnitude; NaN anywhere, −0 as +0. */
+static inline int32_t key_at(const unsigned char *scores, size_t index, bool magnitude)
+{
+    float value;
+    int32_t bits;
+    memcpy(&value, scores + index * sizeof value, sizeof value);
+    value += 0.0f;
+    memcpy(&bits, &value, sizeof bits);
+    return magnitude ? bits & INT32_MAX : bits ^ (bits >> 31 & INT32_MAX);
+}
+
+typedef struct {
+    size_t found, below; /* candidates, and scores with smaller keys */
+    size_t dropped;      /* the first of the candidates' ties at the cut */
+} Part;
+
+/* Which scores are kept. A range of keys is guessed from a sample such that what is above it is kept
+ * and what is below it is not; only the scores within, the candidates, are ranked. So one pass over
+ * all is enough unless the guess was wrong, and then all are candidates. */
+typedef struct {
+    const unsigned char *scores; /* float */
+    const unsigned char *values; /* of 4 bytes, or NULL where ones are written, of 1 byte */
+    unsigned char *out;
+    size_t count, threads;
+    bool magnitude;
+    int32_t lowest, highest; /* of the candidates' keys */
+    int32_t cut;             /* keys from it on are kept, but for some ties */
+    Part *parts;
+    int32_t *keys;       /* of candidates, in order; those of a part are where its scores start */
+    uint16_t *positions; /* of candidates in their part, likewise */
+} Selection;
+
+static size_t parts_of(const Selection *all) { return (all->count + PART - 1) / PART; }
+
+/* ---- The cut ---- */
+
+typedef size_t Count(const int32_t *keys, size_t count, int32_t limit);
+
+/* Keys below `limit`. */
+#define COUNT_BELOW(NAME, TARGET) \
+    TARGET static size_t NAME(const int32_t *keys, size_t count, int32_t limit) \
+    { \
+        uint32_t below = 0; /* of PART keys at most, as narrow as they are */ \
+        for (size_t i = 0; i < count; i++) \
+            below += keys[i] < limit; \
+        return below; \
+    }
+COUNT_BELOW(count_below, )
+#ifdef HAVE_AVX2
+COUNT_BELOW(count_below_avx2, AVX2)
+COUNT_BELOW(count_below_avx512, AVX512)
+#endif
+
+static size_t candidates_below(const Selection *all, int32_t limit)
+{
+    Count *count = BEST(count_below);
+    size_t below = 0;
+    for (size_t part = 0; part < parts_of(all); part++)
+        below += count(all->keys + part * PART, all->parts[part].found, limit);
+    return below;
+}
+
+/* A key that has `least` to `most` candidates below it; where ties leave none, the largest key that has
+ * no more than `most`. */
+static int32_t find_cut(const Selection *all, size_t least, size_t most)
+{
+    int64_t lowest = all->lowest, highest = all->highest;
+    while (lowest < highest) {
+        int64_t middle = lowest + (highest - lowest + 1) / 2;
+        size_t below = candidates_below(all, (int32_t)middle);
+        if (below > most)
+            highest = middle - 1;
+        else {
+            lowest = middle;
+            if (below >= least)
+                break;
+        }
+    }
+    return (int32_t)lowest;
+}
+
+enum { CLUSTER = 16, FEWEST_CLUSTERS = 64, MOST_CLUSTERS = 1 << 10, SAMPLED = 32 };
+
+/* The variance of the number of samples below the cut: of whole clusters, since neighbours are alike. */
+static size_t variance_below(const int32_t *keys, size_t clusters, int32_t cut)
+{
+    size_t sum = 0, squares = 0;
+    for (size_t cluster = 0; cluster < clusters; cluster++) {
+        size_t below = 0;
+        for (size_t i = 0; i < CLUSTER; i++)
+            below += *keys++ < cut;
+        sum += below;
+        squares += below * below;
+    }
+    return squares - sum * sum / clusters;
+}
+
+/* Sets the range of candidates: what lies about the cut in a sample, three to four standard deviations
+ * to either side. The sample are clusters that share a cache line: one of SAMPLED scores, or fewer. */
+static void guess_candidates(Selection *all, size_t rank)
+{
+    int32_t keys[MOST_CLUSTERS * CLUSTER];
+    size_t firsts[MOST_CLUSTERS];
+    size_t clusters = smaller(all->count / CLUSTER / SAMPLED, MOST_CLUSTERS), margin = 1;
+    uint64_t random = 0;
+    all->lowest = INT32_MIN, all->highest = INT32_MAX;
+    if (clusters < FEWEST_CLUSTERS)
+        return;
+    size_t samples = clusters * CLUSTER, step = all->count / clusters;
+    size_t middle = smaller((size_t)((double)rank / (double)all->count * (double)samples), samples - 1);
+    for (size_t i = 0; i < clusters; i++) { /* at positions without a pattern */
+        random = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        firsts[i] = i * step + (size_t)(random >> 33) % (step - CLUSTER + 1);
+        PREFETCH(all->scores + 4 * firsts[i]);
+    }
+    for (size_t i = 0; i < samples; i++)
+        keys[i] = key_at(all->scores, firsts[i / CLUSTER] + i % CLUSTER, all->magnitude);
+    Part part = {.found = samples};
+    Selection sample = {.count = samples, .lowest = INT32_MIN, .highest = INT32_MAX,
+                        .parts = &part, .keys = keys};
+    size_t variance = variance_below(keys, clusters, find_cut(&sample, middle, middle));
+    while (margin * margin < 9 * variance)
+        margin++;
+    size_t slack = (margin + 2) / 3;
+    if (middle >= margin + slack)
+        all->lowest = sample.lowest = find_cut(&sample, middle - margin - slack, middle - margin);
+    if (middle + margin + slack < samples)
+        all->highest = find_cut(&sample, middle + margin, middle + margin + slack);
+}
+
+/* ---- Ranking ---- */
+
+/* Writes a row, candidates as kept, and lists these behind `found` others; returns how many there are. */
+static ALWAYS_INLINE size_t rank_row(const Selection *all, size_t part, size_t start, size_t size,
+                                     bool magnitude, size_t found, size_t *below)
+{
+    int32_t keys[ROW], under = 0;
+    uint32_t items[ROW];
+    unsigned char within[ROW] = {0};
+    size_t first = part * PART + start;
+    for (size_t i = 0; i < size; i++)
+        keys[i] = key_at(all->scores, first + i, magnitude);
+    for (size_t i = 0; i < size; i++)
+        under += keys[i] < all->lowest;
+    for (size_t i = 0; i < size; i++)
+        within[i] = (keys[i] >= all->lowest) & (keys[i] <= all->highest);
+    *below += (size_t)under;
+    if (all->values == NULL)
+        for (size_t i = 0; i < size; i++)
+            all->out[first + i] = keys[i] >= all->lowest;
+    else {
+        for (size_t i = 0; i < size; i++) {
+            memcpy(items + i, all->values + 4 * (first + i), 4);
+            items[i] &= 0u - (uint32_t)(keys[i] >= all->lowest);
+        }
+        memcpy(all->out + 4 * first, items, 4 * size);
+    }
+    uint64_t word = 0, eight;
+    for (size_t i = 0; i < ROW; i += 8) {
+        memcpy(&eight, within + i, sizeof eight);
+        word |= (eight * UINT64_C(0x0102040810204080) >> 56) << i; /* bytes of 0 or 1 to bits */
+    }
+    for (; word != 0; word &= word - 1, found++) {
+        all->keys[part * PART + found] = keys[lowest_bit(word)];
+        all->positions[part * PART + found] = (uint16_t)(start + lowest_bit(word));
+    }
+    return found;
+}
+
+static ALWAYS_INLINE void rank_rows(const Selection *all, size_t part, bool magnitude)
+{
+    size_t size = smaller(PART, all->count - part * PART), start = 0, found = 0, below = 0;
+    for (; size - start >= ROW; start += ROW)
+        found = rank_row(all, part, start, ROW, magnitude, found, &below);
+    if (start < size)
+        found = rank_row(all, part, start, size - start, magnitude, found, &below);
+    all->parts[part] = (Part){.found = found, .below = below};
+}
+
+#ifdef HAVE_AVX2
+/* As rank_rows, for processors that pack the candidates' keys by one instruction. */
+AVX512 static ALWAYS_INLINE void rank_rows_avx512(const Selection *all, size_t part, bool magnitude)
+{
+    enum { LANES = 16, AHEAD = 2048 }; /* bytes, since processors do not look past a page */
+    const __m512i lowest = _mm512_set1_epi32(all->lowest), highest = _mm512_set1_epi32(all->highest);
+    const __m512i positive = _mm512_set1_epi32(INT32_MAX), step = _mm512_set1_epi32(LANES);
+    __m512i position = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    size_t size = smaller(PART, all->count - part * PART), start = 0, found = 0, above = 0;
+    const unsigned char *scores = all->scores + 4 * part * PART;
+    const unsigned char *values = all->values + (all->values == NULL ? 0 : 4 * part * PART);
+    unsigned char *out = all->out + (all->values == NULL ? 1 : 4) * part * PART;
+    int32_t *keys = all->keys + part * PART;
+    uint16_t *positions = all->positions + part * PART;
+    bool ones = all->values == NULL;
+    for (; size - start >= LANES; start += LANES) {
+        PREFETCH(scores + 4 * start + AHEAD);
+        __m512 score = _mm512_loadu_ps(scores + 4 * start);
+        __m512i key = _mm512_castps_si512(_mm512_add_ps(score, _mm512_setzero_ps()));
+        key = magnitude ? _mm512_and_si512(key, positive)
+                        : _mm512_xor_si512(key, _mm512_and_si512(_mm512_srai_epi32(key, 31), positive));
+        __mmask16 kept = _mm512_cmpge_epi32_mask(key, lowest);
+        __mmask16 within = _mm512_mask_cmple_epi32_mask(kept, key, highest);
+        if (ones)
+            _mm_storeu_si128((__m128i *)(out + start), _mm_maskz_set1_epi8(kept, 1));
+        else {
+            PREFETCH(values + 4 * start + AHEAD);
+            _mm512_storeu_si512(out + 4 * start, _mm512_maskz_loadu_epi32(kept, values + 4 * start));
+        }
+        /* All lanes: as many scores of the part have been looked at, so there is room for them. */
+        _mm512_storeu_si512(keys + found, _mm512_maskz_compress_epi32(within, key));
+        _mm256_storeu_si256((__m256i *)(positions + found),
+                            _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(within, position)));
+        position = _mm512_add_epi32(position, step);
+        above += (size_t)__builtin_popcount(kept);
+        found += (size_t)__builtin_popcount(within);
+    }
+    size_t below = start - above;
+    if (start < size)
+        found = rank_row(all, part, start, size - start, magnitude, found, &below);
+    all->parts[part] = (Part){.found = found, .below = below};
+}
+#endif
+
+/* Constant arguments: a loop for each kind of ranking, without a branch in it. */
+#define RANK_PART(NAME, TARGET, ROWS) \
+    TARGET static void NAME(void *selection, size_t part) \
+    { \
+        const Selection *all = selection; \
+        if (all->magnitude) \
+            ROWS(all, part, true); \
+        else \
+            ROWS(all, part, false); \
+    }
+RANK_PART(rank_part, , rank_rows)
+#ifdef HAVE_AVX2
+RANK_PART(rank_part_avx2, AVX2, rank_rows)
+RANK_PART(rank_part_avx512, AVX512, rank_rows_avx512)
+#endif
+
+static void rank_parts(Selection *all, size_t *found, size_t *below)
+{
+    run_parts(BEST(rank_part), all, parts_of(all), all->threads);
+    *found = *below = 0;
+    for (size_t part = 0; part < parts_of(all); part++) {
+        *found += all->parts[part].found;
+        *below += all->parts[part].below;
+    }
+}
+
+/* Zeros for the candidates that are not kept. */
+static void drop_candidates(void *selection, size_t part)
+{
+    enum { AHEAD = 32 };
+    const Selection *all = selection;
+    const int32_t *keys = all->keys + part * PART, cut = all->cut;
+    const uint16_t *positions = all->positions + part * PART;
+    size_t found = all->parts[part].found, ties = all->parts[part].dropped;
+    size_t itemsize = all->values == NULL ? 1 : 4;
+    unsigned char *out = all->out + itemsize * part * PART;
+    for (size_t i = 0; i < found; i++) { /* without a branch that nobody could predict */
+        PREFETCH(out + itemsize * positions[smaller(i + AHEAD, found - 1)]);
+        bool tie = (keys[i] == cut) & (ties > 0), kept = (keys[i] >= cut) & !tie;
+        unsigned char *item = out + itemsize * positions[i];
+        ties -= tie;
+        if (itemsize == 1)
+            *item = kept;
+        else {
+            uint32_t word;
+            memcpy(&word, item, sizeof word);
+            word &= 0u - (uint32_t)kept;
+            memcpy(item, &word, sizeof word);
+        }
+    }
+}
+
+/* Shares `surplus` ties, which are to be dropped, among the parts: the first ones. */
+static void drop_first_ties(Selection *all, size_t surplus)
+{
+    for (size_t part = 0; surplus > 0 && part < parts_of(all); part++) {
+        const int32_t *keys = all->keys + part * PART;
+        size_t ties = 0;
+        for (size_t i = 0; i < all->parts[part].found; i++)
+            ties += keys[i] == all->cut;
+        all->parts[part].dropped = smaller(ties, surplus);
+        surplus -= all->parts[part].dropped;
+    }
+}
+
+/* Writes what is kept and zeros, 0 < kept < count. False without memory. */
+static bool select_largest(Selection *all, size_t kept)
+{
+    size_t rank = all->count - kept, found, below;
+    all->parts = calloc(parts_of(all), sizeof *all->parts);
+    all->keys = malloc(all->count * sizeof *all->keys);
+    all->positions = malloc(all->count * sizeof *all->positions);
+    bool allocated = all->parts != NULL && all->keys != NULL && all->positions != NULL;
+    if (allocated) {
+        guess_candidates(all, rank);
+        rank_parts(all, &found, &below);
+        if (rank < below || rank - below >= found) {
+            all->lowest = INT32_MIN, all->highest = INT32_MAX;
+            rank_parts(all, &found, &below);
+        }
+        rank -= below;
+        all->cut = find_cut(all, rank, rank);
+        drop_first_ties(all, rank - candidates_below(all, all->cut));
+        run_parts(drop_candidates, all, parts_of(all), all->threads);
+    }
+    free(all->parts);
+    free(all->keys);
+    free(all->positions);
+    return allocated;
+}
+
+KERNEL(top_k)
+{
+    static char *names[] = {"values", "kept", "out", NULL};
+    Py_buffer values = {0}, out = {0};
+    Integer kept = {"kept", 0, UINT64_MAX, 0};
+    const char *error = "";
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&:top_k", names, readable, &values,
+                                    integer, &kept, writable, &out)) {
+        size_t count = (size_t)out.len;
+        Selection all = {.scores = values.buf, .out = out.buf, .count = count, .threads = 1};
+        bool done = true;
+        error = (size_t)values.len / sizeof(float) != count
+                        || (size_t)values.len % sizeof(float) != 0 ? "values"
+                : kept.value > count ? "kept" : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        if (error == NULL && kept.value > 0 && kept.value < count)
+            done = select_largest(&all, (size_t)kept.value);
+        else if (error == NULL)
+            memset(out.buf, kept.value > 0, count);
+        Py_END_ALLOW_THREADS
+        if (!done) {
+            PyErr_NoMemory();
+            error = "";
+        }
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    return outcome(error);
+}
+
+KERNEL(keep_largest)
+{
+    static char *names[] = {"scores", "magnitude", "kept", "values", "out", "threads", NULL};
+    Py_buffer scores = {0}, values = {0}, out = {0};
+    Integer kept = {"kept", 0, UINT64_MAX, 0}, magnitude = {"magnitude", 0, 1, 0};
+    Integer threads = {"threads", 1, MOST_THREADS, 0};
+    const char *error = "";
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&O&:keep_largest", names, readable,
+                                    &scores, integer, &magnitude, integer, &kept, readable,
+                                    &values, writable, &out, integer, &threads)) {
+        size_t size = (size_t)scores.len;
+        Selection all = {.scores = scores.buf, .values = values.buf, .out = out.buf,
+                         .count = size / 4, .threads = (size_t)threads.value,
+                         .magnitude = magnitude.value != 0};
+        bool done = true;
+        error = size % 4 != 0 ? "scores" : kept.value > all.count ? "kept"
+                : (size_t)values.len != size ? "values" : (size_t)out.len != size ? "out" : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        if (error == NULL) {
+            allow_large_pages(out.buf, size);
+            if (kept.value == 0)
+                memset(out.buf, 0, size);
+            else if (kept.value == all.count)
+                memmove(out.buf, values.buf, size);
+            else
+                done = select_largest(&all, (size_t)kept.value);
+        }
+        Py_END_ALLOW_THREADS
+        if (!done) {
+            PyErr_NoMemory();
+            error = "";
+        }
+    }
+    PyBuffer_Release(&scores);
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    return outcome(error);
+}
