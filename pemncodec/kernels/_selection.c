@@ -299,10 +299,10 @@ static bool select_largest(Selection *all, size_t kept)
 {
     size_t rank = all->count - kept, found, below;
     all->parts = calloc(parts_of(all), sizeof *all->parts);
-    all->keys = malloc(all->count * sizeof *all->keys);
-    all->positions = malloc(all->count * sizeof *all->positions);
-    bool allocated = all->parts != NULL && all->keys != NULL && all->positions != NULL;
+    all->keys = malloc(all->count * (sizeof *all->keys + sizeof *all->positions));
+    bool allocated = all->parts != NULL && all->keys != NULL;
     if (allocated) {
+        all->positions = (uint16_t *)(all->keys + all->count);
         guess_candidates(all, rank);
         rank_parts(all, &found, &below);
         if (rank < below || rank - below >= found) {
@@ -316,7 +316,6 @@ static bool select_largest(Selection *all, size_t kept)
     }
     free(all->parts);
     free(all->keys);
-    free(all->positions);
     return allocated;
 }
 
