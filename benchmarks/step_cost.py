@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from pemncodec.masking import RandomPadding, mask_model, parameter_groups
 
 ROOT = Path(__file__).parent.parent
-WARM_UP, STEPS = 5, 25
+WARM_UP, FEWEST, MOST, SECONDS = 3, 5, 25, 2.0  # steps of a process; the time they may take
 
 Step = Callable[[], None]
 
@@ -106,7 +106,13 @@ def milliseconds(index: int, threads: int, kinds: Sequence[str]) -> list[float]:
             mask_model(model, RandomPadding(ratio=1e-3))
             groups = parameter_groups(model, weight_decay=0.01)
         steps.append(stepper(model, groups, x))
-    times = [[seconds_of(step) for step in steps] for _ in range(WARM_UP + STEPS)][WARM_UP:]
+    for _ in range(WARM_UP):
+        for step in steps:
+            step()
+    times: list[list[float]] = []
+    end = time.perf_counter() + SECONDS
+    while len(times) < FEWEST or (len(times) < MOST and time.perf_counter() < end):
+        times.append([seconds_of(step) for step in steps])
     return [1e3 * statistics.median(column) for column in zip(*times, strict=True)]
 
 
