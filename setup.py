@@ -16,11 +16,13 @@ setup(
             "pemncodec.kernels._native",
             sources=sorted(str(path) for path in KERNELS.glob("*.c")),
             depends=sorted(str(path) for path in KERNELS.glob("*.h")),
-            libraries=[] if sys.platform == "win32" else ["dl"],
+            libraries=["dl"] if sys.platform == "linux" else [],
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
             py_limited_api=STABLE_ABI,
             optional=True,
-            extra_compile_args=["-O3"],
+            extra_compile_args=["-O3"]
+            if sys.platform == "win32"
+            else ["-O3", "-fvisibility=hidden"],
         )
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},

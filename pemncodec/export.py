@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Final
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from pemncodec.errors import ExportError
 from pemncodec.file import open_file
@@ -108,12 +109,16 @@ def _export(module: nn.Module, inputs: list[dict[str, Any]], batch: int | None) 
         dynamic.append(varying)
     with quiet():
         try:
-            return torch.export.export(
+            program = torch.export.export(
                 module, tuple(examples), dynamic_shapes=tuple(dynamic), strict=False
             )
         except Exception as error:
             hint = "; a fixed batch may do: --batch 1 (batch=1)" if batch is None else ""
             raise ExportError(f"torch.export: {_cause(error)}{hint}") from error
+    for graph in program.graph_module.modules():
+        for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
 
 
 def _example(sizes: list[int], dtype: torch.dtype) -> Tensor:

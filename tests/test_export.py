@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +70,19 @@ def test_onnx(net: Path, tagger: Path) -> None:
             (actual,) = session.run(None, {name: inputs[:batch].numpy()})
             expected = module(inputs[:batch]).detach().numpy()
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_exports_name_no_files_of_this_machine(net: Path, tmp_path: Path, suffix: str) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
+    path = tmp_path / f"net{suffix}"
+    (to_pt2 if suffix == ".pt2" else to_onnx)(net, path)
+    parts = [path.read_bytes()]
+    if suffix == ".pt2":
+        with zipfile.ZipFile(path) as archive:
+            parts += [archive.read(name) for name in archive.namelist()]
+    assert not any(b".py" in part for part in parts)
 
 
 def test_executorch(net: Path) -> None:

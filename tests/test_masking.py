@@ -364,6 +364,7 @@ def test_operators_keep_what_torch_asks_of_them(
     operators = torch.ops.pemncodec
     weight = torch.randn(shape).to(dtype, memory_format=order)
     scores = torch.randn(shape).to(memory_format=order).requires_grad_()
+    torch.library.opcheck(operators.top_k_mask.default, (scores, torch.tensor(20)))
     torch.library.opcheck(
         operators.keep_largest.default, (weight, scores, torch.tensor(20), magnitude)
     )
@@ -371,6 +372,18 @@ def test_operators_keep_what_torch_asks_of_them(
     torch.library.opcheck(
         operators.score_gradient.default, (gradient, weight, scores.detach(), magnitude)
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func's own
+@each_selection
+def test_functional_derivatives_by_the_input(selection: Selection) -> None:
+    layer = mask_model(nn.Linear(4, 3), Independent(), selection=selection).eval()
+    weight = layer.weight.detach()
+    x, tangent = torch.randn(2, 2, 4)
+    _, along = torch.func.jvp(layer, (x,), (tangent,))
+    torch.testing.assert_close(along, tangent @ weight.T)
+    by_input = torch.func.grad(lambda given: layer(given).sum())(x)
+    torch.testing.assert_close(by_input, weight.sum(0).expand(2, 4))
 
 
 # ------------------------------------------------------------------------------ which weights

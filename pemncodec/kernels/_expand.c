@@ -4,7 +4,7 @@
 typedef void Masker(unsigned char *out, const unsigned char *values, const unsigned char *mask,
                     size_t groups, bool past_cache);
 
-#ifdef HAVE_AVX2
+#ifdef HAVE_X86
 /* Stores that do not read the memory first, and leave the cache to others. */
 static inline bool can_pass_cache(const unsigned char *out, size_t size)
 {

@@ -24,12 +24,12 @@ static void philox_blocks(uint32_t *words, uint64_t block, uint64_t stream, uint
         words[0] = c0[b], words[1] = c1[b], words[2] = c2[b], words[3] = c3[b];
 }
 
-#ifdef HAVE_AVX2
+#ifdef HAVE_X86
 /* As above, for processors that have AVX2, since the compiler finds no 32 × 32-bit product by itself;
  * and for those with AVX-512's third operand and twice the registers. GROUPS of four blocks are in
  * registers at one time, their words in 64-bit lanes; what is in the upper halves does no harm. */
 #define PHILOX_BLOCKS(NAME, TARGET, GROUPS, XOR3) \
-    __attribute__((target(TARGET))) static void NAME(uint32_t *words, uint64_t block, \
+    TARGET static void NAME(uint32_t *words, uint64_t block, \
                                                      uint64_t stream, uint64_t seed) \
     { \
         const __m256i low = _mm256_set1_epi64x(UINT32_MAX); \
@@ -65,23 +65,13 @@ static void philox_blocks(uint32_t *words, uint64_t block, uint64_t stream, uint
     }
 #define XOR3_AVX2(a, b, c) _mm256_xor_si256(a, _mm256_xor_si256(b, c))
 #define XOR3_AVX512(a, b, c) _mm256_ternarylogic_epi64(a, b, c, 0x96)
-PHILOX_BLOCKS(philox_blocks_avx2, "avx2", 2, XOR3_AVX2)
-PHILOX_BLOCKS(philox_blocks_avx512, "avx512f,avx512vl", 4, XOR3_AVX512)
+PHILOX_BLOCKS(philox_blocks_avx2, AVX2, 2, XOR3_AVX2)
+PHILOX_BLOCKS(philox_blocks_avx512, AVX512, 4, XOR3_AVX512)
 #endif
 
 void generate_words(uint32_t *words, uint64_t block, uint64_t stream, uint64_t seed)
 {
-#ifdef HAVE_AVX2
-    if (__builtin_cpu_supports("avx512vl")) {
-        philox_blocks_avx512(words, block, stream, seed);
-        return;
-    }
-    if (__builtin_cpu_supports("avx2")) {
-        philox_blocks_avx2(words, block, stream, seed);
-        return;
-    }
-#endif
-    philox_blocks(words, block, stream, seed);
+    BEST(philox_blocks)(words, block, stream, seed);
 }
 
 KERNEL(philox4x32)

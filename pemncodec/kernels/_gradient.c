@@ -36,17 +36,13 @@ static ALWAYS_INLINE void multiply_row(const Products *all, size_t start, size_t
             multiply_row(all, start, ROW); \
         multiply_row(all, start, end - start); \
     }
-MULTIPLY_PART(multiply_part, )
-#ifdef HAVE_AVX2
-MULTIPLY_PART(multiply_part_avx2, AVX2)
-MULTIPLY_PART(multiply_part_avx512, AVX512)
-#endif
+VERSIONS(MULTIPLY_PART, multiply_part)
 
 KERNEL(magnitude_gradient)
 {
     static char *names[] = {"gradient", "values", "scores", "out", "threads", NULL};
     Py_buffer gradient = {0}, values = {0}, scores = {0}, out = {0};
-    Integer threads = {"threads", 1, MOST_THREADS, 0};
+    Integer threads = {"threads", 1, UINT64_MAX, 0};
     const char *error = "";
     if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&:magnitude_gradient", names,
                                     readable, &gradient, readable, &values, readable, &scores,
@@ -59,7 +55,7 @@ KERNEL(magnitude_gradient)
         if (error == NULL) {
             Work *work = BEST(multiply_part);
             allow_large_pages(out.buf, (size_t)size);
-            run_parts(work, &all, (all.count + PART - 1) / PART, (size_t)threads.value);
+            run_parts(work, &all, (all.count + PART - 1) / PART, threads.value);
         }
         Py_END_ALLOW_THREADS
     }

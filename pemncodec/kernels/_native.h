@@ -1,4 +1,4 @@
-/* What the kernels share: arguments of calls from Python, and the calls.
+/* What the kernels share: arguments, memory, threads, versions for processors; and all calls from Python.
  *
  * The GIL is released around every loop, so another thread may change a caller's buffer meanwhile:
  * what bounds a memory access is copied before it is checked. Buffers may be unaligned and may
@@ -17,21 +17,25 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
-#define HAVE_AVX2 1
+#define HAVE_X86 1
 #define AVX2 __attribute__((target("avx2")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,popcnt")))
-/* The version of a function for this processor: NAME_avx512, NAME_avx2 or NAME. */
+/* Defines a function for any processor, for those with AVX2 and for those with AVX-512. */
+#define VERSIONS(DEFINE, NAME) DEFINE(NAME, ) DEFINE(NAME##_avx2, AVX2) DEFINE(NAME##_avx512, AVX512)
+/* That of this processor: NAME_avx512, NAME_avx2 or NAME. Tests choose one themselves. */
+#ifndef BEST
 #define BEST(NAME) \
     (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") ? NAME##_avx512 \
      : __builtin_cpu_supports("avx2") ? NAME##_avx2 : NAME)
+#endif
 #else
+#define VERSIONS(DEFINE, NAME) DEFINE(NAME, )
 #define BEST(NAME) NAME
 #endif
 
 #ifdef __GNUC__
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define PREFETCH(address) __builtin_prefetch(address)
-#pragma GCC visibility push(hidden)
 #else
 #define ALWAYS_INLINE inline
 #define PREFETCH(address) ((void)(address))
@@ -68,6 +72,14 @@ static inline unsigned lowest_bit(uint64_t word)
 #endif
 }
 
+static inline uint64_t load64(const unsigned char *bytes, size_t size) /* little-endian, 1 to 8 */
+{
+    uint64_t word = 0;
+    for (size_t i = 0; i < size; i++)
+        word |= (uint64_t)bytes[i] << (8 * i);
+    return word;
+}
+
 /* ---- Memory and threads ---- */
 
 /* One system call instead of a page fault for every 4 KiB of memory that was never touched. */
@@ -75,13 +87,11 @@ void populate(unsigned char *out, size_t size);
 /* A page fault for every 2 MiB instead, where the system has such pages. */
 void allow_large_pages(unsigned char *out, size_t size);
 
-enum { MOST_THREADS = 1 << 10 };
-
 typedef void Work(void *all, size_t part);
 
 /* Does all parts in any order, shared by that many threads of the process's OpenMP runtime if it has
  * one. */
-void run_parts(Work *work, void *all, size_t parts, size_t threads);
+void run_parts(Work *work, void *all, size_t parts, uint64_t threads);
 
 /* ---- The generator (section 5) ---- */
 
@@ -115,7 +125,4 @@ KERNEL(magnitude_gradient);
 KERNEL(mixing_encode);
 KERNEL(mixing_decode);
 
-#ifdef __GNUC__
-#pragma GCC visibility pop
-#endif
 #endif

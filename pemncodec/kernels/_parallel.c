@@ -2,9 +2,9 @@
  *
  * The threads are those that torch computes with: its OpenMP runtime keeps them, and they spin for a
  * while after each operator, so that threads of our own would have to wait for a core. The runtime is
- * looked up in the process, so that nothing is linked to it, and a process without one has none.
+ * looked up in the process, so that nothing is linked to it, and a process without one has none. Like
+ * torch's operators, a call with several threads hangs in a process that was forked after another one.
  */
-#define _GNU_SOURCE /* RTLD_DEFAULT */
 #include "_native.h"
 
 #ifndef _WIN32
@@ -27,9 +27,11 @@ static void do_share(void *argument)
 {
     const Team *team = argument;
     size_t thread = (size_t)team->thread(), threads = (size_t)team->threads();
-    size_t part = team->parts * thread / threads, end = team->parts * (thread + 1) / threads;
-    for (; part < end; part++)
-        team->work(team->all, part);
+    if (thread < threads) { /* as it is where both are of one library */
+        size_t part = team->parts * thread / threads, end = team->parts * (thread + 1) / threads;
+        for (; part < end; part++)
+            team->work(team->all, part);
+    }
 }
 
 /* False where the process has no such function. */
@@ -41,7 +43,7 @@ static bool find_function(const char *name, void *function)
 }
 #endif
 
-void run_parts(Work *work, void *all, size_t parts, size_t threads)
+void run_parts(Work *work, void *all, size_t parts, uint64_t threads)
 {
 #ifndef _WIN32
     Team team = {work, all, parts, NULL, NULL};
@@ -50,7 +52,8 @@ void run_parts(Work *work, void *all, size_t parts, size_t threads)
         && find_function("omp_get_thread_num", &team.thread)
         && find_function("omp_get_num_threads", &team.threads)) {
         /* As many as torch asks for, also for fewer parts: another number would start them anew. */
-        parallel(do_share, &team, (unsigned)threads, 0);
+        enum { MOST_THREADS = 1 << 10 };
+        parallel(do_share, &team, threads < MOST_THREADS ? (unsigned)threads : MOST_THREADS, 0);
         return;
     }
 #else

@@ -1,14 +1,6 @@
 /* Runs (section 6.3). */
 #include "_native.h"
 
-static inline uint64_t load64(const unsigned char *bytes, size_t size) /* little-endian, 1 to 8 */
-{
-    uint64_t word = 0;
-    for (size_t i = 0; i < size; i++)
-        word |= (uint64_t)bytes[i] << (8 * i);
-    return word;
-}
-
 /* Puts the run from `start` to a one, or to the end, behind `out`. */
 static inline unsigned char *put_run(unsigned char *out, size_t run, size_t longest)
 {

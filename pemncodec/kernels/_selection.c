@@ -6,20 +6,19 @@ enum {
     ROW = 64,       /* of them, whose candidates are marked in a word */
 };
 
-/* What ranks a value: its order, or that of its magnitude; NaN anywhere, −0 as +0. */
+/* What ranks a score: its order, or that of its magnitude; NaN anywhere, −0 as +0. Computed from its
+ * bits, since what is made of subnormal numbers depends on the thread. */
 static inline int32_t key_at(const unsigned char *scores, size_t index, bool magnitude)
 {
-    float value;
-    int32_t bits;
-    memcpy(&value, scores + index * sizeof value, sizeof value);
-    value += 0.0f;
-    memcpy(&bits, &value, sizeof bits);
-    return magnitude ? bits & INT32_MAX : bits ^ (bits >> 31 & INT32_MAX);
+    uint32_t bits;
+    memcpy(&bits, scores + index * sizeof bits, sizeof bits);
+    int32_t size = (int32_t)(bits & INT32_MAX), sign = -(int32_t)(bits >> 31);
+    return magnitude ? size : (size ^ sign) - sign;
 }
 
 typedef struct {
     size_t found, below; /* candidates, and scores with smaller keys */
-    size_t dropped;      /* the first of the candidates' ties at the cut */
+    size_t dropped;      /* how many of its ties at the cut are not kept: the first ones */
 } Part;
 
 /* Which scores are kept. A range of keys is guessed from a sample such that what is above it is kept
@@ -29,7 +28,8 @@ typedef struct {
     const unsigned char *scores; /* float */
     const unsigned char *values; /* of 4 bytes, or NULL where ones are written, of 1 byte */
     unsigned char *out;
-    size_t count, threads;
+    size_t count;
+    uint64_t threads;
     bool magnitude;
     int32_t lowest, highest; /* of the candidates' keys */
     int32_t cut;             /* keys from it on are kept, but for some ties */
@@ -53,11 +53,7 @@ typedef size_t Count(const int32_t *keys, size_t count, int32_t limit);
             below += keys[i] < limit; \
         return below; \
     }
-COUNT_BELOW(count_below, )
-#ifdef HAVE_AVX2
-COUNT_BELOW(count_below_avx2, AVX2)
-COUNT_BELOW(count_below_avx512, AVX512)
-#endif
+VERSIONS(COUNT_BELOW, count_below)
 
 static size_t candidates_below(const Selection *all, int32_t limit)
 {
@@ -70,7 +66,7 @@ static size_t candidates_below(const Selection *all, int32_t limit)
 
 /* A key that has `least` to `most` candidates below it; where ties leave none, the largest key that has
  * no more than `most`. */
-static int32_t find_cut(const Selection *all, size_t least, size_t most)
+static int32_t key_with_below(const Selection *all, size_t least, size_t most)
 {
     int64_t lowest = all->lowest, highest = all->highest;
     while (lowest < highest) {
@@ -87,7 +83,10 @@ static int32_t find_cut(const Selection *all, size_t least, size_t most)
     return (int32_t)lowest;
 }
 
+/* A sample of one score in SAMPLED, or fewer: clusters that share a cache line. */
 enum { CLUSTER = 16, FEWEST_CLUSTERS = 64, MOST_CLUSTERS = 1 << 10, SAMPLED = 32 };
+
+typedef char sample_is_a_part[MOST_CLUSTERS * CLUSTER <= PART ? 1 : -1];
 
 /* The variance of the number of samples below the cut: of whole clusters, since neighbours are alike. */
 static size_t variance_below(const int32_t *keys, size_t clusters, int32_t cut)
@@ -104,7 +103,7 @@ static size_t variance_below(const int32_t *keys, size_t clusters, int32_t cut)
 }
 
 /* Sets the range of candidates: what lies about the cut in a sample, three to four standard deviations
- * to either side. The sample are clusters that share a cache line: one of SAMPLED scores, or fewer. */
+ * to either side. */
 static void guess_candidates(Selection *all, size_t rank)
 {
     int32_t keys[MOST_CLUSTERS * CLUSTER];
@@ -118,7 +117,7 @@ static void guess_candidates(Selection *all, size_t rank)
     size_t middle = smaller((size_t)((double)rank / (double)all->count * (double)samples), samples - 1);
     for (size_t i = 0; i < clusters; i++) { /* at positions without a pattern */
         random = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-        firsts[i] = i * step + (size_t)(random >> 33) % (step - CLUSTER + 1);
+        firsts[i] = (i * step + (size_t)(random >> 33) % (step - CLUSTER + 1)) / CLUSTER * CLUSTER;
         PREFETCH(all->scores + 4 * firsts[i]);
     }
     for (size_t i = 0; i < samples; i++)
@@ -126,14 +125,14 @@ static void guess_candidates(Selection *all, size_t rank)
     Part part = {.found = samples};
     Selection sample = {.count = samples, .lowest = INT32_MIN, .highest = INT32_MAX,
                         .parts = &part, .keys = keys};
-    size_t variance = variance_below(keys, clusters, find_cut(&sample, middle, middle));
+    size_t variance = variance_below(keys, clusters, key_with_below(&sample, middle, middle));
     while (margin * margin < 9 * variance)
         margin++;
     size_t slack = (margin + 2) / 3;
     if (middle >= margin + slack)
-        all->lowest = sample.lowest = find_cut(&sample, middle - margin - slack, middle - margin);
+        all->lowest = sample.lowest = key_with_below(&sample, middle - margin - slack, middle - margin);
     if (middle + margin + slack < samples)
-        all->highest = find_cut(&sample, middle + margin, middle + margin + slack);
+        all->highest = key_with_below(&sample, middle + margin, middle + margin + slack);
 }
 
 /* ---- Ranking ---- */
@@ -163,11 +162,9 @@ static ALWAYS_INLINE size_t rank_row(const Selection *all, size_t part, size_t s
         }
         memcpy(all->out + 4 * first, items, 4 * size);
     }
-    uint64_t word = 0, eight;
-    for (size_t i = 0; i < ROW; i += 8) {
-        memcpy(&eight, within + i, sizeof eight);
-        word |= (eight * UINT64_C(0x0102040810204080) >> 56) << i; /* bytes of 0 or 1 to bits */
-    }
+    uint64_t word = 0;
+    for (size_t i = 0; i < ROW; i += 8) /* bytes of 0 or 1 to bits */
+        word |= (load64(within + i, 8) * UINT64_C(0x0102040810204080) >> 56) << i;
     for (; word != 0; word &= word - 1, found++) {
         all->keys[part * PART + found] = keys[lowest_bit(word)];
         all->positions[part * PART + found] = (uint16_t)(start + lowest_bit(word));
@@ -185,13 +182,13 @@ static ALWAYS_INLINE void rank_rows(const Selection *all, size_t part, bool magn
     all->parts[part] = (Part){.found = found, .below = below};
 }
 
-#ifdef HAVE_AVX2
+#ifdef HAVE_X86
 /* As rank_rows, for processors that pack the candidates' keys by one instruction. */
 AVX512 static ALWAYS_INLINE void rank_rows_avx512(const Selection *all, size_t part, bool magnitude)
 {
     enum { LANES = 16, AHEAD = 2048 }; /* bytes, since processors do not look past a page */
     const __m512i lowest = _mm512_set1_epi32(all->lowest), highest = _mm512_set1_epi32(all->highest);
-    const __m512i positive = _mm512_set1_epi32(INT32_MAX), step = _mm512_set1_epi32(LANES);
+    const __m512i size_bits = _mm512_set1_epi32(INT32_MAX), zero = _mm512_setzero_si512(), step = _mm512_set1_epi32(LANES);
     __m512i position = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     size_t size = smaller(PART, all->count - part * PART), start = 0, found = 0, above = 0;
     const unsigned char *scores = all->scores + 4 * part * PART;
@@ -202,10 +199,9 @@ AVX512 static ALWAYS_INLINE void rank_rows_avx512(const Selection *all, size_t p
     bool ones = all->values == NULL;
     for (; size - start >= LANES; start += LANES) {
         PREFETCH(scores + 4 * start + AHEAD);
-        __m512 score = _mm512_loadu_ps(scores + 4 * start);
-        __m512i key = _mm512_castps_si512(_mm512_add_ps(score, _mm512_setzero_ps()));
-        key = magnitude ? _mm512_and_si512(key, positive)
-                        : _mm512_xor_si512(key, _mm512_and_si512(_mm512_srai_epi32(key, 31), positive));
+        __m512i bits = _mm512_loadu_si512(scores + 4 * start), key = _mm512_and_si512(bits, size_bits);
+        if (!magnitude)
+            key = _mm512_mask_sub_epi32(key, _mm512_cmplt_epi32_mask(bits, zero), zero, key);
         __mmask16 kept = _mm512_cmpge_epi32_mask(key, lowest);
         __mmask16 within = _mm512_mask_cmple_epi32_mask(kept, key, highest);
         if (ones)
@@ -240,7 +236,7 @@ AVX512 static ALWAYS_INLINE void rank_rows_avx512(const Selection *all, size_t p
             ROWS(all, part, false); \
     }
 RANK_PART(rank_part, , rank_rows)
-#ifdef HAVE_AVX2
+#ifdef HAVE_X86
 RANK_PART(rank_part_avx2, AVX2, rank_rows)
 RANK_PART(rank_part_avx512, AVX512, rank_rows_avx512)
 #endif
@@ -294,23 +290,12 @@ static void drop_first_ties(Selection *all, size_t surplus)
     }
 }
 
-/* Memory for keys and positions, most of it never touched. Up to 32 MiB more is asked for than needed:
- * glibc gives freed memory back to the system only beyond twice the largest block that it had to map,
- * up to that size, and what it gives back costs page faults in all of a training step. */
-static void *allocate_candidates(const Selection *all)
-{
-    enum { KEPT = (1 << 25) - (1 << 16), KEPT_EACH = 16 };
-    size_t needed = all->count * (sizeof *all->keys + sizeof *all->positions);
-    size_t kept = smaller(all->count, KEPT / KEPT_EACH) * KEPT_EACH;
-    return malloc(needed > kept ? needed : kept);
-}
-
 /* Writes what is kept and zeros, 0 < kept < count. False without memory. */
 static bool select_largest(Selection *all, size_t kept)
 {
     size_t rank = all->count - kept, found, below;
     all->parts = calloc(parts_of(all), sizeof *all->parts);
-    all->keys = allocate_candidates(all);
+    all->keys = malloc(all->count * (sizeof *all->keys + sizeof *all->positions));
     bool allocated = all->parts != NULL && all->keys != NULL;
     if (allocated) {
         all->positions = (uint16_t *)(all->keys + all->count);
@@ -321,7 +306,7 @@ static bool select_largest(Selection *all, size_t kept)
             rank_parts(all, &found, &below);
         }
         rank -= below;
-        all->cut = find_cut(all, rank, rank);
+        all->cut = key_with_below(all, rank, rank);
         drop_first_ties(all, rank - candidates_below(all, all->cut));
         run_parts(drop_candidates, all, parts_of(all), all->threads);
     }
@@ -365,14 +350,14 @@ KERNEL(keep_largest)
     static char *names[] = {"scores", "magnitude", "kept", "values", "out", "threads", NULL};
     Py_buffer scores = {0}, values = {0}, out = {0};
     Integer kept = {"kept", 0, UINT64_MAX, 0}, magnitude = {"magnitude", 0, 1, 0};
-    Integer threads = {"threads", 1, MOST_THREADS, 0};
+    Integer threads = {"threads", 1, UINT64_MAX, 0};
     const char *error = "";
     if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&O&:keep_largest", names, readable,
                                     &scores, integer, &magnitude, integer, &kept, readable,
                                     &values, writable, &out, integer, &threads)) {
         size_t size = (size_t)scores.len;
         Selection all = {.scores = scores.buf, .values = values.buf, .out = out.buf,
-                         .count = size / 4, .threads = (size_t)threads.value,
+                         .count = size / 4, .threads = threads.value,
                          .magnitude = magnitude.value != 0};
         bool done = true;
         error = size % 4 != 0 ? "scores" : kept.value > all.count ? "kept"

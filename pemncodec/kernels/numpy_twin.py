@@ -420,7 +420,7 @@ def keep_largest(
         kept: how many values are kept, 0 to n.
         values: n items of 4 bytes.
         out: n items of 4 bytes, apart from the others.
-        threads: how many may share the work, 1 to 1024; the result is the same.
+        threads: how many may share the work, 1 or more; the result is the same.
 
     Raises:
         ValueError: "magnitude" or "threads" out of range; "scores" not whole; "kept" above n;
@@ -429,7 +429,7 @@ def keep_largest(
     source = _view(scores)
     magnitude = _integer(magnitude, "magnitude", 0, 1)
     kept = _integer(kept, "kept")
-    _integer(threads, "threads", 1, 1 << 10)
+    _integer(threads, "threads", 1)
     items, target = _view(values), _view(out, writable=True)
     if source.size % 4:
         raise ValueError("scores")
@@ -457,7 +457,7 @@ def magnitude_gradient(
         values: n float32.
         scores: n float32.
         out: n float32; may be the memory of `gradient`.
-        threads: how many may share the work, 1 to 1024; the result is the same.
+        threads: how many may share the work, 1 or more; the result is the same.
 
     Raises:
         ValueError: "threads" out of range; "gradient" not whole; "values", "scores" or "out" of
@@ -465,7 +465,7 @@ def magnitude_gradient(
     """
     upstream, factors, ranked = _view(gradient), _view(values), _view(scores)
     target = _view(out, writable=True)
-    _integer(threads, "threads", 1, 1 << 10)
+    _integer(threads, "threads", 1)
     if upstream.size % 4:
         raise ValueError("gradient")
     for name, view in (("values", factors), ("scores", ranked), ("out", target)):

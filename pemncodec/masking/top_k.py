@@ -32,15 +32,15 @@ def top_k_mask(ranked: Tensor, kept: Tensor) -> Tensor:
     Returns:
         bool [*shape].
     """
-    mask: Tensor = torch.ops.pemncodec.top_k_mask.default(ranked.detach(), kept)
+    mask: Tensor = torch.ops.pemncodec.top_k_mask.default(ranked, kept)
     return mask
 
 
 def _top_k_mask_cpu(ranked: Tensor, kept: Tensor) -> Tensor:
     if ranked.dtype == torch.float64:
         return top_k_mask_by_sort(ranked, kept)
-    mask = torch.empty(ranked.shape, dtype=torch.bool)
-    values = ranked.float().contiguous()
+    mask = torch.empty(ranked.shape, dtype=torch.bool, device=ranked.device)
+    values = ranked.detach().float().contiguous()
     kernels.top_k(values.numpy(), int(kept), mask.view(torch.uint8).numpy())
     return mask
 
@@ -199,6 +199,24 @@ def _memory(tensor: Tensor) -> npt.NDArray[np.float32]:
     return memory
 
 
+def _keep_largest_autograd(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
+    if torch.is_grad_enabled() and scores.requires_grad:
+        effective: Tensor = _KeepLargest.apply(weight, scores, kept, magnitude)  # type: ignore[no-untyped-call]
+        return effective
+    with torch._C._AutoDispatchBelowAutograd():
+        return keep_largest(weight, scores, kept, magnitude)
+
+
+def _score_gradient_autograd(
+    gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool
+) -> Tensor:
+    if torch.is_grad_enabled() and gradient.requires_grad:
+        product: Tensor = _ScoreGradient.apply(gradient, weight, scores, magnitude)  # type: ignore[no-untyped-call]
+        return product
+    with torch._C._AutoDispatchBelowAutograd():
+        return score_gradient(gradient, weight, scores, magnitude)
+
+
 # ------------------------------------------------------------------------------- the operators
 
 # By hand, since each layer calls them in each step: what torch.library.custom_op puts around a
@@ -213,17 +231,25 @@ _OPERATORS: dict[str, dict[str, Any]] = {
         "CPU": _keep_largest_cpu,
         "CompositeExplicitAutograd": _keep_largest,
         "Meta": lambda weight, *_: torch.empty_like(weight),
-        "Autograd": _KeepLargest.apply,
+        "Autograd": _keep_largest_autograd,
     },
     "score_gradient(Tensor gradient, Tensor weight, Tensor scores, bool magnitude) -> Tensor": {
         "CPU": _score_gradient_cpu,
         "CompositeExplicitAutograd": _score_gradient,
         "Meta": lambda _, __, scores, *___: torch.empty_like(scores),
-        "Autograd": _ScoreGradient.apply,
+        "Autograd": _score_gradient_autograd,
     },
 }
-_LIBRARY: Any = torch.library.Library("pemncodec", "DEF")  # type: ignore[no-untyped-call]
-for _schema, _implementations in _OPERATORS.items():
-    _name = _LIBRARY.define(_schema)
-    for _key, _implementation in _implementations.items():
-        _LIBRARY.impl(_name, _implementation, _key)
+
+
+def _register() -> Any:
+    """The library, which unregisters its operators when it goes."""
+    library: Any = torch.library.Library("pemncodec", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for schema, implementations in _OPERATORS.items():
+        name = library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        for key, implementation in implementations.items():
+            library.impl(name, implementation, key)
+    return library
+
+
+_LIBRARY = _register()

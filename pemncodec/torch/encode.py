@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import io
 import os
@@ -14,7 +13,6 @@ from typing import Any, BinaryIO, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from pemncodec.columns import is_name
 from pemncodec.contents import (
@@ -30,15 +28,13 @@ from pemncodec.dense import shortened
 from pemncodec.errors import (
     EncodeArgumentError,
     EncodeError,
-    ManifestError,
     PrototypeMismatchError,
-    UnsupportedModelError,
 )
 from pemncodec.file import open_file
 from pemncodec.generator import DISTRIBUTIONS, check_stream
 from pemncodec.info import FileInfo
 from pemncodec.limits import Limits
-from pemncodec.masking.masked_model import bake, unwrapped
+from pemncodec.masking.masked_model import unwrapped
 from pemncodec.masking.masked_state import MaskedState, read_masked_weights
 from pemncodec.masks import PRESETS, Preset
 from pemncodec.prototype import Layer, recover_prototypes
@@ -51,25 +47,26 @@ from pemncodec.torch.checkpoint import (
     is_scores,
     read_masks,
 )
-from pemncodec.torch.convert import dtype_name, same_bits, tensor_to_array
-from pemncodec.torch.decode import load_module, load_tensors
+from pemncodec.torch.convert import dtype_name, tensor_to_array
 from pemncodec.torch.example import (
     VERIFIED_BATCH_SIZES,
     ExampleInputs,
     given_inputs,
     guessed_inputs,
 )
-from pemncodec.torch.rebuild import named_tensors
+from pemncodec.torch.plain_module import in_module_order, plain_module
+from pemncodec.torch.proof import (
+    UNLIMITED,
+    accuracy_of,
+    output_difference,
+    run,
+    verify_module,
+    verify_tensors,
+)
 from pemncodec.torch.trace import Trace, trace_module
 from pemncodec.writing import encode_contents, write_file
 
 Progress = Callable[[str, float | None], None]
-
-# Layers of torch.nn compute with fused kernels what an exported graph spells out.
-_ROUNDING = 1e-5
-
-# What the encoder has in memory already it may also decode.
-UNLIMITED = Limits(decoded_bytes=1 << 62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,54 +194,87 @@ def encode(
             "no masks found: neither scores (X.scores) nor pruning masks (X_orig, X_mask); masks "
             'of your own go through pemncodec.encode, such as masks={"fc.weight": weight != 0}'
         )
-    plain: nn.Module | None = None
-    original: nn.Module | None = None
-    trace: Trace | None = None
+    network: _Network | None = None
     if manifest:
         step("describing the architecture", None)
-        module = architecture if architecture is not None else source
-        original = plain = _plain_module(module, state)
-        if fold_bn:
-            folded = fold_batch_norms(plain)
-            if not folded:
-                raise EncodeArgumentError("fold_bn: the module has no batch norm to fold")
-            state = _replaced(state, folded)
-            plain = _plain_module(module, state)
-        inputs = inputs or guessed_inputs(plain)
-        _run(plain, inputs.batch(VERIFIED_BATCH_SIZES[0]), False)
-        masked = list(state.masks)
-        if builder is not None:
-            described = describe_builder(*builder, plain, inputs.specs, masked)
-            trace = Trace(described, {}, trains=True, exported=False)
-        else:
-            trace = trace_module(
-                plain, inputs.specs, example=inputs, train_graph=train_graph, masked=masked
-            )
-        state = _in_module_order(state, plain)
+        module = architecture if isinstance(source, Mapping) else source
+        assert module is not None  # see _check_arguments
+        network, state = _describe(module, state, inputs, fold_bn, train_graph, builder)
     modes = _dense_modes(state, dense)
     step("looking for prototypes", None)
+    trace = network.trace if network else None
     contents = _contents(state, trace, prototypes, modes, dict(metadata or {}), fold_bn)
     pieces = encode_contents(contents, lambda share: step("coding", share), preset)
     if modes:
         state = _shortened(state, modes)
-        if plain is not None:
-            plain = _plain_module(module, state)
     step("verifying", None)
     stream = io.BytesIO(b"".join(pieces))
-    verified = _verify(stream, state, plain, trace, inputs, trust)
+    difference = measured = None
+    if network is None:
+        verified = verify_tensors(stream, state.effective())
+    else:
+        plain = plain_module(module, state) if modes else network.plain
+        verified = verify_module(
+            stream, state.effective(), plain, network.trace, network.inputs, trust
+        )
+        if modes or fold_bn:
+            difference = output_difference(network.original, stream, network.inputs, trust)
+        if accuracy is not None:
+            step("measuring the accuracy", None)
+            measured = accuracy_of(accuracy, network.original, stream, max_drop, trust)
     if modes:
         verified = f"as shortened, {verified}"
-    difference = measured = None
-    if original is not None and inputs is not None and (modes or fold_bn):
-        difference = _difference(original, stream, inputs, trust)
-    if original is not None and accuracy is not None:
-        step("measuring the accuracy", None)
-        measured = _accuracy(accuracy, original, stream, max_drop, trust)
     with open_file(stream, limits=UNLIMITED) as file:
         report = Report(file.info(), verified, difference, measured)
     step("writing", None)
     write_file(pieces, target)
     return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """What is known of a file's network: plain modules on the CPU that hold effective weights.
+
+    Attributes:
+        original: as it was given.
+        plain: as the file is to have it, batch norms folded where that was asked for.
+        trace: its manifest.
+        inputs: what it takes.
+    """
+
+    original: nn.Module
+    plain: nn.Module
+    trace: Trace
+    inputs: ExampleInputs
+
+
+def _describe(
+    module: nn.Module,
+    state: MaskedState,
+    inputs: ExampleInputs | None,
+    fold_bn: bool,
+    train_graph: bool,
+    builder: tuple[str, Mapping[str, Any]] | None,
+) -> tuple[_Network, MaskedState]:
+    """The network, and the state in its order, folded where that was asked for."""
+    original = plain = plain_module(module, state)
+    if fold_bn:
+        folded = fold_batch_norms(plain)
+        if not folded:
+            raise EncodeArgumentError("fold_bn: the module has no batch norm to fold")
+        state = _replaced(state, folded)
+        plain = plain_module(module, state)
+    inputs = inputs or guessed_inputs(plain)
+    run(plain, inputs.batch(VERIFIED_BATCH_SIZES[0]), False)
+    masked = list(state.masks)
+    if builder is not None:
+        described = describe_builder(*builder, plain, inputs.specs, masked)
+        trace = Trace(described, {}, trains=True, exported=False)
+    else:
+        trace = trace_module(
+            plain, inputs.specs, example=inputs, train_graph=train_graph, masked=masked
+        )
+    return _Network(original, plain, trace, inputs), in_module_order(state, plain)
 
 
 def _check_arguments(
@@ -315,77 +345,6 @@ def _has_own_scores(named: Mapping[str, Tensor]) -> bool:
     return any(map(is_scores, read_masked_weights(named).tensors))
 
 
-def _plain_module(source: Any, state: MaskedState) -> nn.Module:
-    """A copy on the CPU, pruning removed, that holds the effective weights."""
-    # Pruning keeps its result as an attribute, which is no leaf once the module has run.
-    results = {
-        id(value): value.detach().clone()
-        for child in source.modules()
-        for value in vars(child).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    try:
-        module: nn.Module = copy.deepcopy(source, results).cpu()
-    except Exception as error:
-        cause = str(error).partition("\n")[0]
-        raise UnsupportedModelError(f"the module cannot be copied: {cause}") from None
-    bake(module)
-    for child in module.modules():
-        _remove_pruning(child)
-    effective = state.effective()
-    own = module.state_dict(keep_vars=True)
-    for name, tensor in effective.items():
-        if name not in own:
-            raise EncodeError(f"the checkpoint has {name}, the architecture has not")
-        if own[name].shape != tensor.shape:
-            raise EncodeError(
-                f"{name} has shape {tuple(tensor.shape)} in the checkpoint, "
-                f"{tuple(own[name].shape)} in the architecture"
-            )
-    for name in own:
-        if name not in effective:
-            raise EncodeError(f"the architecture has {name}, the checkpoint has not")
-    first: dict[int, str] = {}
-    for name, target in own.items():
-        other = first.setdefault(id(target), name)
-        if not same_bits(effective[name], effective[other]):
-            raise UnsupportedModelError(
-                f"{other} and {name} are one tensor in the architecture, but differ once masked; "
-                "--no-manifest (manifest=False) stores them both"
-            )
-        # In C order, as a decoded module has it: other strides may round differently.
-        target.data = effective[name].clone()
-    return module
-
-
-def _remove_pruning(module: nn.Module) -> None:
-    pruned = [
-        name.removesuffix("_orig")
-        for name, _ in module.named_parameters(recurse=False)
-        if name.endswith("_orig") and hasattr(module, f"{name.removesuffix('_orig')}_mask")
-    ]
-    for name in pruned:
-        prune.remove(module, name)  # type: ignore[no-untyped-call]
-    # Pruning has moved the weight behind the bias; layers register it first.
-    parameters = module._parameters
-    if "weight" in pruned:
-        others = {name: parameters.pop(name) for name in list(parameters) if name != "weight"}
-        parameters.update(others)
-
-
-def _in_module_order(state: MaskedState, module: nn.Module) -> MaskedState:
-    """Names in the plain module's order, which pruning had changed; ties as the module has them."""
-    first: dict[int, str] = {}
-    aliases = {}
-    names = list(module.state_dict())
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        target = first.setdefault(id(tensor), name)
-        if target != name:
-            aliases[name] = target
-    tensors = {name: state.tensors[name] for name in names}
-    return MaskedState(tensors, state.masks, aliases, state.fills)
-
-
 def _dense_modes(
     state: MaskedState, dense: DenseMode | Mapping[str, DenseMode]
 ) -> dict[str, DenseMode]:
@@ -427,59 +386,6 @@ def _shortened(state: MaskedState, modes: Mapping[str, DenseMode]) -> MaskedStat
             for name, mode in modes.items()
         },
     )
-
-
-def _difference(
-    original: nn.Module, stream: BinaryIO, inputs: ExampleInputs, trust: Collection[str]
-) -> float:
-    with open_file(stream, limits=UNLIMITED) as file:
-        rebuilt = load_module(file, "cpu", trust)
-    batch = inputs.batch(VERIFIED_BATCH_SIZES[-1])
-    return _relative_difference(_run(original, batch, False), _run(rebuilt, batch, False))
-
-
-def _relative_difference(expected: Any, actual: Any) -> float:
-    """Largest difference of two outputs of floats, relative to the largest magnitude expected."""
-    pairs = zip(_tensors_of(expected), _tensors_of(actual), strict=True)
-    differences = [(float((a - b).abs().max()), float(a.abs().max())) for a, b in pairs]
-    largest = max((scale for _, scale in differences), default=0.0)
-    difference = max((difference for difference, _ in differences), default=0.0)
-    return difference / largest if largest else difference
-
-
-def _tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of floats in an output."""
-    if isinstance(output, Tensor):
-        return [output.double()] if output.is_floating_point() and output.numel() else []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return [tensor for part in output for tensor in _tensors_of(part)]
-    return []
-
-
-def _accuracy(
-    metric: Callable[[nn.Module], float],
-    original: nn.Module,
-    stream: BinaryIO,
-    max_drop: float | None,
-    trust: Sequence[str],
-) -> tuple[float, float]:
-    with open_file(stream, limits=UNLIMITED) as file:
-        rebuilt = load_module(file, "cpu", trust)
-    try:
-        with torch.no_grad():
-            before = float(metric(copy.deepcopy(original).eval()))
-            after = float(metric(rebuilt))
-    except Exception as error:
-        cause = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise EncodeArgumentError(f"the accuracy function failed: {cause}") from error
-    if max_drop is not None and not before - after <= max_drop:
-        raise EncodeError(
-            f"the accuracy falls from {before:g} to {after:g}, by more than {max_drop:g}: "
-            "use a dense mode that loses less"
-        )
-    return before, after
 
 
 def _contents(
@@ -526,109 +432,3 @@ def _contents(
         tensors.append(DenseTensor(name, dtype_name(tensor), tuple(tensor.shape), value))
     manifest = trace.manifest if trace else None
     return Contents(prototypes, tuple(tensors), manifest, metadata, inference_only)
-
-
-def _verify(
-    stream: BinaryIO,
-    state: MaskedState,
-    plain: nn.Module | None,
-    trace: Trace | None,
-    inputs: ExampleInputs | None,
-    trust: Sequence[str],
-) -> str:
-    with open_file(stream, limits=UNLIMITED) as file:
-        if plain is None or trace is None or inputs is None:
-            decoded = load_tensors(file, "cpu")
-            compare_states(decoded, state.effective())
-            return "every tensor bit for bit"
-        try:
-            rebuilt = load_module(file, "cpu", trust)
-        except ManifestError as error:
-            raise UnsupportedModelError(
-                f"readers would refuse the rebuilt module: {error}; "
-                "--no-manifest (manifest=False) stores the tensors alone"
-            ) from None
-    own = rebuilt.state_dict() if trust else named_tensors(rebuilt)
-    compare_states(own, state.effective() | trace.tensors)
-    sizes = " and ".join(map(str, VERIFIED_BATCH_SIZES))
-    modes = ("eval", "train") if trace.trains else ("eval",)
-    rounding = 0.0
-    for mode in modes:
-        for size in VERIFIED_BATCH_SIZES:
-            training = mode == "train"
-            batch = inputs.batch(size)
-            expected = _run(plain, batch, training)
-            actual = _run(rebuilt, batch, training)
-            if trace.exported and _same_outputs(expected, actual, rounded=True):
-                rounding = max(rounding, _relative_difference(expected, actual))
-            elif not _same_outputs(expected, actual):
-                cause = (
-                    f": {trust[0]} must make the same each time, also what is in no state dict"
-                    if trust
-                    else ""
-                )
-                raise UnsupportedModelError(
-                    f"the rebuilt module's output differs in {mode} mode at batch size "
-                    f"{size}{cause}; --no-manifest (manifest=False) stores the tensors alone"
-                )
-    outputs = f"outputs within {rounding:.1g} of the largest" if rounding else "outputs equal"
-    in_modes = f"{' and '.join(modes)} mode"
-    return f"every tensor bit for bit, {outputs} at batch sizes {sizes} in {in_modes}"
-
-
-def compare_states(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compare two state dicts: names, their order, and every bit.
-
-    Raises:
-        EncodeError: they differ; names the first difference.
-    """
-    if list(actual) != list(expected):
-        missing = [name for name in expected if name not in actual]
-        extra = [name for name in actual if name not in expected]
-        cause = f"missing {missing[0]}" if missing else f"unexpected {extra[0]}" if extra else ""
-        raise EncodeError(f"tensor names differ: {cause or 'other order'}")
-    for name in expected:
-        if not same_bits(actual[name], expected[name]):
-            raise EncodeError(f"{name} differs")
-
-
-def _run(module: nn.Module, batch: tuple[Tensor, ...], training: bool) -> Any:
-    # A copy, since train mode changes running statistics; a seed, since dropout draws numbers.
-    module = copy.deepcopy(module).train(training)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        try:
-            return module(*batch)
-        except Exception as error:
-            cause = str(error).partition("\n")[0]
-            raise UnsupportedModelError(
-                f"the module cannot be run on the example inputs: {cause}"
-            ) from None
-
-
-def _same_outputs(expected: Any, actual: Any, *, rounded: bool = False) -> bool:
-    """Whether outputs are equal, bit for bit or, when `rounded`, as far as rounding goes."""
-    if isinstance(expected, Tensor):
-        if not isinstance(actual, Tensor):
-            return False
-        if rounded and expected.is_floating_point() and expected.shape == actual.shape:
-            scale = float(expected.abs().max()) if expected.numel() else 0.0
-            return expected.dtype == actual.dtype and torch.allclose(
-                expected, actual, rtol=0.0, atol=_ROUNDING * scale, equal_nan=True
-            )
-        return same_bits(expected, actual)
-    if isinstance(expected, Mapping):
-        return (
-            isinstance(actual, Mapping)
-            and list(expected) == list(actual)
-            and all(_same_outputs(expected[k], actual[k], rounded=rounded) for k in expected)
-        )
-    if isinstance(expected, list | tuple):
-        return (
-            isinstance(actual, list | tuple)
-            and len(expected) == len(actual)
-            and all(
-                _same_outputs(a, b, rounded=rounded) for a, b in zip(expected, actual, strict=True)
-            )
-        )
-    return bool(expected == actual)

@@ -1,24 +1,42 @@
-"""`pemn`: the command line. torch is imported only by the commands that need it."""
+"""What `pemn` does. torch is imported only by the commands that need it."""
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
-import os
-import re
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from pemncodec import __version__
 from pemncodec.architecture import render_architecture
-from pemncodec.errors import EncodeArgumentError, EncodeError, ManifestError, PemnError
-from pemncodec.file import PemnFile, open_file
+from pemncodec.cli.options import (
+    Shape,
+    check_device,
+    example_inputs,
+    force_option,
+    json_option,
+    keep_option,
+    load_architecture,
+    load_object,
+    max_memory_option,
+    parse_dense,
+    parse_kwargs,
+    quiet_option,
+    trust_pickle_option,
+)
+from pemncodec.cli.streams import (
+    STDIO,
+    check_output,
+    checkpoint_path,
+    named,
+    opened,
+    output_target,
+)
+from pemncodec.errors import EncodeError, ManifestError
+from pemncodec.file import PemnFile
 from pemncodec.limits import Limits
 from pemncodec.manifest import FORMAT
 from pemncodec.masks import PRESETS, Preset
@@ -27,56 +45,10 @@ from pemncodec.terminal import print_info, print_json, print_rows, rows_as_csv, 
 from pemncodec.writing import write_file
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-STDIO = "-"
 _STATE_DICT_SUFFIXES = (".safetensors", ".pt", ".pth")
 _EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")
-
-
-# ---------------------------------------------------------------------------------- options
-
-
-class _Size(click.ParamType[int]):
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d+)([KMGT]?)", str(value))
-        if not match:
-            self.fail(f"{value!r} is not a size such as 512M or 32G", param, ctx)
-        return int(match[1]) << (10 * "_KMGT".index(match[2] or "_"))
-
-
-class _Shape(click.ParamType["tuple[str, tuple[str, ...]]"]):
-    """`3,32,32` or `int64:16?`: dtype and sizes of one input, without the batch."""
-
-    name = "shape"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[str, ...]]:
-        dtype, _, sizes = value.rpartition(":") if ":" in value else ("float32", "", value)
-        if not re.fullmatch(r"\d+\??(,\d+\??)*|", sizes) or not re.fullmatch(r"[a-z]+\d*", dtype):
-            self.fail(f"{value!r} is not a shape such as 3,32,32 or int64:16", param, ctx)
-        return dtype, tuple(size for size in sizes.split(",") if size)
-
-
-_quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-_force = click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_keep = click.option(
-    "--keep", type=float, metavar="RATIO", help="Share of each layer's weights that scores keep."
-)
-_trust_pickle = click.option(
-    "--trust-pickle", is_flag=True, help="Load a pickled module; runs code from that file."
-)
-_max_memory = click.option(
-    "--max-memory",
-    type=_Size(),
-    default=Limits().decoded_bytes,
-    show_default="16G",
-    help="Refuse a file that decodes to more, such as 512M or 32G.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,7 +66,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", metavar="CHECKPOINT")
 @click.option("-o", "--output", help="File to write  [default: CHECKPOINT with .pemn].")
-@_keep
+@keep_option
 @click.option(
     "--arch", metavar="MODULE:FACTORY", help="pkg.module:factory or path/to/file.py:factory."
 )
@@ -102,7 +74,7 @@ def cli() -> None:
 @click.option(
     "--example-shape",
     "shapes",
-    type=_Shape(),
+    type=Shape(),
     multiple=True,
     help="An input without its batch: 3,32,32 or int64:16? (? may vary); once for each  "
     "[default: a guess].",
@@ -136,11 +108,11 @@ def cli() -> None:
     help="A metric of yours, larger is better: called with the module before and after.",
 )
 @click.option("--max-drop", type=float, help="Refuse a file that loses more accuracy than this.")
-@_trust_pickle
-@_force
-@_quiet
+@trust_pickle_option
+@force_option
+@quiet_option
 @click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")
-@_json
+@json_option
 def encode(
     source: str,
     output: str | None,
@@ -173,8 +145,8 @@ def encode(
         --arch-kwargs '{"dim": 128, "depth": 4}' --example-shape 3,32,32 -o model.pemn
     """
     output = output or (STDIO if source == STDIO else str(Path(source).with_suffix(".pemn")))
-    _check_output(output, source, force=force)
-    kwargs = _parse_kwargs(arch_kwargs, arch)
+    check_output(output, source, force=force)
+    kwargs = parse_kwargs(arch_kwargs, arch)
     if builder and (arch is None or arch.rpartition(":")[0].endswith(".py")):
         raise click.UsageError(
             "--builder needs --arch pkg.module:factory, of code that is installed"
@@ -186,18 +158,18 @@ def encode(
         from pemncodec.torch.checkpoint import load_checkpoint
         from pemncodec.torch.encode import encode as encode_model
 
-        architecture = _load_architecture(arch, kwargs) if arch else None
-        metric = _load_object(accuracy, "--accuracy") if accuracy else None
+        architecture = load_architecture(arch, kwargs) if arch else None
+        metric = load_object(accuracy, "--accuracy") if accuracy else None
         step("reading the checkpoint", None)
-        with _source_path(source) as path:
+        with checkpoint_path(source) as path:
             loaded = load_checkpoint(path, trust_pickle=trust_pickle)
-        with _named(source), _target(output) as target:
+        with named(source), output_target(output) as target:
             report = encode_model(
                 loaded,
                 target,
                 keep=keep,
                 architecture=architecture,
-                example_inputs=_example_inputs(shapes) if shapes else None,
+                example_inputs=example_inputs(shapes) if shapes else None,
                 dynamic_axes=[
                     [axis for axis, size in enumerate(sizes, 1) if size.endswith("?")]
                     for _, sizes in shapes
@@ -206,7 +178,7 @@ def encode(
                 train_graph=train_graph,
                 builder=(arch, kwargs) if builder and arch else None,
                 preset=preset,
-                dense=_parse_dense(dense),
+                dense=parse_dense(dense),
                 fold_bn=fold_bn,
                 accuracy=metric,
                 max_drop=max_drop,
@@ -250,9 +222,9 @@ def encode(
     help="Code that the file may run, if it was encoded with --builder.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to decode, such as cuda.")
-@_max_memory
-@_force
-@_quiet
+@max_memory_option
+@force_option
+@quiet_option
 def decode(
     source: str,
     output: str,
@@ -273,7 +245,7 @@ def decode(
     if output != STDIO and suffix not in (*_STATE_DICT_SUFFIXES, *_EXPORT_SUFFIXES):
         known = ", ".join((*_STATE_DICT_SUFFIXES, *_EXPORT_SUFFIXES))
         raise click.BadParameter(f"{output} must end in {known}", param_hint="-o")
-    _check_output(output, source, force=force)
+    check_output(output, source, force=force)
     if suffix in _EXPORT_SUFFIXES:
         if device != "cpu":
             raise click.UsageError(f"--device is for state dicts, not for {suffix}")
@@ -285,8 +257,8 @@ def decode(
         step("loading torch", None)
         from pemncodec.torch.decode import load_state
 
-        with _open(source, max_memory) as file, _named(source):
-            state = load_state(file, _check_device(device), lambda share: step("decoding", share))
+        with opened(source, max_memory) as file, named(source):
+            state = load_state(file, check_device(device), lambda share: step("decoding", share))
             metadata = file.metadata
         step("writing", None)
         _save_state_dict(state, metadata, output)
@@ -298,11 +270,11 @@ def decode(
 @click.argument("source", metavar="FILE")
 @click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")
 @click.option("--architecture", is_flag=True, help="The network instead, as print(model) does.")
-@_max_memory
-@_json
+@max_memory_option
+@json_option
 def inspect(source: str, verbose: bool, architecture: bool, max_memory: int, as_json: bool) -> None:
     """Show what a file holds and what every part of it costs."""
-    with _open(source, max_memory) as file, _named(source):
+    with opened(source, max_memory) as file, named(source):
         if architecture:
             if file.manifest is None:
                 raise ManifestError("no-manifest", "the file holds no architecture, only tensors")
@@ -321,12 +293,12 @@ def inspect(source: str, verbose: bool, architecture: bool, max_memory: int, as_
 
 @cli.command()
 @click.argument("sources", metavar="FILE…", nargs=-1, required=True)
-@_keep
+@keep_option
 @click.option("--csv", "csv_path", metavar="PATH", help="Also write the table as CSV.")
 @click.option("--html", "html_path", metavar="PATH", help="Also write one page with plots.")
-@_max_memory
-@_force
-@_json
+@max_memory_option
+@force_option
+@json_option
 def report(
     sources: Sequence[str],
     keep: float | None,
@@ -345,7 +317,7 @@ def report(
         if path == STDIO:
             raise click.UsageError("--csv and --html write files")
         for source in sources:
-            _check_output(path, source, force=force)
+            check_output(path, source, force=force)
     with steps(quiet=False) as step:
         step("loading torch", None)
         from pemncodec.torch.report import report_model
@@ -359,7 +331,7 @@ def report(
                 step(f"{place}: {what}", share)
 
             show("reading", None)
-            with _named(source):
+            with named(source):
                 reports.append(report_model(Path(source), keep=keep, limits=limits, progress=show))
     for one in reports:
         for form, failure in one.failures.items():
@@ -378,10 +350,10 @@ def report(
 @cli.command()
 @click.argument("source", metavar="FILE")
 @click.option("--against", metavar="CHECKPOINT", help="Also compare every tensor bit for bit.")
-@_keep
-@_trust_pickle
-@_max_memory
-@_quiet
+@keep_option
+@trust_pickle_option
+@max_memory_option
+@quiet_option
 def verify(
     source: str,
     against: str | None,
@@ -393,7 +365,7 @@ def verify(
     """Decode all of a file and check every rule of the format."""
     if keep is not None and against is None:
         raise click.UsageError("--keep belongs to --against")
-    with steps(quiet=quiet) as step, _open(source, max_memory) as file, _named(source):
+    with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
         step("verifying", None)
         if against is None:
             file.verify()
@@ -417,14 +389,14 @@ def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: 
 
     from pemncodec.torch.checkpoint import drop_prefix, load_checkpoint, read_masks
     from pemncodec.torch.decode import load_state
-    from pemncodec.torch.encode import compare_states
+    from pemncodec.torch.proof import compare_states
 
-    with _source_path(against) as path:
+    with checkpoint_path(against) as path:
         loaded = load_checkpoint(path, trust_pickle=trust_pickle)
     state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
     if not all(name.startswith("module.") for name in file.keys()):  # noqa: SIM118
         state = drop_prefix(state)
-    with _named(against):
+    with named(against):
         expected = read_masks(state, keep=keep).effective()
     decoded = load_state(file, "cpu")
     # Pruning moves a weight behind its layer's other tensors; names and bits are what counts.
@@ -449,7 +421,7 @@ def _export(
         write = {".pt2": export.to_pt2, ".onnx": export.to_onnx, ".pte": export.to_executorch}
         step("exporting", None)
         given = io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source
-        with _named(source), _target(output) as target:
+        with named(source), output_target(output) as target:
             limits = Limits(decoded_bytes=max_memory)
             write[Path(output).suffix](given, target, batch=batch, limits=limits, trust=trust)
     if not quiet:
@@ -472,210 +444,5 @@ def _save_state_dict(state: dict[str, Tensor], metadata: dict[str, str], output:
         data = safetensors.torch.save(distinct, {**metadata, "format": "pt"})
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
         raise EncodeError(f"{output}: safetensors cannot hold this: {error}; use .pt") from None
-    with _target(output) as target:
+    with output_target(output) as target:
         write_file([data], target)
-
-
-def _load_object(place: str, option: str) -> Any:
-    """What `pkg.module:name` or `path/to/file.py:name` names."""
-    import importlib
-    import importlib.util
-
-    name, _, attribute = place.rpartition(":")
-    try:
-        if name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-            if spec is None or spec.loader is None:
-                raise EncodeArgumentError(f"{option} {place}: cannot import {name}")
-            sys.path.insert(0, str(Path(name).resolve().parent))
-            module = importlib.util.module_from_spec(spec)
-            sys.modules.setdefault(module.__name__, module)
-            spec.loader.exec_module(module)
-        elif name:
-            sys.path.insert(0, str(Path.cwd()))
-            module = importlib.import_module(name)
-        else:
-            raise EncodeArgumentError(f"{option} {place}: expected module:name")
-        return getattr(module, attribute)
-    except PemnError:
-        raise
-    except Exception as error:
-        raise EncodeArgumentError(f"{option} {place}: {_one_line(error)}") from error
-
-
-def _load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
-    from torch import nn
-
-    factory = _load_object(arch, "--arch")
-    try:
-        built = factory(**kwargs)
-    except Exception as error:
-        raise EncodeArgumentError(
-            f"--arch {arch} with {json.dumps(kwargs)}: {_one_line(error)}"
-        ) from error
-    if not isinstance(built, nn.Module):
-        raise EncodeArgumentError(f"--arch {arch}: made a {type(built).__name__}, not a module")
-    return built
-
-
-def _parse_dense(options: Sequence[str]) -> dict[str, Any]:
-    """Modes by pattern, the one without a pattern last; `encode` checks them."""
-    modes: dict[str, Any] = {}
-    for option in sorted(options, key=lambda option: "=" not in option):
-        pattern, _, mode = option.rpartition("=")
-        if (pattern or "*") in modes:
-            raise click.BadParameter(f"two modes for {pattern or '*'}", param_hint="--dense")
-        modes[pattern or "*"] = mode
-    return modes
-
-
-def _parse_kwargs(text: str, arch: str | None) -> dict[str, Any]:
-    try:
-        kwargs = json.loads(text)
-    except ValueError as error:
-        raise click.BadParameter(f"not JSON ({error})", param_hint="--arch-kwargs") from None
-    if not isinstance(kwargs, dict):
-        raise click.BadParameter("not a JSON object", param_hint="--arch-kwargs")
-    if kwargs and arch is None:
-        raise click.UsageError("--arch-kwargs belongs to --arch")
-    return kwargs
-
-
-def _example_inputs(shapes: Sequence[tuple[str, tuple[str, ...]]]) -> list[Tensor]:
-    import torch
-
-    from pemncodec.torch.example import random_input
-
-    inputs = []
-    for name, sizes in shapes:
-        dtype = getattr(torch, name, None)
-        if not isinstance(dtype, torch.dtype):
-            raise EncodeArgumentError(f"--example-shape: torch has no dtype {name}")
-        try:
-            inputs.append(random_input(dtype, [int(size.rstrip("?")) for size in sizes]))
-        except RuntimeError as error:
-            raise EncodeArgumentError(f"--example-shape: {_one_line(error)}") from None
-    return inputs
-
-
-def _check_device(name: str) -> str:
-    import torch
-
-    if name.startswith("meta"):
-        raise click.BadParameter("meta holds no data", param_hint="--device")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise click.BadParameter(_one_line(error), param_hint="--device") from None
-    return name
-
-
-# ---------------------------------------------------------------------------- files and streams
-
-
-def _check_output(output: str, source: str, *, force: bool) -> None:
-    if output == STDIO:
-        if sys.stdout.isatty():
-            raise click.UsageError("will not write binary data to a terminal: give -o FILE")
-        return
-    path = Path(output)
-    if source != STDIO and path.exists() and Path(source).exists() and path.samefile(source):
-        raise click.UsageError(f"{output} is the input: give another name with -o")
-    if path.is_dir():
-        raise click.UsageError(f"{output} is a folder")
-    if path.exists() and not force:
-        raise click.UsageError(f"{output} exists: -f overwrites it")
-    if not path.absolute().parent.is_dir():
-        raise click.UsageError(f"there is no folder {path.parent}")
-
-
-@contextlib.contextmanager
-def _source_path(source: str) -> Iterator[Path]:
-    """A checkpoint's path; standard input is spooled to a file, as its readers need one."""
-    if source != STDIO:
-        yield Path(source)
-        return
-    data = sys.stdin.buffer.read()
-    # safetensors: eight bytes of length, then a JSON object; torch.save writes neither there.
-    suffix = ".safetensors" if data[8:9] == b"{" else ".pt"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"stdin{suffix}"
-        path.write_bytes(data)
-        yield path
-
-
-@contextlib.contextmanager
-def _target(output: str) -> Iterator[str | BinaryIO]:
-    if output != STDIO:
-        yield output
-        return
-    yield sys.stdout.buffer
-    sys.stdout.buffer.flush()
-
-
-@contextlib.contextmanager
-def _open(source: str, max_memory: int) -> Iterator[PemnFile]:
-    limits = Limits(decoded_bytes=max_memory)
-    with _named(source):
-        file = open_file(sys.stdin.buffer if source == STDIO else source, limits=limits)
-    with file:
-        yield file
-
-
-@contextlib.contextmanager
-def _named(source: str) -> Iterator[None]:
-    """Puts the file's name in front of errors that know only its content."""
-    try:
-        yield
-    except EncodeArgumentError:
-        raise
-    except PemnError as error:
-        _fail(f"{source}: {error}", 1)
-
-
-# --------------------------------------------------------------------------------- the end
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"pemn: {visible(message)}", err=True)
-    raise SystemExit(status)
-
-
-def main() -> None:
-    """Entry point: every error is one line on stderr; exit 1 for bad data, 2 for wrong options."""
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        raise SystemExit(error.exit_code) from None
-    except click.Abort:
-        _fail("interrupted", 130)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        raise SystemExit(2) from None
-    except click.ClickException as error:
-        context = error.ctx if isinstance(error, click.UsageError) else None
-        hint = f" (see {context.command_path} --help)" if context else ""
-        _fail(error.format_message().replace("\n", " ") + hint, error.exit_code)
-    except EncodeArgumentError as error:
-        _fail(str(error), 2)
-    except PemnError as error:
-        _fail(str(error), 1)
-    except BrokenPipeError:
-        # The reader has gone; closing stdout must not report it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except OSError as error:
-        # Not the name of a temporary file beside the target.
-        if isinstance(error.filename, str) and ".pemn-" in Path(error.filename).name:
-            _fail(f"cannot write in {Path(error.filename).parent}: {error.strerror}", 1)
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
-    except MemoryError:
-        _fail("out of memory", 1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,3 @@
+from pemncodec.cli.main import main
+
+main()

@@ -1,0 +1,155 @@
+"""Options that commands share, and what their texts stand for."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pemncodec.cli.streams import one_line
+from pemncodec.errors import EncodeArgumentError, PemnError
+from pemncodec.limits import Limits
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Size(click.ParamType[int]):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+)([KMGT]?)", str(value))
+        if not match:
+            self.fail(f"{value!r} is not a size such as 512M or 32G", param, ctx)
+        return int(match[1]) << (10 * "_KMGT".index(match[2] or "_"))
+
+
+class Shape(click.ParamType["tuple[str, tuple[str, ...]]"]):
+    """`3,32,32` or `int64:16?`: dtype and sizes of one input, without the batch."""
+
+    name = "shape"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[str, ...]]:
+        dtype, _, sizes = value.rpartition(":") if ":" in value else ("float32", "", value)
+        if not re.fullmatch(r"\d+\??(,\d+\??)*|", sizes) or not re.fullmatch(r"[a-z]+\d*", dtype):
+            self.fail(f"{value!r} is not a shape such as 3,32,32 or int64:16", param, ctx)
+        return dtype, tuple(size for size in sizes.split(",") if size)
+
+
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+keep_option = click.option(
+    "--keep", type=float, metavar="RATIO", help="Share of each layer's weights that scores keep."
+)
+trust_pickle_option = click.option(
+    "--trust-pickle", is_flag=True, help="Load a pickled module; runs code from that file."
+)
+max_memory_option = click.option(
+    "--max-memory",
+    type=Size(),
+    default=Limits().decoded_bytes,
+    show_default="16G",
+    help="Refuse a file that decodes to more, such as 512M or 32G.",
+)
+
+
+def parse_dense(options: Sequence[str]) -> dict[str, Any]:
+    """Modes by pattern, the one without a pattern last; `encode` checks them."""
+    modes: dict[str, Any] = {}
+    for option in sorted(options, key=lambda option: "=" not in option):
+        pattern, _, mode = option.rpartition("=")
+        if (pattern or "*") in modes:
+            raise click.BadParameter(f"two modes for {pattern or '*'}", param_hint="--dense")
+        modes[pattern or "*"] = mode
+    return modes
+
+
+def parse_kwargs(text: str, arch: str | None) -> dict[str, Any]:
+    try:
+        kwargs = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON ({error})", param_hint="--arch-kwargs") from None
+    if not isinstance(kwargs, dict):
+        raise click.BadParameter("not a JSON object", param_hint="--arch-kwargs")
+    if kwargs and arch is None:
+        raise click.UsageError("--arch-kwargs belongs to --arch")
+    return kwargs
+
+
+def example_inputs(shapes: Sequence[tuple[str, tuple[str, ...]]]) -> list[Tensor]:
+    import torch
+
+    from pemncodec.torch.example import random_input
+
+    inputs = []
+    for name, sizes in shapes:
+        dtype = getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype):
+            raise EncodeArgumentError(f"--example-shape: torch has no dtype {name}")
+        try:
+            inputs.append(random_input(dtype, [int(size.rstrip("?")) for size in sizes]))
+        except RuntimeError as error:
+            raise EncodeArgumentError(f"--example-shape: {one_line(error)}") from None
+    return inputs
+
+
+def check_device(name: str) -> str:
+    import torch
+
+    if name.startswith("meta"):
+        raise click.BadParameter("meta holds no data", param_hint="--device")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise click.BadParameter(one_line(error), param_hint="--device") from None
+    return name
+
+
+def load_object(place: str, option: str) -> Any:
+    """What `pkg.module:name` or `path/to/file.py:name` names."""
+    import importlib
+    import importlib.util
+
+    name, _, attribute = place.rpartition(":")
+    try:
+        if name.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+            if spec is None or spec.loader is None:
+                raise EncodeArgumentError(f"{option} {place}: cannot import {name}")
+            sys.path.insert(0, str(Path(name).resolve().parent))
+            module = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(module.__name__, module)
+            spec.loader.exec_module(module)
+        elif name:
+            sys.path.insert(0, str(Path.cwd()))
+            module = importlib.import_module(name)
+        else:
+            raise EncodeArgumentError(f"{option} {place}: expected module:name")
+        return getattr(module, attribute)
+    except PemnError:
+        raise
+    except Exception as error:
+        raise EncodeArgumentError(f"{option} {place}: {one_line(error)}") from error
+
+
+def load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
+    from torch import nn
+
+    factory = load_object(arch, "--arch")
+    try:
+        built = factory(**kwargs)
+    except Exception as error:
+        raise EncodeArgumentError(
+            f"--arch {arch} with {json.dumps(kwargs)}: {one_line(error)}"
+        ) from error
+    if not isinstance(built, nn.Module):
+        raise EncodeArgumentError(f"--arch {arch}: made a {type(built).__name__}, not a module")
+    return built
