@@ -375,7 +375,7 @@ def test_operators_keep_what_torch_asks_of_them(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func's own
-@each_selection
+@pytest.mark.parametrize("selection", [TopK(), TopK("score"), Threshold(), Stochastic()])
 def test_functional_derivatives_by_the_input(selection: Selection) -> None:
     layer = mask_model(nn.Linear(4, 3), Independent(), selection=selection).eval()
     weight = layer.weight.detach()
