@@ -1,15 +1,18 @@
 """Train one network of the PEMN paper's CIFAR-10 tables, store it, and prove what was stored.
 
-A row's column is one command, for example ConvMixer d6-256 with RP 1e-3:
+A row is one command, for example ConvMixer d6-256, and so is one column of it, RP 1e-3:
 
     python benchmarks/train_cifar10.py --data cifar-10-batches-py --model convmixer --depth 6 \\
-        --dim 256 --strategy rp --ratio 1e-3 -o runs/convmixer-d6-256-rp1e-3
+        --dim 256 --row -o runs/convmixer-d6-256
+    python benchmarks/train_cifar10.py --data cifar-10-batches-py --model convmixer --depth 6 \\
+        --dim 256 --strategy rp --ratio 1e-3 -o runs/convmixer-d6-256/rp-0.001
 
-The recipe is the paper's unless options change it: AdamW, learning rate 0 → max at 2/5 → max/20 at
-4/5 → 0, 100 epochs in batches of 512. Into the folder go `log.csv` (a line an epoch), `last.pt`
-(the same command goes on from there), `model.pemn` (`model.safetensors` for a dense network), and
-`result.json`: configuration, machine, accuracy, bytes. benchmarks/train_table.py makes a table of
-several folders. JPEG data needs Pillow.
+The recipe is the paper's for ConvMixer unless options change it: AdamW, learning rate 0 → max at
+2/5 → max/20 at 4/5 → 0, 100 epochs in batches of 512. ViT, whose recipe the paper does not give,
+has a smaller learning rate, without which it does not train. Into the folder go `log.csv` and
+`log.json` (a line an epoch), `last.pt` (the same command goes on from there), `model.pemn`
+(`model.safetensors` for a dense network), and `result.json`: configuration, data, machine,
+accuracy, bytes. benchmarks/train_table.py makes a table of several folders. JPEG data needs Pillow.
 """
 
 from __future__ import annotations
@@ -50,7 +53,11 @@ from pemncodec.masking import (
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("dense", "mask", "one-layer", "mp", "rp")
+# Of a row of the paper's table, the one that matters most first.
+ROW = (("rp", 1e-3), ("dense", None), ("mask", None), ("one-layer", None), ("mp", None),
+       ("rp", 1e-1), ("rp", 1e-2))  # fmt: skip
 PATCHES = {"convmixer": 2, "vit": 4}
+LEARNING_RATES = {"vit": 0.001}
 EVALUATION_BATCH = 1000
 
 
@@ -187,6 +194,7 @@ def train(
     config: Config,
     folder: Path,
     stop_after: int | None,
+    measured_on: dict[str, str],
     console: Console,
 ) -> list[dict[str, Any]]:
     """Trains from where `last.pt` left off, to the end or for `stop_after` epochs.
@@ -215,7 +223,7 @@ def train(
                 "test_seconds": round(time.perf_counter() - trained, 2),
             }
         )
-        save_progress(folder, model, optimizer, config, log)
+        save_progress(folder, model, optimizer, config, log, measured_on)
         console.print(
             f"epoch {epoch + 1}: loss {loss:.4f}, test top-1 {accuracy:.2f} %, "
             f"{trained - start:.1f} s"
@@ -229,8 +237,10 @@ def save_progress(
     optimizer: torch.optim.Optimizer,
     config: Config,
     log: list[dict[str, Any]],
+    measured_on: dict[str, str],
 ) -> None:
     state = {
+        "environment": measured_on,
         "config": asdict(config),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -242,6 +252,7 @@ def save_progress(
         writer = csv.DictWriter(stream, log[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(log)
+    (folder / "log.json").write_text(json.dumps(log, indent=1) + "\n")
 
 
 def load_progress(
@@ -271,7 +282,8 @@ def store(model: nn.Module, test_images: Images, folder: Path) -> dict[str, Any]
     """
     path = folder / "model.pemn"
     example = normalize(test_images.pixels[:5].cpu())
-    info = pemncodec.encode(copy.deepcopy(model).cpu(), path, example_inputs=example).info
+    trained = copy.deepcopy(model).cpu().eval()
+    info = pemncodec.encode(trained, path, example_inputs=example).info
     with pemncodec.open(path) as file:
         prototypes = [prototype.period or prototype.length for prototype in file.header.prototypes]
     decoded = pemncodec.decode(path, device=test_images.labels.device)
@@ -311,16 +323,17 @@ def store_dense(model: nn.Module, test_images: Images, folder: Path) -> dict[str
     }
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """Machine, versions and commit."""
+def environment(device: torch.device, data: Path) -> dict[str, str]:
+    """Data, machine, versions and commit."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout.strip()  # fmt: skip
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     return {
+        "data": data.name,
         "pemncodec": f"{pemncodec.__version__} ({commit or 'no commit'})",
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -343,6 +356,8 @@ def make_config(options: dict[str, Any], device: torch.device) -> Config:
     """Options that have no meaning for the model or strategy become None."""
     if options["patch"] is None:
         options["patch"] = PATCHES.get(options["model"])
+    if options["lr"] is None:
+        options["lr"] = LEARNING_RATES.get(options["model"], 0.05)
     if options["bf16"] is None:
         options["bf16"] = device.type == "cuda"
     unused = set()
@@ -383,6 +398,11 @@ def make_config(options: dict[str, Any], device: torch.device) -> Config:
     help="mask: independent random weights; mp: max-layer padding; rp: random padding.",
 )
 @click.option(
+    "--row",
+    is_flag=True,
+    help="Every column of the paper's row, each in a folder of its own in --output.",
+)
+@click.option(
     "--ratio",
     type=click.FloatRange(0, 1),
     default=1e-3,
@@ -404,7 +424,7 @@ def make_config(options: dict[str, Any], device: torch.device) -> Config:
 @click.option("--rescale/--no-rescale", default=False, help="Scale each layer to its own fan-in.")
 @click.option("--epochs", type=click.IntRange(1), default=100)
 @click.option("--batch", type=click.IntRange(1), default=512)
-@click.option("--lr", type=float, default=0.05)
+@click.option("--lr", type=float, help="Learning rate.  [default: 0.05, ViT: 0.001]")
 @click.option("--weight-decay", type=float, default=0.005)
 @click.option(
     "--decay-scores/--no-decay-scores", default=True, help="Decay scores as the official code does."
@@ -425,6 +445,7 @@ def make_config(options: dict[str, Any], device: torch.device) -> Config:
 def main(
     data: Path,
     output: Path,
+    row: bool,
     stop_after: int | None,
     device: str,
     threads: int,
@@ -432,21 +453,60 @@ def main(
 ) -> None:
     torch.set_num_threads(threads)
     where = torch.device(device)
-    config = make_config(options, where)
-    measured_on = environment(where)
     console = Console(stderr=True)
-    train_images, test_images = (part.to(where) for part in load_cifar10(data, config.limit))
+    try:
+        images = tuple(part.to(where) for part in load_cifar10(data, options["limit"]))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{data}: {error}") from None
+    measured_on = environment(where, data)
+    if not row:
+        check_used(options)
+        run(make_config(options, where), images, output, stop_after, measured_on, console)
+        return
+    for name in ("strategy", "ratio"):
+        if given(name):
+            raise click.UsageError(f"--row is of every strategy: leave out --{name}")
+    for strategy, ratio in ROW:
+        name = strategy if ratio is None else f"{strategy}-{ratio:g}"
+        console.print(f"[bold]{name}")
+        config = make_config({**options, "strategy": strategy, "ratio": ratio}, where)
+        run(config, images, output / name, stop_after, measured_on, console)
+
+
+def given(name: str) -> bool:
+    """Whether an option is on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source == click.core.ParameterSource.COMMANDLINE
+
+
+def check_used(options: dict[str, Any]) -> None:
+    """Refuses an option that the strategy has no use for."""
+    for name in ("ratio", "padding"):
+        if given(name) and options["strategy"] != "rp":
+            raise click.UsageError(f"--{name} is for --strategy rp, not {options['strategy']}")
+
+
+def run(
+    config: Config,
+    images: tuple[Images, Images],
+    output: Path,
+    stop_after: int | None,
+    measured_on: dict[str, str],
+    console: Console,
+) -> None:
+    """Trains one network to the end, stores it, and writes its result."""
+    train_images, test_images = images
     output.mkdir(parents=True, exist_ok=True)
-    model = build(config).to(where)
-    images = (train_images, test_images)
-    log = train(model, images, config, output, stop_after, console)
+    model = build(config).to(test_images.labels.device)
+    log = train(model, images, config, output, stop_after, measured_on, console)
     if len(log) < config.epochs:
         console.print(f"stopped after epoch {len(log)}; the same command goes on")
         return
+    last = torch.load(output / "last.pt", map_location="cpu", weights_only=True)
     stored = (store if config.masked else store_dense)(model, test_images, output)
     result = {
         "config": asdict(config),
-        "environment": measured_on,
+        "environment": last["environment"],  # of the last epoch, not of storing it once more
         "train_images": len(train_images),
         "test_images": len(test_images),
         "train_seconds": round(sum(row["train_seconds"] for row in log), 1),

@@ -105,7 +105,8 @@ def row(result: dict[str, Any]) -> dict[str, str | float | bool | None]:
         "plain tensors": result["dense_model_bytes"],
         "decoded classifies the same": result.get("same_predictions"),
         "minutes": round(result["train_seconds"] / 60, 1),
-        "trained on": f"{hardware}, torch {env['torch']}, pemncodec {env['pemncodec']}",
+        "trained on": f"{env['data']}, {hardware}, {env['threads']} threads, torch {env['torch']}, "
+        f"pemncodec {env['pemncodec']}",
     }
 
 

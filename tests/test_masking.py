@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pemncodec
 from pemncodec import SeededPrototype
@@ -305,6 +307,60 @@ def test_the_gradient_is_the_straight_through_formula(selection: Selection) -> N
     assert weight.grad is None
 
 
+@each_selection
+def test_every_score_learns_from_the_start(selection: Selection) -> None:
+    layer = mask_model(nn.Linear(64, 64), Independent(), selection=selection)
+    layer(torch.randn(5, 64)).square().sum().backward()
+    gradient = layer.get_parameter("parametrizations.weight.0.scores").grad
+    assert gradient is not None
+    assert gradient.count_nonzero() == gradient.numel()
+
+
+class NoWait(TorchDispatchMode):
+    """Refuses to hand a value to the host, for which a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_ranking_on_a_device_does_not_wait_for_the_host() -> None:
+    ranked, kept = torch.randn(5, 7), torch.tensor(9)
+    with NoWait():
+        mask = top_k_mask_by_sort(ranked, kept)
+    assert torch.equal(mask, by_stable_sort(ranked, 9))
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@needs_cuda
+@each_strategy
+@each_selection
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_training_on_cuda(
+    strategy: Strategy, selection: Selection, order: torch.memory_format
+) -> None:
+    model = mask_model(network(), strategy, selection=selection).to("cuda", memory_format=order)
+    with torch.autocast("cuda", torch.bfloat16):
+        train(model, x=images().cuda())
+    masks = masked_state(model).masks
+    on_cpu = masked_state(copy.deepcopy(model).cpu()).masks
+    assert all(np.array_equal(masks[name], on_cpu[name]) for name in masks)
+    model.eval()
+    weights = {name: model.get_submodule(name.rpartition(".")[0]).weight for name in masks}
+    for name, mask in masks.items():
+        assert np.array_equal((weights[name] != 0).cpu().numpy(), mask)
+
+
+@needs_cuda
+def test_ties_on_cuda_go_by_position() -> None:
+    ranked = torch.randint(0, 3, (400,)).float()
+    for kept in (0, 1, 100, 399, 400):
+        mask = top_k_mask(ranked.cuda(), torch.tensor(kept, device="cuda"))
+        assert torch.equal(mask.cpu(), by_stable_sort(ranked, kept))
+
+
 @each_strategy
 @each_selection
 def test_training_changes_scores_and_never_frozen_weights(
@@ -544,6 +600,7 @@ def test_what_cannot_be_masked_is_refused_and_left_alone(
         lambda: TopK("random"),  # type: ignore[arg-type]
         lambda: Threshold(math.nan),
         lambda: Threshold(-1.0, "magnitude"),
+        lambda: Threshold(0.0, "magnitude"),
         lambda: KeepSchedule(1.0, 0.0, 10),
         lambda: KeepSchedule(1.0, 0.5, 0),
     ],
@@ -553,19 +610,77 @@ def test_options_out_of_range(make: Callable[[], object]) -> None:
         make()
 
 
+@pytest.mark.parametrize(
+    ("strategy", "options", "message"),
+    [
+        ("rp", {}, "strategy is OneLayer"),
+        (OneLayer, {}, "strategy is OneLayer"),
+        (OneLayer(), {"selection": "topk"}, "selection is TopK"),
+        (OneLayer(), {"selection": Threshold(), "keep": KeepSchedule(1, 0.5, 9)}, "KeepSchedule"),
+    ],
+)
+def test_what_is_no_strategy_or_selection_is_refused(
+    strategy: object, options: dict[str, object], message: str
+) -> None:
+    plain = network()
+    before = copy.deepcopy(plain.state_dict())
+    with pytest.raises(ValueError, match=message):
+        mask_model(plain, strategy, **options)  # type: ignore[arg-type]
+    assert all(torch.equal(plain.state_dict()[name], before[name]) for name in before)
+    assert all(parameter.requires_grad for parameter in plain.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrapped_model_is_refused(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(ValueError, match="before it is compiled or wrapped"):
+        mask_model(wrap(network()), OneLayer())
+
+
+def test_numbers_of_numpy() -> None:
+    made = [
+        mask_model(
+            nn.Linear(9, 9, bias=False),
+            RandomPadding(length=length),
+            seed=seed,
+            keep=keep,
+            selection=selection,
+        )
+        for length, seed, keep, selection in (
+            (5, 7, 0.25, Threshold(0.5)),
+            (np.int64(5), np.int64(7), np.float32(0.25), Threshold(np.float32(0.5))),  # type: ignore[arg-type]
+        )
+    ]
+    first, second = (model.state_dict() for model in made)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_tied_weight_goes_by_each_of_its_names() -> None:
+    def tied() -> nn.ModuleDict:
+        model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "head": nn.Linear(4, 5)})
+        model["head"].weight = model["embedding"].weight
+        return model
+
+    for pattern in ("head.*", "embedding.*"):
+        assert masked_state(mask_model(tied(), OneLayer(), include=pattern)).masks
+        with pytest.raises(ValueError, match="leave no weights"):
+            mask_model(tied(), OneLayer(), exclude=pattern)
+        kept = mask_model(tied(), OneLayer(), keep={pattern: 0.25})
+        assert next(iter(masked_state(kept).masks.values())).sum() == 5
+
+
 # ----------------------------------------------------------------------- life with a model
 
 
 @each_selection
 def test_save_and_resume(tmp_path: Path, selection: Selection) -> None:
-    schedule = KeepSchedule(0.9, 0.3, 5)
-    model = mask_model(network(), RandomPadding(length=7), keep=schedule, selection=selection)
+    keep = KeepSchedule(0.9, 0.3, 5) if isinstance(selection, TopK) else 0.4
+    model = mask_model(network(), RandomPadding(length=7), keep=keep, selection=selection)
     train(model)
     advance_keep(model)
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    other = mask_model(network(), OneLayer(), seed=99)
-    if isinstance(selection, TopK) and selection.scope == "global":
-        other = mask_model(network(), OneLayer(), selection=selection)
+    scope = selection.scope if isinstance(selection, TopK) else "layer"
+    other = mask_model(network(), OneLayer(), seed=99, selection=TopK(scope=scope))
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     model.eval()
     other.eval()
@@ -573,6 +688,40 @@ def test_save_and_resume(tmp_path: Path, selection: Selection) -> None:
     advance_keep(model)
     advance_keep(other)
     assert torch.equal(other(images()), model(images()))
+
+
+@pytest.mark.parametrize("scopes", [("layer", "global"), ("global", "layer")])
+def test_a_state_that_ranks_otherwise_is_refused(scopes: tuple[str, str]) -> None:
+    model, other = (
+        mask_model(network(), OneLayer(), selection=TopK(scope=scope))  # type: ignore[arg-type]
+        for scope in scopes
+    )
+    with pytest.raises(ValueError, match=r"mask it with the selection of the state"):
+        other.load_state_dict(model.state_dict())
+
+
+def test_layers_ranked_together_in_a_part_of_a_model() -> None:
+    backbone = mask_model(network(), MaxLayerPadding(), selection=TopK(scope="global"))
+    shares = [m.kept / m.scores.numel() for m in backbone.modules() if isinstance(m, MaskedWeight)]
+    assert len({round(float(share), 3) for share in shares}) > 1  # before the first forward, too
+    outer = nn.Sequential(backbone, nn.ReLU()).eval()
+    expected = outer(images())
+    stream = io.BytesIO()
+    pemncodec.encode(outer, stream, example_inputs=images())
+    assert torch.equal(pemncodec.decode(stream)(images()), expected)
+    assert torch.equal(bake(outer)(images()), expected)
+
+
+def test_layers_ranked_together_are_all_needed() -> None:
+    selection = TopK(scope="global")
+    model = mask_model(network(), OneLayer(), selection=selection)
+    two = nn.Sequential(
+        *(mask_model(nn.Linear(6, 6), OneLayer(), selection=selection) for _ in range(2))
+    )
+    for part in (model[5], two):
+        for use in (masked_state, bake, lambda part: pemncodec.encode(part, io.BytesIO())):
+            with pytest.raises(pemncodec.EncodeError, match="ranked together"):
+                use(part)
 
 
 def test_a_copy_is_independent() -> None:
@@ -636,6 +785,32 @@ def test_compiled_model_has_the_same_outputs_and_gradients(scope: str) -> None:
     stream = io.BytesIO()
     pemncodec.encode(compiled, stream, example_inputs=images())
     assert torch.equal(pemncodec.decode(stream)(images()), bake(twin).eval()(images()))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_schedule_compiles_once(scope: str) -> None:
+    torch._dynamo.reset()
+    schedule = KeepSchedule(1.0, 0.1, 4)
+    model = mask_model(network(), OneLayer(), keep=schedule, selection=TopK(scope=scope))  # type: ignore[arg-type]
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+    compiled(images())
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(4):
+            advance_keep(model)
+            advance_keep(compiled)
+            torch.testing.assert_close(compiled(images()), model(images()))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
+@each_selection
+def test_other_memory_orders_compile_as_one_graph(selection: Selection) -> None:
+    torch._dynamo.reset()
+    layer = mask_model(nn.Conv2d(3, 8, 3), OneLayer(), selection=selection).eval()
+    layer.to(memory_format=torch.channels_last)
+    fullgraph = not (isinstance(selection, TopK) and selection.scope == "global")
+    compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=fullgraph)
+    torch.testing.assert_close(compiled(images()), layer(images()))
 
 
 def _train_in_parallel(rank: int, folder: str) -> None:

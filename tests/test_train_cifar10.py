@@ -313,6 +313,45 @@ def test_a_run_with_other_options_is_not_resumed(tmp_path: Path) -> None:
     assert "is of a run with lr 0.05, not 0.01" in refused.output
 
 
+def test_a_row_is_one_command(tmp_path: Path) -> None:
+    options = ("--augment", "none", "--row")
+    assert train(tmp_path / "row", *options, "--stop-after", "1").exit_code == 0
+    outcome = train(tmp_path / "row", *options)
+    assert outcome.exit_code == 0, outcome.output
+    columns = {"dense", "mask", "one-layer", "mp", "rp-0.1", "rp-0.01", "rp-0.001"}
+    assert {folder.name for folder in (tmp_path / "row").iterdir()} == columns
+    for name in columns:
+        result = json.loads((tmp_path / "row" / name / "result.json").read_text())
+        assert result["config"]["strategy"] == name.partition("-0")[0]
+        assert result["environment"]["data"] == "data"
+        assert len(json.loads((tmp_path / "row" / name / "log.json").read_text())) == 2
+    refused = train(tmp_path / "row", *options, "--ratio", "0.1")
+    assert refused.exit_code == 2
+    assert "leave out --ratio" in refused.output
+
+
+def test_storing_a_finished_run_again_changes_nothing(tmp_path: Path) -> None:
+    options = ("--strategy", "rp", "--augment", "none")
+    assert train(tmp_path / "run", *options).exit_code == 0
+    files = [tmp_path / "run" / name for name in ("model.pemn", "log.json")]
+    before = [path.read_bytes() for path in files]
+    assert train(tmp_path / "run", *options).exit_code == 0
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_mistakes_of_the_command_line(tmp_path: Path) -> None:
+    refused = train(tmp_path / "run", "--strategy", "mp", "--ratio", "0.1")
+    assert refused.exit_code == 2
+    assert "--ratio is for --strategy rp" in refused.output
+    from train_cifar10 import main
+
+    (tmp_path / "nothing").mkdir()
+    outcome = CliRunner().invoke(main, ["--data", str(tmp_path / "nothing"), "-o", "run"])
+    assert outcome.exit_code == 1
+    assert "Error: " in outcome.output
+    assert "nothing" in outcome.output
+
+
 def test_the_learning_rate_is_the_papers() -> None:
     from train_cifar10 import learning_rate, make_config
 

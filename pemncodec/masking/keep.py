@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 
@@ -29,8 +30,8 @@ class KeepSchedule:
     power: float = 3.0
 
     def __post_init__(self) -> None:
-        for ratio in (self.start, self.stop):
-            check_keep(ratio)
+        for end in ("start", "stop"):
+            object.__setattr__(self, end, check_keep(getattr(self, end)))
         if self.steps < 1 or self.begin < 0 or not self.power > 0:
             raise ValueError("a schedule needs steps ≥ 1, begin ≥ 0 and power > 0")
 
@@ -53,12 +54,12 @@ def dropped_count(count: int, ratio: float) -> int:
     return int((1 - ratio) * count)
 
 
-def keep_by_name(keep: Keep | Mapping[str, Keep], names: list[str]) -> list[Keep]:
+def keep_by_name(keep: Keep | Mapping[str, Keep], names: list[list[str]]) -> list[Keep]:
     """The keep of each weight.
 
     Args:
         keep: one for all, or by pattern of the weight's name (`fnmatch`); the first that fits.
-        names: of the weights.
+        names: of each weight; several where it is tied.
 
     Raises:
         ValueError: out of range, a weight that no pattern fits, or a pattern that fits none.
@@ -66,22 +67,22 @@ def keep_by_name(keep: Keep | Mapping[str, Keep], names: list[str]) -> list[Keep
     if not isinstance(keep, Mapping):
         return [check_keep(keep)] * len(names)
     found: list[Keep] = []
-    for name in names:
-        pattern = next((p for p in keep if fnmatchcase(name, p)), None)
+    for own in names:
+        pattern = next((p for p in keep if any(fnmatchcase(name, p) for name in own)), None)
         if pattern is None:
-            raise ValueError(f'keep has nothing for {name}: add it, or "*" for all others')
+            raise ValueError(f'keep has nothing for {own[0]}: add it, or "*" for all others')
         found.append(check_keep(keep[pattern]))
     for pattern in keep:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(fnmatchcase(name, pattern) for own in names for name in own):
             raise ValueError(f"keep: no masked weight is called {pattern}")
     return found
 
 
-def check_keep(keep: Keep) -> Keep:
+def check_keep(keep: Any) -> Keep:
     """`keep` itself; raises ValueError unless a ratio is above 0 and at most 1."""
     if isinstance(keep, KeepSchedule):
         return keep
-    if not (isinstance(keep, int | float) and 0 < keep <= 1):
+    if not (isinstance(keep, Real) and 0 < float(keep) <= 1):
         raise ValueError(f"a keep ratio must be above 0 and at most 1, not {keep!r}")
     return float(keep)
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pemncodec.contents import WEIGHT_DTYPES, Distribution, SeededFill
-from pemncodec.masking.keep import Keep, keep_by_name
+from pemncodec.errors import EncodeError
+from pemncodec.masking.keep import Keep, KeepSchedule, keep_by_name
 from pemncodec.masking.masked_state import MaskedState, read_masked_weights
 from pemncodec.masking.masked_weight import MaskedWeight, Recipe
 from pemncodec.masking.selection import Selection, TopK, kept_in_each
@@ -38,11 +39,15 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A parameter, and every layer that has it (several where weights are tied)."""
+    """A parameter, and its names and every layer that has it (several where weights are tied)."""
 
-    name: str
+    names: list[str]
     weight: nn.Parameter
     holders: list[tuple[nn.Module, str]]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
 
 
 def mask_model(
@@ -61,7 +66,9 @@ def mask_model(
 
     The weights of convolutions, transposed convolutions, `Linear`, `Embedding` and the
     in-projection of `MultiheadAttention` are parametrized in place; biases and all other parameters
-    stay trainable as they are. The result is the same on every machine. Tied weights stay tied.
+    stay trainable as they are. The result is the same on every machine. Tied weights stay tied. The
+    `padding_idx` of an embedding has values from the seed like all others, so exclude such a weight
+    if it has to be zero.
 
     Args:
         model: any module whose weights are not parametrized, pruned or lazy.
@@ -85,11 +92,15 @@ def mask_model(
             weight that cannot be masked. The model is left as it was.
     """
     selection = TopK() if selection is None else selection
+    _check_kinds(model, strategy, selection)
     initialization = Initialization(distribution, seed, rescale)
     places = _places(model, include, exclude)
-    keeps = keep_by_name(keep, [place.name for place in places])
-    if isinstance(selection, TopK) and selection.scope == "global" and any(_masked_weights(model)):
-        raise ValueError("a global selection needs the whole model: it has masked weights already")
+    keeps = keep_by_name(keep, [place.names for place in places])
+    if isinstance(selection, TopK):
+        if selection.scope == "global" and any(_masked_weights(model)):
+            raise ValueError("a global selection needs the whole model: some of it is masked")
+    elif any(isinstance(own, KeepSchedule) for own in keeps):
+        raise ValueError(f"{selection} keeps what training makes of it: it takes no KeepSchedule")
     fills = strategy.fills([tuple(place.weight.shape) for place in places], initialization)
     values: dict[Any, Any] = {}
     for index, (place, fill, own_keep) in enumerate(zip(places, fills, keeps, strict=True)):
@@ -103,6 +114,7 @@ def mask_model(
             parametrize.register_parametrization(module, attribute, masked, unsafe=True)
     if isinstance(selection, TopK) and selection.scope == "global":
         model.register_forward_pre_hook(_count_globally)
+        _count_globally(model, None)
     return model
 
 
@@ -110,9 +122,11 @@ def masked_state(model: nn.Module) -> MaskedState:
     """Frozen weights, masks and trained tensors of a masked model, under a plain model's names.
 
     Raises:
-        EncodeError: NaN scores.
+        EncodeError: NaN scores, or a part of a model whose layers are ranked together.
     """
-    return read_masked_weights(unwrapped(model).state_dict(keep_vars=True))
+    model = unwrapped(model)
+    check_ranked_together(model)
+    return read_masked_weights(model.state_dict(keep_vars=True))
 
 
 @torch.no_grad()
@@ -126,8 +140,9 @@ def bake(model: M) -> M:
 
     Raises:
         ValueError: a layer has parametrizations besides its masks.
-        EncodeError: NaN scores.
+        EncodeError: NaN scores, or a part of a model whose layers are ranked together.
     """
+    check_ranked_together(model)
     effective = read_masked_weights(model.state_dict(keep_vars=True)).effective()
     baked: dict[nn.Module, nn.Parameter] = {}
     for module_name, module in list(_masked_modules(model)):
@@ -148,9 +163,10 @@ def bake(model: M) -> M:
         rest = dict(module._parameters)
         module._parameters.clear()
         module._parameters.update(weights | rest)
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if hook is _count_globally:
-            del model._forward_pre_hooks[key]
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if hook is _count_globally:
+                del module._forward_pre_hooks[key]
     return model
 
 
@@ -190,7 +206,37 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def check_ranked_together(model: nn.Module) -> None:
+    """Check that layers which training ranks together are all there, and no others.
+
+    Raises:
+        EncodeError: part of a model, or two of them, masked with `TopK(scope="global")`.
+    """
+    everything = _global_weights(model)
+    hooked = [m for m in model.modules() if _count_globally in m._forward_pre_hooks.values()]
+    groups = [group for group in map(_global_weights, hooked) if group]
+    if everything and (not groups or any(group != everything for group in groups)):
+        raise EncodeError(
+            "layers are ranked together (scope='global') with others than these: use the module "
+            "that mask_model was called with"
+        )
+
+
 # ---------------------------------------------------------------------------------- inside
+
+
+def _check_kinds(model: nn.Module, strategy: Strategy, selection: Selection) -> None:
+    if unwrapped(model) is not model:
+        raise ValueError("mask the model before it is compiled or wrapped for several devices")
+    if isinstance(strategy, type) or not hasattr(strategy, "fills"):
+        raise ValueError(
+            "the strategy is OneLayer(), MaxLayerPadding(), RandomPadding(…) or Independent(), "
+            f"not {strategy!r:.60}"
+        )
+    if not isinstance(selection, Selection):
+        raise ValueError(
+            f"the selection is TopK(…), Threshold(…) or Stochastic(), not {selection!r:.60}"
+        )
 
 
 def _places(model: nn.Module, include: Patterns | None, exclude: Patterns | None) -> list[_Place]:
@@ -199,14 +245,19 @@ def _places(model: nn.Module, include: Patterns | None, exclude: Patterns | None
         for attribute in _attributes(module):
             weight = getattr(module, attribute)
             name = f"{module_name}.{attribute}".lstrip(".")
-            place = candidates.setdefault(id(weight), _Place(name, weight, []))
+            place = candidates.setdefault(id(weight), _Place([], weight, []))
+            place.names.append(name)
             place.holders.append((module, attribute))
     if not candidates:
         raise ValueError("the model has no weights to mask")
-    names = [place.name for place in candidates.values()]
-    chosen = set(names) if include is None else _matching(names, include, "include")
-    chosen -= set() if exclude is None else _matching(names, exclude, "exclude")
-    places = [place for place in candidates.values() if place.name in chosen]
+    names = [name for place in candidates.values() for name in place.names]
+    wanted = set(names) if include is None else _matching(names, include, "include")
+    refused = set() if exclude is None else _matching(names, exclude, "exclude")
+    places = [
+        place
+        for place in candidates.values()
+        if wanted.intersection(place.names) and not refused.intersection(place.names)
+    ]
     if not places:
         raise ValueError("include and exclude leave no weights to mask")
     for place in places:
@@ -269,10 +320,16 @@ def _masked_weights(model: nn.Module) -> list[MaskedWeight]:
     return [module for module in model.modules() if isinstance(module, MaskedWeight)]
 
 
+def _global_weights(model: nn.Module) -> list[MaskedWeight]:
+    return [masked for masked in _masked_weights(model) if masked.recipe.is_global]
+
+
+# Not compiled, since the numbers of a schedule would be in the code, anew in each step.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def _count_globally(model: nn.Module, _: Any) -> None:
     """Forward hook: how many weights of each layer the ranking of all layers keeps."""
-    layers = [masked for masked in _masked_weights(model) if masked.recipe.is_global]
+    layers = _global_weights(model)
     ranked = [masked.recipe.selection.ranked(masked.scores.detach()) for masked in layers]
     counts = kept_in_each(ranked, [masked.recipe.ratio for masked in layers])
     for masked, count in zip(layers, counts, strict=True):

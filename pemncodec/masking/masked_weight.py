@@ -166,7 +166,14 @@ class MaskedWeight(nn.Module):
         return self.recipe.to_tensor()
 
     def set_extra_state(self, state: Any) -> None:
-        self._set_recipe(Recipe.from_tensor(state))
+        recipe = Recipe.from_tensor(state)
+        if recipe.is_global != self.recipe.is_global:
+            ways = ("each layer alone", "layers together (scope='global')")
+            raise ValueError(
+                f"the state ranks {ways[recipe.is_global]}, the model {ways[not recipe.is_global]}: "
+                "mask it with the selection of the state"
+            )
+        self._set_recipe(recipe)
 
     def _set_recipe(self, recipe: Recipe) -> None:
         self.recipe = recipe

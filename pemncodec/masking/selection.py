@@ -74,8 +74,9 @@ class Threshold:
 
     def __post_init__(self) -> None:
         _check_choice("by", self.by, ("magnitude", "score"))
-        if not math.isfinite(self.value) or (self.by == "magnitude" and self.value < 0):
-            raise ValueError(f"a threshold of {self.value}")
+        object.__setattr__(self, "value", float(self.value))
+        if not math.isfinite(self.value) or (self.by == "magnitude" and self.value <= 0):
+            raise ValueError(f"a threshold of {self.by}s cannot be {self.value}")
 
     def ranked(self, scores: Tensor) -> Tensor:
         return scores.abs() if self.by == "magnitude" else scores
@@ -90,8 +91,12 @@ class Threshold:
         # Of values uniform in (−1, 1) the share `keep` lies above 1 − 2 keep, of their magnitudes
         # above 1 − keep.
         if self.by == "magnitude":
-            above = uniform.abs() - (1 - keep)
-            return uniform.sign() * (self.value + bound * above).clamp(min=0)
+            size, cut = uniform.abs(), 1 - keep
+            # Those that are dropped spread below the threshold: at 0 they would have no gradient.
+            below = self.value * size / max(cut, torch.finfo(size.dtype).tiny)
+            return uniform.sign() * torch.where(
+                size > cut, self.value + bound * (size - cut), below
+            )
         return self.value + bound * (uniform - (1 - 2 * keep))
 
 
@@ -100,7 +105,8 @@ class Stochastic:
     """Each weight with the probability sigmoid(score) in training (FedPM, Isik et al., ICLR 2023).
 
     In eval mode, and in a file, those whose probability is above one half. `keep` is the expected
-    share at the start; training moves it.
+    share at the start; training moves it. Every use of a tied weight draws anew, unless
+    `torch.nn.utils.parametrize.cached()` surrounds them.
     """
 
     def ranked(self, scores: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ generator, so a file stores a seed where the paper counts fp32 vectors.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -39,6 +40,7 @@ class Initialization:
         if self.distribution not in DISTRIBUTIONS:
             known = ", ".join(DISTRIBUTIONS)
             raise ValueError(f"unknown distribution {self.distribution!r}, have {known}")
+        object.__setattr__(self, "seed", operator.index(self.seed))
         check_stream(self.seed, 0)
 
     def prototype(self, length: int, *, stream: int = 0, period: int = 0) -> SeededPrototype:
@@ -107,6 +109,8 @@ class RandomPadding:
             raise ValueError("RandomPadding takes either a ratio or a length")
         if self.ratio is not None and not 0 <= self.ratio <= 1:
             raise ValueError(f"the ratio must be from 0 to 1, not {self.ratio}")
+        if self.length is not None:
+            object.__setattr__(self, "length", operator.index(self.length))
         if self.length is not None and self.length < 1:
             raise ValueError(f"the length must be positive, not {self.length}")
         if self.mode not in ("copy", "shuffle"):

@@ -51,7 +51,7 @@ def top_k_mask_by_sort(ranked: Tensor, kept: Tensor) -> Tensor:
     if not values.numel():
         return torch.zeros(ranked.shape, dtype=torch.bool, device=ranked.device)
     first = (values.numel() - kept).clamp(max=values.numel() - 1)
-    cut = values.sort().values[first]
+    cut = values.sort().values.index_select(0, first.reshape(1))
     above, ties = values > cut, values == cut
     ties_from_end = ties.flip(0).cumsum(0).flip(0)
     return (above | (ties & (ties_from_end <= kept - above.sum()))).view(ranked.shape)
@@ -64,9 +64,8 @@ def masked_weight(weight: Tensor, mask: Tensor) -> Tensor:
     """`weight` where `mask` is True, else +0.0; as `weight` in memory."""
     # By bits times 0 or 1: several times as fast as torch.where on a CPU, and never −0.0.
     integer = _INTEGERS[weight.dtype.itemsize]
-    masked = torch.empty_like(weight)
-    torch.mul(weight.view(integer), mask.to(integer), out=masked.view(integer))
-    return masked
+    factors = torch.empty_like(weight, dtype=integer).copy_(mask)
+    return factors.mul_(weight.view(integer)).view(weight.dtype)
 
 
 def keep_largest(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
