@@ -290,12 +290,27 @@ static void drop_first_ties(Selection *all, size_t surplus)
     }
 }
 
+/* Bytes to ask for, for keys and positions. */
+static size_t scratch_size(const Selection *all)
+{
+    size_t needed = all->count * (sizeof *all->keys + sizeof *all->positions);
+#ifdef __GLIBC__
+    /* What is free at the end of the heap goes back to the system when it is more than twice the largest
+     * block that was mapped and freed, of 32 MiB at most, and costs page faults in the next step: more
+     * than all else here. So a training step asks for more than it needs, and never touches it. */
+    enum { MOST = (1 << 25) - (1 << 16), EACH = 64 };
+    if (all->values != NULL && needed < smaller(all->count, MOST / EACH) * EACH)
+        return smaller(all->count, MOST / EACH) * EACH;
+#endif
+    return needed;
+}
+
 /* Writes what is kept and zeros, 0 < kept < count. False without memory. */
 static bool select_largest(Selection *all, size_t kept)
 {
     size_t rank = all->count - kept, found, below;
     all->parts = calloc(parts_of(all), sizeof *all->parts);
-    all->keys = malloc(all->count * (sizeof *all->keys + sizeof *all->positions));
+    all->keys = malloc(scratch_size(all));
     bool allocated = all->parts != NULL && all->keys != NULL;
     if (allocated) {
         all->positions = (uint16_t *)(all->keys + all->count);

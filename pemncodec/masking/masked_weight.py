@@ -168,9 +168,9 @@ class MaskedWeight(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         recipe = Recipe.from_tensor(state)
         if recipe.is_global != self.recipe.is_global:
-            ways = ("each layer alone", "layers together (scope='global')")
+            theirs, ours = ("together", "alone") if recipe.is_global else ("alone", "together")
             raise ValueError(
-                f"the state ranks {ways[recipe.is_global]}, the model {ways[not recipe.is_global]}: "
+                f"the state ranks layers {theirs}, the model {ours} (the scope of TopK): "
                 "mask it with the selection of the state"
             )
         self._set_recipe(recipe)
