@@ -261,7 +261,12 @@ def load_progress(
     """Puts the state of an interrupted run into `model` and `optimizer`; returns its log."""
     if not path.exists():
         return []
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise click.ClickException(
+            f"{path} is damaged ({type(error).__name__}): delete it to start anew"
+        ) from None
     for key, value in asdict(config).items():
         if state["config"][key] != value:
             found = state["config"][key]
@@ -452,7 +457,11 @@ def main(
     **options: Any,
 ) -> None:
     torch.set_num_threads(threads)
-    where = torch.device(device)
+    try:
+        where = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).partition("\n")[0]
+        raise click.BadParameter(cause, param_hint="--device") from None
     console = Console(stderr=True)
     try:
         images = tuple(part.to(where) for part in load_cifar10(data, options["limit"]))

@@ -1,6 +1,6 @@
 """One table of trained networks: accuracy beside the paper's, and real bytes.
 
-python benchmarks/train_table.py FOLDER… [-o benchmarks/results/train_cifar10.csv]
+python benchmarks/train_table.py FOLDER… [-o FILE.csv]
 
 Each folder holds the `result.json` of benchmarks/train_cifar10.py. "paper" is the paper's accuracy
 for the same network, strategy and keep ratio, trained for 100 epochs with full augmentation; "paper
@@ -19,8 +19,6 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
-
-ROOT = Path(__file__).parent.parent
 
 # Top-1 in percent, from the authors' figures (± 0.01): CIFAR-10, keep 0.5.
 _COLUMNS = ("dense", "mask", "one-layer", "mp", "rp 0.1", "rp 0.01", "rp 0.001", "rp 0.0001",
@@ -120,9 +118,9 @@ _UNPRINTED = ("seed", "header", "manifest", "prototype", "dense", "trained on")
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    default=ROOT / "benchmarks" / "results" / "train_cifar10.csv",
+    help="Also write a CSV, which has more columns.",
 )
-def main(folders: tuple[Path, ...], output: Path) -> None:
+def main(folders: tuple[Path, ...], output: Path | None) -> None:
     results = []
     for folder in folders:
         path = folder / "result.json"
@@ -133,11 +131,12 @@ def main(folders: tuple[Path, ...], output: Path) -> None:
     if not results:
         raise click.ClickException("no run is finished")
     rows = [row(result) for result in results]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     table = Table(title="CIFAR-10; sizes in bytes", title_justify="left")
     printed = [column for column in rows[0] if column not in _UNPRINTED]
     for column in printed:

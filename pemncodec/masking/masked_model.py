@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pemncodec.contents import WEIGHT_DTYPES, Distribution, SeededFill
-from pemncodec.errors import EncodeError
 from pemncodec.masking.keep import Keep, KeepSchedule, keep_by_name
 from pemncodec.masking.masked_state import MaskedState, read_masked_weights
 from pemncodec.masking.masked_weight import MaskedWeight, Recipe
@@ -102,17 +101,20 @@ def mask_model(
     elif any(isinstance(own, KeepSchedule) for own in keeps):
         raise ValueError(f"{selection} keeps what training makes of it: it takes no KeepSchedule")
     fills = strategy.fills([tuple(place.weight.shape) for place in places], initialization)
+    is_global = isinstance(selection, TopK) and selection.scope == "global"
+    together = sum(place.weight.numel() for place in places) if is_global else 0
     values: dict[Any, Any] = {}
     for index, (place, fill, own_keep) in enumerate(zip(places, fills, keeps, strict=True)):
         weight = place.weight.requires_grad_(False)
         if fill.prototype not in values:
             values = {fill.prototype: prototype_values(fill.prototype)}
         _fill_weight(weight, fill, values[fill.prototype])
-        masked = MaskedWeight(weight, Recipe(fill, selection, own_keep), index)
+        recipe = Recipe(fill, selection, own_keep, together=together)
+        masked = MaskedWeight(weight, recipe, index)
         for module, attribute in place.holders:
             masked.train(module.training)
             parametrize.register_parametrization(module, attribute, masked, unsafe=True)
-    if isinstance(selection, TopK) and selection.scope == "global":
+    if is_global:
         model.register_forward_pre_hook(_count_globally)
         _count_globally(model, None)
     return model
@@ -124,9 +126,7 @@ def masked_state(model: nn.Module) -> MaskedState:
     Raises:
         EncodeError: NaN scores, or a part of a model whose layers are ranked together.
     """
-    model = unwrapped(model)
-    check_ranked_together(model)
-    return read_masked_weights(model.state_dict(keep_vars=True))
+    return read_masked_weights(unwrapped(model).state_dict(keep_vars=True))
 
 
 @torch.no_grad()
@@ -142,7 +142,6 @@ def bake(model: M) -> M:
         ValueError: a layer has parametrizations besides its masks.
         EncodeError: NaN scores, or a part of a model whose layers are ranked together.
     """
-    check_ranked_together(model)
     effective = read_masked_weights(model.state_dict(keep_vars=True)).effective()
     baked: dict[nn.Module, nn.Parameter] = {}
     for module_name, module in list(_masked_modules(model)):
@@ -206,26 +205,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def check_ranked_together(model: nn.Module) -> None:
-    """Check that layers which training ranks together are all there, and no others.
-
-    Raises:
-        EncodeError: part of a model, or two of them, masked with `TopK(scope="global")`.
-    """
-    everything = _global_weights(model)
-    hooked = [m for m in model.modules() if _count_globally in m._forward_pre_hooks.values()]
-    groups = [group for group in map(_global_weights, hooked) if group]
-    if everything and (not groups or any(group != everything for group in groups)):
-        raise EncodeError(
-            "layers are ranked together (scope='global') with others than these: use the module "
-            "that mask_model was called with"
-        )
-
-
 # ---------------------------------------------------------------------------------- inside
 
 
 def _check_kinds(model: nn.Module, strategy: Strategy, selection: Selection) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a model is a module, not a {type(model).__name__}")
     if unwrapped(model) is not model:
         raise ValueError("mask the model before it is compiled or wrapped for several devices")
     if isinstance(strategy, type) or not hasattr(strategy, "fills"):

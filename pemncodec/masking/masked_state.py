@@ -107,6 +107,13 @@ def _masks(
     once = {memory[name]: name for name in reversed(together)}
     layers = [name for name in together if once[memory[name]] == name]
     if layers:
+        count = sum(ranked[name].numel() for name in layers)
+        for name in layers:
+            if recipes[name].together not in (0, count):
+                raise EncodeError(
+                    f"{name} is ranked among {recipes[name].together:,} weights (scope='global'), "
+                    f"of which {count:,} are here: give the whole model that was masked"
+                )
         counts = kept_in_each([ranked[n] for n in layers], [recipes[n].ratio for n in layers])
         count_of = dict(zip(layers, counts.tolist(), strict=True))
         kept |= {name: count_of[once[memory[name]]] for name in together}

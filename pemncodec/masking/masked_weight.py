@@ -11,7 +11,7 @@ In a state dict the weight `X.weight` of a masked model is three entries:
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -48,12 +48,14 @@ class Recipe:
         selection: the rule that makes the mask.
         keep: share of the weights that the mask uses, or its schedule.
         step: training steps done, for a schedule.
+        together: how many weights are ranked together, where all layers of a model are; else 0.
     """
 
     fill: SeededFill
     selection: Selection
     keep: Keep
     step: int = 0
+    together: int = 0
 
     @property
     def ratio(self) -> float:
@@ -77,6 +79,7 @@ class Recipe:
             "selection": selection_to_json(self.selection),
             "keep": keep_to_json(self.keep),
             "step": self.step,
+            "together": self.together,
         }
         return torch.frombuffer(bytearray(encode_json(value)), dtype=torch.uint8)
 
@@ -90,12 +93,15 @@ class Recipe:
         try:
             value = decode_json(bytes(data.cpu().numpy().tobytes()), depth=8)
             prototype = SeededPrototype(**value["prototype"])
-            scale, step = value["scale"], value["step"]
+            scale, step, together = value["scale"], value["step"], value.get("together", 0)
             _check_prototype(prototype)
-            if not (isinstance(scale, float) and math.isfinite(scale) and isinstance(step, int)):
+            if not (isinstance(scale, float) and math.isfinite(scale)):
+                raise TypeError
+            if not (isinstance(step, int) and isinstance(together, int)):
                 raise TypeError
             selection = selection_from_json(value["selection"])
-            return cls(SeededFill(prototype, scale), selection, keep_from_json(value["keep"]), step)
+            fill, keep = SeededFill(prototype, scale), keep_from_json(value["keep"])
+            return cls(fill, selection, keep, step, together)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
             raise ValueError("not the recipe of a masked weight") from None
 
@@ -153,25 +159,21 @@ class MaskedWeight(nn.Module):
     def advance(self) -> None:
         """One training step is done: keep moves along its schedule."""
         if isinstance(self.recipe.keep, KeepSchedule):
-            self._set_recipe(
-                Recipe(
-                    self.recipe.fill,
-                    self.recipe.selection,
-                    self.recipe.keep,
-                    self.recipe.step + 1,
-                )
-            )
+            self._set_recipe(replace(self.recipe, step=self.recipe.step + 1))
 
     def get_extra_state(self) -> Tensor:
         return self.recipe.to_tensor()
 
     def set_extra_state(self, state: Any) -> None:
         recipe = Recipe.from_tensor(state)
-        if recipe.is_global != self.recipe.is_global:
-            theirs, ours = ("together", "alone") if recipe.is_global else ("alone", "together")
+        if recipe.together != self.recipe.together:
+            theirs, ours = (
+                f"{count:,} weights together" if count else "each layer alone"
+                for count in (recipe.together, self.recipe.together)
+            )
             raise ValueError(
-                f"the state ranks layers {theirs}, the model {ours} (the scope of TopK): "
-                "mask it with the selection of the state"
+                f"the state ranks {theirs}, the model {ours} (the scope of TopK): mask the same "
+                "model with the selection of the state"
             )
         self._set_recipe(recipe)
 

@@ -34,7 +34,7 @@ from pemncodec.file import open_file
 from pemncodec.generator import DISTRIBUTIONS, check_stream
 from pemncodec.info import FileInfo
 from pemncodec.limits import Limits
-from pemncodec.masking.masked_model import check_ranked_together, unwrapped
+from pemncodec.masking.masked_model import unwrapped
 from pemncodec.masking.masked_state import MaskedState, read_masked_weights
 from pemncodec.masks import PRESETS, Preset
 from pemncodec.prototype import Layer, recover_prototypes
@@ -332,7 +332,6 @@ def _check_names(state: Mapping[str, Tensor]) -> None:
 
 def _state_dict(source: Any, architecture: nn.Module | None) -> dict[str, Tensor]:
     if isinstance(source, nn.Module):
-        check_ranked_together(source)
         return dict(source.state_dict(keep_vars=True))
     state = check_state_dict(source, "state dict")
     own = architecture.state_dict() if architecture is not None else {}
