@@ -26,9 +26,10 @@ format: $(STAMP)
 bench: $(STAMP)  ## sizes of the example and of any official checkpoints at hand
 	$(BIN)/python benchmarks/storage.py
 
+# By path (compat): else a script beside a clone called pemncodec would import the clone's folder.
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard pemncodec/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --config-settings editable_mode=compat --editable '.[test,lint]'
 	touch $@
 
 clean:
