@@ -73,7 +73,9 @@ def mask_model(
         model: any module whose weights are not parametrized, pruned or lazy.
         strategy: `OneLayer()`, `MaxLayerPadding()`, `RandomPadding(…)` or `Independent()`.
         keep: share of the weights that a mask uses, in (0, 1], or a `KeepSchedule`; one for all,
-            or by pattern of the weight's name, such as {"head.*": 0.8, "*": 0.5}.
+            or by pattern of the weight's name, such as {"head.*": 0.8, "*": 0.5}. Of layers that
+            are ranked together only the total follows from it; `Threshold` and `Stochastic` begin
+            with it.
         seed: 64-bit key of the frozen values, and of the scores to begin with.
         distribution: "normal" (kaiming normal), "signed-constant" (± its standard deviation) or
             "uniform" (kaiming uniform).
