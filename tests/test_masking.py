@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -826,7 +827,9 @@ def _train_in_parallel(rank: int, folder: str) -> None:
     torch.save(parallel.state_dict(), f"{folder}/rank{rank}.pt")
     if rank == 0:
         pemncodec.encode(parallel, f"{folder}/net.pemn", example_inputs=images())
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    # Without destructors: that of the process group joins a thread which may wait for the GIL.
+    os._exit(0)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
