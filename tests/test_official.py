@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,10 +169,12 @@ def test_stranger_computes_the_same_logits(
     images = torch.randn(max(BATCHES), 3, 32, 32, generator=torch.Generator().manual_seed(1))
     torch.save(images, tmp_path / "images.pt")
     arguments = ["images.pt", "results.pt", *map(str, BATCHES)]
+    # Without site (-S), whose .pth files may put the whole clone on the path.
+    libraries = os.pathsep.join([str(tmp_path / "site"), sysconfig.get_path("purelib")])
     subprocess.run(
-        [sys.executable, "-W", "error", "-c", STRANGER, encoded, *arguments],
+        [sys.executable, "-S", "-W", "error", "-c", STRANGER, encoded, *arguments],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+        env={"PYTHONPATH": libraries, "PATH": ""},
         check=True,
     )
     results = torch.load(tmp_path / "results.pt", weights_only=True)
