@@ -360,29 +360,38 @@ def _scale_candidates(used: npt.NDArray[np.float32], weights: Array, dtype: str)
     """binary32 scales that could have made `weights` of `used`, the likeliest first.
 
     A weight was rounded, so it allows an interval of scales; all weights together allow the
-    intersection, which has one or a few binary32 numbers.
+    intersection, which has one or a few binary32 numbers, more where weights are short.
     """
     if dtype == "bfloat16":
         weights = widen(weights, dtype)
     with np.errstate(invalid="ignore"):  # signaling NaNs
         exact = weights.astype(np.float64)
-    smallest_normal = 2.0**-14 if dtype == "float16" else 2.0**-126
-    normal = np.isfinite(exact) & (np.abs(exact) >= smallest_normal)
-    if not normal.any():
+    tells = np.isfinite(exact) & (used != 0)
+    if not tells.any():
         return []
-    exact, made_of = exact[normal], np.abs(used[normal].astype(np.float64))
-    fraction_bits = {"bfloat16": 8, "float16": 11}.get(dtype, 24)
-    half_ulp = np.ldexp(1.0, np.frexp(exact)[1] - fraction_bits - 1)
-    ratio = exact / used[normal]
-    low = np.max(ratio - half_ulp / made_of)
-    high = np.min(ratio + half_ulp / made_of)
+    exact, made_of = exact[tells], used[tells].astype(np.float64)
+    negative = np.signbit(exact) ^ np.signbit(made_of)
+    if (negative != negative[0]).any():
+        return []
+    exact, made_of = np.abs(exact), np.abs(made_of)
+    precision = {"bfloat16": 8, "float16": 11}.get(dtype, 24)
+    lowest = -13 if dtype == "float16" else -125  # of normal numbers; smaller ones have its steps
+    fraction, exponent = np.frexp(exact)
+    exponent = np.where(exact > 0, np.maximum(exponent, lowest), lowest)
+    below = above = np.ldexp(0.5, exponent - precision)  # half a step
+    below = np.where((fraction == 0.5) & (exponent > lowest), below / 2, below)
+    if precision < 24:  # the product was rounded to binary32 before
+        once = np.ldexp(0.5, exponent - 24)
+        below, above = below + once, above + once
+    low, high = np.max((exact - below) / made_of), np.min((exact + above) / made_of)
     if not low <= high:
         return []
-    middle = np.float32((low + high) / 2)
-    candidates = [middle]
-    below = above = middle
-    for _ in range(8):
-        below = np.nextafter(below, np.float32(-np.inf))
-        above = np.nextafter(above, np.float32(np.inf))
-        candidates += [below, above]
+    with np.errstate(over="ignore"):  # to infinity, which is no scale
+        middle = np.float32((max(low, 0.0) + high) / 2 * (-1 if negative[0] else 1))
+        candidates = [middle]
+        lower = higher = middle
+        for _ in range(8):
+            lower = np.nextafter(lower, np.float32(-np.inf))
+            higher = np.nextafter(higher, np.float32(np.inf))
+            candidates += [lower, higher]
     return [float(scale) for scale in candidates if np.isfinite(scale) and scale]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -245,7 +246,7 @@ def test_any_layers_are_reproduced(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("distribution", ["uniform", "signed-constant", "normal"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("length", [3000, 113])
 def test_seeded_layers_with_scales_of_their_own(dtype: str, distribution: Any, length: int) -> None:
     prototype = SeededPrototype(distribution, 2026, length, stream=3)
@@ -262,11 +263,12 @@ def test_seeded_layers_with_scales_of_their_own(dtype: str, distribution: Any, l
 @settings(max_examples=60)
 @given(
     st.sampled_from(DTYPES),
-    st.sampled_from(["uniform", "signed-constant", "normal"]),
+    st.sampled_from(DISTRIBUTIONS),
     st.floats(2.0**-10, 2.0**6, width=32),
     st.integers(1, 400),
     st.integers(0, 2**32),
 )
+@example("bfloat16", "uniform", float(np.float32(1e-3)), 88, 129382)  # one weight is 2^-13
 def test_any_scale_is_found(
     dtype: str, distribution: Any, scale: float, size: int, seed: int
 ) -> None:
@@ -303,11 +305,9 @@ def test_odd_weights_come_from_no_seed_and_raise_no_warning(dtype: str) -> None:
         layer = Layer(dtype, chosen, np.ones(7, np.bool_))
         prototypes, _ = recover([layer], [SeededPrototype("normal", 1, 7)])
         assert isinstance(prototypes[0], StoredPrototype)
-        for item in range(7):
-            recover(
-                [Layer(dtype, chosen, np.arange(7) == item)],
-                [SeededPrototype("signed-constant", 1, 7)],
-            )
+        alone = [Layer(dtype, chosen, np.arange(7) == item) for item in range(7)]
+        for layer, distribution in itertools.product(alone, DISTRIBUTIONS):
+            recover([layer], [SeededPrototype(distribution, 1, 7)])
 
 
 # ------------------------------------------------------------------- parts, by brute force
