@@ -34,7 +34,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from cifar10 import Augmentation, Images, augment, load_cifar10, normalize
-from models import MODELS, RESNETS, build_model
+from models import IMAGE_SIZE, MODELS, RESNETS, build_model
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -394,7 +394,9 @@ def make_config(options: dict[str, Any], device: torch.device) -> Config:
 @click.option("--model", type=click.Choice(MODELS), default="convmixer")
 @click.option("--dim", type=click.IntRange(1), default=256)
 @click.option("--depth", type=click.IntRange(1), default=6)
-@click.option("--patch", type=click.IntRange(1), help="Patch size.  [default: 2, ViT: 4]")
+@click.option(
+    "--patch", type=click.IntRange(1, IMAGE_SIZE), help="Patch size.  [default: 2, ViT: 4]"
+)
 @click.option("--kernel", type=click.IntRange(1), default=5)
 @click.option(
     "--strategy",

@@ -109,7 +109,8 @@ def row(result: dict[str, Any]) -> dict[str, str | float | bool | None]:
 
 
 # In the CSV only.
-_UNPRINTED = ("seed", "header", "manifest", "prototype", "dense", "trained on")
+_UNPRINTED = ("seed", "best epoch %", "header", "manifest", "prototype", "dense", "plain tensors",
+              "minutes", "trained on")  # fmt: skip
 
 
 @click.command(help=__doc__.partition("\n")[0])

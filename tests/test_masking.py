@@ -743,6 +743,8 @@ def test_baking_keeps_other_layers_and_refuses_what_it_cannot_undo() -> None:
     with torch.no_grad():
         expected = model.eval()(images())
     assert torch.equal(bake(model)(images()), expected)
+    with pytest.raises(pemncodec.EncodeError, match="encoded before bake"):
+        pemncodec.encode(model, io.BytesIO(), example_inputs=images())
     assert type(model[0]) is nn.Conv2d
     assert not model[0].weight.requires_grad
     assert model[5].weight.requires_grad

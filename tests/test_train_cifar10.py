@@ -343,6 +343,9 @@ def test_mistakes_of_the_command_line(tmp_path: Path) -> None:
     refused = train(tmp_path / "run", "--strategy", "mp", "--ratio", "0.1")
     assert refused.exit_code == 2
     assert "--ratio is for --strategy rp" in refused.output
+    refused = train(tmp_path / "run", "--patch", "64")
+    assert refused.exit_code == 2
+    assert "--patch" in refused.output
     from train_cifar10 import main
 
     (tmp_path / "nothing").mkdir()

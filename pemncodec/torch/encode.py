@@ -192,7 +192,8 @@ def encode(
     if not state.masks:
         raise EncodeError(
             "no masks found: neither scores (X.scores) nor pruning masks (X_orig, X_mask); masks "
-            'of your own go through pemncodec.encode, such as masks={"fc.weight": weight != 0}'
+            'of your own go through pemncodec.encode, such as masks={"fc.weight": weight != 0}; '
+            "a model of pemncodec.masking is encoded before bake, which drops its masks"
         )
     network: _Network | None = None
     if manifest:
