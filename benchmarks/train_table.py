@@ -2,9 +2,10 @@
 
 python benchmarks/train_table.py FOLDER… [-o FILE.csv]
 
-Each folder holds the `result.json` of benchmarks/train_cifar10.py. "paper" is the paper's accuracy
-for the same network, strategy and keep ratio, trained for 100 epochs with full augmentation; "paper
-formula" is how the paper counts bytes: one bit a weight and a float32 prototype, nothing else;
+Each folder is the --output of benchmarks/train_cifar10.py, with or without --row. "paper" is the
+paper's accuracy for the same network, strategy and keep ratio, trained for 100 epochs with full
+augmentation; "paper formula" is how the paper counts bytes: one bit a weight and a float32
+prototype, nothing else;
 "order-0" is what the masks' entropy alone needs.
 """
 
@@ -124,10 +125,9 @@ _UNPRINTED = ("seed", "best epoch %", "header", "manifest", "prototype", "dense"
 def main(folders: tuple[Path, ...], output: Path | None) -> None:
     results = []
     for folder in folders:
-        path = folder / "result.json"
-        if path.exists():
-            results.append(json.loads(path.read_text()))
-        else:
+        paths = sorted([*folder.glob("result.json"), *folder.glob("*/result.json")])
+        results += [json.loads(path.read_text()) for path in paths]
+        if not paths:
             click.echo(f"{folder}: skipped, its run is not finished", err=True)
     if not results:
         raise click.ClickException("no run is finished")

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import platform
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -41,6 +42,30 @@ Frequencies = NDArray[np.uint32]
 
 
 # The versions of a function that other processors than this one would run.
+# The processor time of other threads than the first, while scores are ranked and given gradients.
+THREADS_AT_WORK = """
+import os, sys
+from pathlib import Path
+import numpy as np, torch
+from pemncodec.masking.top_k import keep_largest, score_gradient
+
+def others():
+    ticks = 0
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) != os.getpid():
+            ticks += sum(map(int, (task / "stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks
+
+torch.set_num_threads(int(sys.argv[1]))
+scores = torch.from_numpy(np.random.default_rng(0).standard_normal(1 << 22, np.float32))
+kept = torch.tensor(1 << 20)
+before = others()
+with torch.no_grad():
+    for _ in range(40):
+        keep_largest(scores, scores, kept, True)
+        score_gradient(scores, scores, scores, True)
+print(others() - before)
+"""
 VERSIONS = {"any processor": "BEST(NAME)=NAME", "avx2": "BEST(NAME)=NAME##_avx2"}
 
 
@@ -48,6 +73,8 @@ def built_for(processor: str, folder: Path) -> ModuleType:
     """The C extension, made to run the versions for another processor."""
     if platform.machine() != "x86_64" or not sys.platform.startswith("linux"):
         pytest.skip("only x86 has several versions")
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
     if processor not in ("any processor", *Path("/proc/cpuinfo").read_text().split()):
         pytest.skip(f"this processor has no {processor}")
     path = folder / "_native.so"
@@ -714,6 +741,17 @@ def test_keep_largest_by_threads(
 @pytest.mark.skipif(sys.platform != "linux", reason="other builds of torch have other runtimes")
 def test_the_process_has_the_threads_of_torch() -> None:
     assert hasattr(ctypes.CDLL(None), "GOMP_parallel")
+
+
+@needs_native
+@pytest.mark.skipif(sys.platform != "linux", reason="processor time by thread is of Linux")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_uses_the_threads_of_torch(threads: int) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", THREADS_AT_WORK, str(threads)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (int(result.stdout) > 0) == (threads > 1)
 
 
 @pytest.mark.parametrize("magnitude", [0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import math
@@ -10,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pemncodec
@@ -420,15 +421,13 @@ def test_operators_keep_what_torch_asks_of_them(
     shape = (4, 3, 2, 2)
     operators = torch.ops.pemncodec
     weight = torch.randn(shape).to(dtype, memory_format=order)
-    scores = torch.randn(shape).to(memory_format=order).requires_grad_()
+    scores = torch.randn(shape).to(memory_format=order)
     torch.library.opcheck(operators.top_k_mask.default, (scores, torch.tensor(20)))
     torch.library.opcheck(
         operators.keep_largest.default, (weight, scores, torch.tensor(20), magnitude)
     )
-    gradient = torch.randn(shape).to(dtype).requires_grad_()
-    torch.library.opcheck(
-        operators.score_gradient.default, (gradient, weight, scores.detach(), magnitude)
-    )
+    gradient = torch.randn(shape).to(dtype)
+    torch.library.opcheck(operators.score_gradient.default, (gradient, weight, scores, magnitude))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func's own
@@ -441,6 +440,25 @@ def test_functional_derivatives_by_the_input(selection: Selection) -> None:
     torch.testing.assert_close(along, tangent @ weight.T)
     by_input = torch.func.grad(lambda given: layer(given).sum())(x)
     torch.testing.assert_close(by_input, weight.sum(0).expand(2, 4))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func's own
+@pytest.mark.parametrize("selection", [TopK(), TopK("score"), Threshold(), Stochastic()])
+def test_functional_derivatives_by_the_scores(selection: Selection) -> None:
+    layer = mask_model(nn.Linear(4, 3), Independent(), selection=selection).eval()
+    name = "parametrizations.weight.0.scores"
+    x, scores = torch.randn(2, 4), layer.get_parameter(name)
+
+    def loss(given: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(layer, {name: given}, (x,))
+        return result.square().sum()
+
+    (expected,) = torch.autograd.grad(loss(scores), scores)
+    assert expected.count_nonzero() > 0
+    assert torch.equal(torch.func.grad(loss)(scores.detach()), expected)
+    # The straight-through gradient is no derivative along a direction.
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(loss, (scores.detach(),), (torch.ones_like(scores),))
 
 
 # ------------------------------------------------------------------------------ which weights
@@ -499,6 +517,36 @@ def test_attention(own_sizes: bool) -> None:
         assert torch.equal(plain(*inputs)[0], expected)
         assert sorted(bake(layer).state_dict()) == sorted(names)
         assert torch.equal(layer(*inputs)[0], expected)
+
+
+def test_attention_from_a_state_dict() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x)
+            return y
+
+    x = torch.randn(2, 5, 16)
+    model = mask_model(Encoder(), RandomPadding(ratio=0.01)).eval()
+    masks = {name: torch.from_numpy(mask) for name, mask in masked_state(model).masks.items()}
+    baked = bake(copy.deepcopy(model))
+    pruned = Encoder()
+    prune.random_unstructured(pruned.layer.self_attn, "in_proj_weight", 0.5)
+    sources: list[tuple[Any, dict[str, Any]]] = [
+        (model, {}),
+        (model.state_dict(), {"architecture": Encoder()}),
+        (baked.state_dict(), {"architecture": Encoder(), "masks": masks}),
+        (baked.requires_grad_(True), {"masks": masks}),
+        (pruned.state_dict(), {"architecture": Encoder()}),
+        (pruned, {}),
+    ]
+    for source, options in sources:
+        stream = io.BytesIO()
+        pemncodec.encode(source, stream, example_inputs=x, **options)
+        assert pemncodec.decode(stream)(x).shape == x.shape
 
 
 def test_a_transformer_in_eval_mode_takes_its_fast_path() -> None:
@@ -638,6 +686,15 @@ def test_a_wrapped_model_is_refused(wrap: Callable[[nn.Module], nn.Module]) -> N
         mask_model(wrap(network()), OneLayer())
 
 
+def test_a_schedule_of_numpy_numbers_is_saved() -> None:
+    numbers: tuple[Any, ...] = (np.float32(1), 0.25, np.int64(5), np.int32(1), np.float32(2))
+    schedule = KeepSchedule(*numbers)
+    model = mask_model(nn.Linear(9, 9), OneLayer(), keep=schedule)
+    twin = mask_model(nn.Linear(9, 9), OneLayer(), keep=KeepSchedule(1.0, 0.25, 5, 1, 2.0))
+    twin.load_state_dict(model.state_dict())
+    assert twin.state_dict().keys() == model.state_dict().keys()
+
+
 def test_numbers_of_numpy() -> None:
     made = [
         mask_model(
@@ -719,12 +776,43 @@ def test_layers_ranked_together_are_all_needed() -> None:
     two = nn.Sequential(
         *(mask_model(nn.Linear(6, 6), OneLayer(), selection=selection) for _ in range(2))
     )
-    for part in (model[5], two):
+    for part, advice in ((model[5], "give the whole model"), (two, "give that model alone")):
         for use in (masked_state, bake, lambda part: pemncodec.encode(part, io.BytesIO())):
-            with pytest.raises(pemncodec.EncodeError, match="give the whole model"):
+            with pytest.raises(pemncodec.EncodeError, match=advice):
                 use(part)
-        with pytest.raises(pemncodec.EncodeError, match="give the whole model"):
+        with pytest.raises(pemncodec.EncodeError, match=advice):
             pemncodec.encode(part.state_dict(), io.BytesIO(), manifest=False)
+
+
+def test_copies_of_a_tied_weight_are_not_ranked_together() -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "head": nn.Linear(4, 5)})
+    model["head"].weight = model["embedding"].weight
+    state = mask_model(model, OneLayer(), selection=TopK(scope="global")).state_dict()
+    pemncodec.encode(state, io.BytesIO(), manifest=False)
+    copies = {name: tensor.clone() for name, tensor in state.items()}
+    with pytest.raises(pemncodec.EncodeError, match="tied weights as one tensor"):
+        pemncodec.encode(copies, io.BytesIO(), manifest=False)
+
+
+@pytest.mark.parametrize("together", [0, -1, 9])
+def test_a_recipe_whose_ranking_is_of_no_model_is_refused(together: int) -> None:
+    scope: Literal["layer", "global"] = "layer" if together > 0 else "global"
+    model = mask_model(nn.Linear(3, 3), OneLayer(), selection=TopK(scope=scope))
+    masked = model.parametrizations.weight[0]
+    masked.recipe = dataclasses.replace(masked.recipe, together=together)
+    state = model.state_dict()
+    with pytest.raises(pemncodec.EncodeError, match="not the recipe"):
+        pemncodec.encode(state, io.BytesIO(), manifest=False)
+    with pytest.raises(ValueError, match="not the recipe"):
+        model.load_state_dict(state)
+
+
+def test_a_state_without_its_recipes_is_refused() -> None:
+    layer = mask_model(nn.Linear(3, 3), OneLayer())
+    for part in (layer, nn.Sequential(layer)):
+        state = {name: tensor.detach() for name, tensor in part.named_parameters()}
+        with pytest.raises(pemncodec.EncodeError, match=r"there is no \S*weight.0._extra_state"):
+            pemncodec.encode(state, io.BytesIO(), manifest=False)
 
 
 def test_a_copy_is_independent() -> None:

@@ -399,7 +399,9 @@ def test_the_table_sets_runs_beside_the_paper(tmp_path: Path) -> None:
     (tmp_path / "paper" / "result.json").write_text(json.dumps(result))
     (tmp_path / "unfinished").mkdir()
 
-    folders = [str(tmp_path / name) for name in ("rp", "dense", "paper", "unfinished")]
+    (tmp_path / "row").mkdir()  # as of --row
+    (tmp_path / "dense").rename(tmp_path / "row" / "dense")
+    folders = [str(tmp_path / name) for name in ("rp", "row", "paper", "unfinished")]
     outcome = CliRunner().invoke(main, [*folders, "-o", str(tmp_path / "out" / "table.csv")])
     assert outcome.exit_code == 0, outcome.output
     assert "skipped" in outcome.output

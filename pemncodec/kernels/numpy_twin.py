@@ -457,7 +457,8 @@ def magnitude_gradient(
         values: n float32.
         scores: n float32.
         out: n float32; may be the memory of `gradient`.
-        threads: how many may share the work, 1 or more; the result is the same.
+        threads: how many may share the work, 1 or more; the result is the same, unless some of them
+            flush subnormal numbers (`torch.set_flush_denormal`) and others do not.
 
     Raises:
         ValueError: "threads" out of range; "gradient" not whole; "values", "scores" or "out" of

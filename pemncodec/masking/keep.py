@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from math import inf
 from numbers import Real
+from operator import index
 from typing import Any
 
 
@@ -32,8 +34,12 @@ class KeepSchedule:
     def __post_init__(self) -> None:
         for end in ("start", "stop"):
             object.__setattr__(self, end, check_keep(getattr(self, end)))
-        if self.steps < 1 or self.begin < 0 or not self.power > 0:
-            raise ValueError("a schedule needs steps ≥ 1, begin ≥ 0 and power > 0")
+        # Plain numbers, since JSON knows no others.
+        for count in ("steps", "begin"):
+            object.__setattr__(self, count, index(getattr(self, count)))
+        object.__setattr__(self, "power", float(self.power))
+        if self.steps < 1 or self.begin < 0 or not 0 < self.power < inf:
+            raise ValueError("a schedule needs steps ≥ 1, begin ≥ 0 and a finite power > 0")
 
     def at(self, step: int) -> float:
         """The keep ratio when `step` training steps are done."""

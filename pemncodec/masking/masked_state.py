@@ -69,7 +69,14 @@ def read_masked_weights(state: Mapping[str, Tensor]) -> MaskedState:
     ranked: dict[str, Tensor] = {}
     memory: dict[str, int] = {}
     for name, tensor in state.items():
-        if not name.endswith(_RECIPE) or _INFIX not in f".{name}":
+        if _INFIX not in f".{name}":
+            continue
+        if name.endswith(_SCORES) and (recipe := name.removesuffix(_SCORES) + _RECIPE) not in state:
+            raise EncodeError(
+                f"{name}: there is no {recipe}, which says how the mask is made: give all of the "
+                "model's state_dict()"
+            )
+        if not name.endswith(_RECIPE):
             continue
         entry = name.removesuffix(_RECIPE)
         weight = _plain_name(entry)
@@ -109,10 +116,13 @@ def _masks(
     if layers:
         count = sum(ranked[name].numel() for name in layers)
         for name in layers:
-            if recipes[name].together not in (0, count):
+            if recipes[name].together != count:
+                whole = "give the whole model that was masked"
+                if count > recipes[name].together:
+                    whole = "give that model alone, tied weights as one tensor, not as copies"
                 raise EncodeError(
                     f"{name} is ranked among {recipes[name].together:,} weights (scope='global'), "
-                    f"of which {count:,} are here: give the whole model that was masked"
+                    f"and {count:,} are here: {whole}"
                 )
         counts = kept_in_each([ranked[n] for n in layers], [recipes[n].ratio for n in layers])
         count_of = dict(zip(layers, counts.tolist(), strict=True))

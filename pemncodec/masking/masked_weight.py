@@ -101,7 +101,10 @@ class Recipe:
                 raise TypeError
             selection = selection_from_json(value["selection"])
             fill, keep = SeededFill(prototype, scale), keep_from_json(value["keep"])
-            return cls(fill, selection, keep, step, together)
+            recipe = cls(fill, selection, keep, step, together)
+            if together < 0 or recipe.is_global != (together > 0):
+                raise ValueError
+            return recipe
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
             raise ValueError("not the recipe of a masked weight") from None
 

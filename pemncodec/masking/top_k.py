@@ -82,7 +82,7 @@ def keep_largest(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) 
     Returns:
         [*shape], as `weight` in dtype and memory.
     """
-    effective: Tensor = torch.ops.pemncodec.keep_largest.default(weight, scores, kept, magnitude)
+    effective: Tensor = _KeepLargest.apply(weight, scores, kept, magnitude)  # type: ignore[no-untyped-call]
     return effective
 
 
@@ -107,11 +107,16 @@ def _keep_largest(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool)
 
 class _KeepLargest(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
+    def forward(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
+        effective: Tensor = torch.ops.pemncodec.keep_largest.default(
+            weight, scores, kept, magnitude
+        )
+        return effective
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        weight, scores, _, ctx.magnitude = inputs
         ctx.save_for_backward(weight, scores)
-        ctx.magnitude = magnitude
-        with torch._C._AutoDispatchBelowAutograd():
-            return keep_largest(weight, scores, kept, magnitude)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:
@@ -142,9 +147,9 @@ def score_gradient(gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: 
     Returns:
         [*shape], as `scores` in dtype and memory.
     """
-    product: Tensor = torch.ops.pemncodec.score_gradient.default(
-        gradient, weight, scores, magnitude
-    )
+    # The usual backward pass makes no graph of itself.
+    function: Any = _ScoreGradient.apply if torch.is_grad_enabled() else _ScoreGradient.forward
+    product: Tensor = function(gradient, weight, scores, magnitude)
     return product
 
 
@@ -173,13 +178,17 @@ def _score_gradient(gradient: Tensor, weight: Tensor, scores: Tensor, magnitude:
 
 class _ScoreGradient(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool
-    ) -> Tensor:
+    def forward(gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool) -> Tensor:
+        product: Tensor = torch.ops.pemncodec.score_gradient.default(
+            gradient, weight, scores, magnitude
+        )
+        return product
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        gradient, weight, scores, ctx.magnitude = inputs
+        ctx.dtype = gradient.dtype
         ctx.save_for_backward(weight, scores)
-        ctx.magnitude, ctx.dtype = magnitude, gradient.dtype
-        with torch._C._AutoDispatchBelowAutograd():
-            return score_gradient(gradient, weight, scores, magnitude)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -198,24 +207,6 @@ def _memory(tensor: Tensor) -> npt.NDArray[np.float32]:
     return memory
 
 
-def _keep_largest_autograd(weight: Tensor, scores: Tensor, kept: Tensor, magnitude: bool) -> Tensor:
-    if torch.is_grad_enabled() and scores.requires_grad:
-        effective: Tensor = _KeepLargest.apply(weight, scores, kept, magnitude)  # type: ignore[no-untyped-call]
-        return effective
-    with torch._C._AutoDispatchBelowAutograd():
-        return keep_largest(weight, scores, kept, magnitude)
-
-
-def _score_gradient_autograd(
-    gradient: Tensor, weight: Tensor, scores: Tensor, magnitude: bool
-) -> Tensor:
-    if torch.is_grad_enabled() and gradient.requires_grad:
-        product: Tensor = _ScoreGradient.apply(gradient, weight, scores, magnitude)  # type: ignore[no-untyped-call]
-        return product
-    with torch._C._AutoDispatchBelowAutograd():
-        return score_gradient(gradient, weight, scores, magnitude)
-
-
 # ------------------------------------------------------------------------------- the operators
 
 # By hand, since each layer calls them in each step: what torch.library.custom_op puts around a
@@ -230,13 +221,11 @@ _OPERATORS: dict[str, dict[str, Any]] = {
         "CPU": _keep_largest_cpu,
         "CompositeExplicitAutograd": _keep_largest,
         "Meta": lambda weight, *_: torch.empty_like(weight),
-        "Autograd": _keep_largest_autograd,
     },
     "score_gradient(Tensor gradient, Tensor weight, Tensor scores, bool magnitude) -> Tensor": {
         "CPU": _score_gradient_cpu,
         "CompositeExplicitAutograd": _score_gradient,
         "Meta": lambda _, __, scores, *___: torch.empty_like(scores),
-        "Autograd": _score_gradient_autograd,
     },
 }
 

@@ -154,7 +154,7 @@ def read_masks(
         mask_tensor = torch.as_tensor(values)
         if name not in tensors:
             raise EncodeError(f"masks: there is no tensor {name}")
-        _check_shape(f"masks: {name}", mask_tensor, name, tensors[name])
+        _check_shape(f"masks: the mask of {name}", mask_tensor, name, tensors[name])
         mask = _binary_mask(mask_tensor, f"masks: {name}")
         for other in tied[name]:
             # A state dict does not tell one parameter from two views of the same values.
@@ -217,7 +217,7 @@ def _binary_mask(mask: Tensor, name: str) -> Mask:
 def _check_shape(name: str, tensor: Tensor, weight: str, weights: Tensor) -> None:
     if tensor.shape != weights.shape:
         raise EncodeError(
-            f"{name} has shape {tuple(tensor.shape)}, {weight} has {tuple(weights.shape)}"
+            f"{name} has shape {tuple(tensor.shape)}, {weight} itself {tuple(weights.shape)}"
         )
 
 

@@ -52,8 +52,11 @@ def plain_module(source: Any, state: MaskedState) -> nn.Module:
                 f"{other} and {name} are one tensor in the architecture, but differ once masked; "
                 "--no-manifest (manifest=False) stores them both"
             )
-        # In C order, as a decoded module has it: other strides may round differently.
+        # In C order, and frozen where masked, as a decoded module has it: kernels of other strides,
+        # or for weights that want a gradient, may round differently.
         target.data = effective[name].clone()
+        if name in state.masks:
+            target.requires_grad_(False)
     return module
 
 
@@ -65,10 +68,11 @@ def _remove_pruning(module: nn.Module) -> None:
     ]
     for name in pruned:
         prune.remove(module, name)  # type: ignore[no-untyped-call]
-    # Pruning has moved the weight behind the bias; layers register it first.
+    # Pruning has moved weights behind the bias; layers register them first.
     parameters = module._parameters
-    if "weight" in pruned:
-        others = {name: parameters.pop(name) for name in list(parameters) if name != "weight"}
+    first = [name for name in pruned if name in ("weight", "in_proj_weight")]
+    if first:
+        others = {name: parameters.pop(name) for name in list(parameters) if name not in first}
         parameters.update(others)
 
 
