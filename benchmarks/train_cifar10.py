@@ -287,7 +287,7 @@ def store(model: nn.Module, test_images: Images, folder: Path) -> dict[str, Any]
     """
     path = folder / "model.pemn"
     example = normalize(test_images.pixels[:5].cpu())
-    trained = copy.deepcopy(model).cpu().eval()
+    trained = copy.deepcopy(model).cpu().train()  # always in the same mode, which a manifest keeps
     info = pemncodec.encode(trained, path, example_inputs=example).info
     with pemncodec.open(path) as file:
         prototypes = [prototype.period or prototype.length for prototype in file.header.prototypes]
