@@ -5,8 +5,7 @@ python benchmarks/train_table.py FOLDER… [-o FILE.csv]
 Each folder is the --output of benchmarks/train_cifar10.py, with or without --row. "paper" is the
 paper's accuracy for the same network, strategy and keep ratio, trained for 100 epochs with full
 augmentation; "paper formula" is how the paper counts bytes: one bit a weight and a float32
-prototype, nothing else;
-"order-0" is what the masks' entropy alone needs.
+prototype, nothing else; "order-0" is what the masks' entropy alone needs.
 """
 
 from __future__ import annotations

@@ -41,7 +41,6 @@ LANES = st.sampled_from([1, 2, 3, 7, 8, 9, 64]) | st.integers(1, 64)
 Frequencies = NDArray[np.uint32]
 
 
-# The versions of a function that other processors than this one would run.
 # The processor time of other threads than the first, while scores are ranked and given gradients.
 THREADS_AT_WORK = """
 import os, sys
@@ -66,6 +65,8 @@ with torch.no_grad():
         score_gradient(scores, scores, scores, True)
 print(others() - before)
 """
+
+# The versions of a function that other processors than this one would run.
 VERSIONS = {"any processor": "BEST(NAME)=NAME", "avx2": "BEST(NAME)=NAME##_avx2"}
 
 
