@@ -26,10 +26,10 @@ from zoo import ZOO, Inputs
 
 import pemncodec
 from pemncodec import ExportError, PemnError
+from pemncodec.architecture.rebuild import build_module
 from pemncodec.export import to_onnx, to_program
-from pemncodec.file import open_file
+from pemncodec.format.reader import open_file
 from pemncodec.limits import Limits
-from pemncodec.torch.rebuild import build_module
 
 RESULTS: Final = Path(__file__).parent / "results" / "manifests.csv"
 COLUMNS: Final = (

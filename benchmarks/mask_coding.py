@@ -34,6 +34,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import pemncodec
+from pemncodec.coders.masks import Preset, decode_masks, encode_masks, order0_bits
 from pemncodec.coders.mixing import (
     Buckets,
     MixingTensor,
@@ -41,9 +42,8 @@ from pemncodec.coders.mixing import (
 )
 from pemncodec.coders.packed import packed_size, unpack
 from pemncodec.coders.rans import decode_rans, encode_rans
-from pemncodec.file import PemnFile
-from pemncodec.header import MaskedRow, StoredRow
-from pemncodec.masks import Preset, decode_masks, encode_masks, order0_bits
+from pemncodec.format.header import MaskedRow, StoredRow
+from pemncodec.format.reader import PemnFile
 
 ROOT = Path(__file__).parent.parent
 PEERS = ("brotli", "constriction", "torchac", "nncodec")

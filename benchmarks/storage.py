@@ -37,10 +37,10 @@ from train_cifar10 import predict, top1
 from train_table import network, strategy
 
 import pemncodec
+from pemncodec.checkpoints.checkpoint import load_checkpoint, read_masks
 from pemncodec.masking import RandomPadding, mask_model
-from pemncodec.torch.alternatives import dense_bytes, masked_bytes
-from pemncodec.torch.checkpoint import load_checkpoint, read_masks
-from pemncodec.torch.peers import measure_peers
+from pemncodec.report.forms import dense_bytes, masked_bytes
+from pemncodec.report.peers import measure_peers
 
 ROOT = Path(__file__).parent.parent
 

@@ -24,13 +24,13 @@ from pemncodec.errors import (
     UnsupportedModelError,
     UnsupportedVersionError,
 )
-from pemncodec.file import PemnFile
-from pemncodec.file import open_file as open  # noqa: A004 a module's open, as gzip.open
+from pemncodec.format.reader import PemnFile
+from pemncodec.format.reader import open_file as open  # noqa: A004 a module's open, as gzip.open
 from pemncodec.limits import Limits
 
 if TYPE_CHECKING:
-    from pemncodec.torch.decode import decode, load_state_dict
-    from pemncodec.torch.encode import Report, encode
+    from pemncodec.decoding import decode, load_state_dict
+    from pemncodec.encoding import Report, encode
 
 __all__ = [
     "CorruptError",
@@ -58,10 +58,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _NEEDS_TORCH = {
-    "encode": "pemncodec.torch.encode",
-    "Report": "pemncodec.torch.encode",
-    "decode": "pemncodec.torch.decode",
-    "load_state_dict": "pemncodec.torch.decode",
+    "encode": "pemncodec.encoding",
+    "Report": "pemncodec.encoding",
+    "decode": "pemncodec.decoding",
+    "load_state_dict": "pemncodec.decoding",
 }
 
 

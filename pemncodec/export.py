@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from pemncodec.architecture.exported import quiet
+from pemncodec.decoding import load_module
 from pemncodec.errors import ExportError
-from pemncodec.file import open_file
+from pemncodec.format.reader import open_file
+from pemncodec.format.writer import write_file
 from pemncodec.limits import Limits
-from pemncodec.torch.decode import load_module
-from pemncodec.torch.exported import quiet
-from pemncodec.writing import write_file
 
 _BATCH: Final = 2  # sizes of 0 and 1 would be taken for constants
 

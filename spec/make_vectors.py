@@ -25,7 +25,7 @@ from pemncodec.coders.mixing import MixingTensor, encode_mixing, value_buckets
 from pemncodec.coders.rans import encode_rans
 from pemncodec.coders.varint import encode_varint
 from pemncodec.contents import SeededPrototype
-from pemncodec.prototype import prototype_values
+from pemncodec.values.fill import prototype_values
 
 FOLDER = Path(__file__).parent / "vectors"
 SIGNATURE = bytes.fromhex("89504d4e0d0a1a0a")

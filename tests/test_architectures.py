@@ -20,9 +20,9 @@ import pemncodec
 from pemncodec.cli import cli
 from pemncodec.contents import Contents, DenseTensor
 from pemncodec.errors import DecodeError, EncodeArgumentError, EncodeError
-from pemncodec.file import open_file
+from pemncodec.format.reader import open_file
+from pemncodec.format.writer import encode_contents
 from pemncodec.limits import Limits
-from pemncodec.writing import encode_contents
 
 
 class Tagger(nn.Module):

@@ -38,12 +38,12 @@ from pemncodec import (
     TruncatedError,
     UnsupportedVersionError,
 )
+from pemncodec.coders.dense import encode_dense
+from pemncodec.coders.masks import encode_mask
 from pemncodec.coders.zstd import decode_zstd, encode_zstd
-from pemncodec.container import decode_container, encode_container, read_section
-from pemncodec.dense import encode_dense
-from pemncodec.masks import encode_mask
-from pemncodec.torch.convert import tensor_to_array
-from pemncodec.writing import write_file
+from pemncodec.format.container import decode_container, encode_container, read_section
+from pemncodec.format.writer import write_file
+from pemncodec.tensors import tensor_to_array
 
 SMALL_LIMITS = Limits(decoded_bytes=1 << 20, header_bytes=1 << 20, manifest_bytes=1 << 20)
 

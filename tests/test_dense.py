@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pemncodec
+from pemncodec.coders.dense import decode_dense, dense_coder, encode_dense, group_tensors
 from pemncodec.contents import CARRIERS, Array, DenseTensor
-from pemncodec.dense import decode_dense, dense_coder, encode_dense, group_tensors
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
 
 DTYPES = sorted(name for name in CARRIERS if hasattr(torch, name))

@@ -10,10 +10,10 @@ import torch
 
 import pemncodec
 from pemncodec.contents import Contents, Fill, MaskedTensor, SeededPrototype
-from pemncodec.header import MaskedRow
-from pemncodec.torch.convert import same_bits
-from pemncodec.torch.decode import masked_on_device
-from pemncodec.writing import encode_contents
+from pemncodec.decoding import masked_on_device
+from pemncodec.format.header import MaskedRow
+from pemncodec.format.writer import encode_contents
+from pemncodec.tensors import same_bits
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

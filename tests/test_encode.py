@@ -27,8 +27,8 @@ from pemncodec import (
     SeededPrototype,
     UnsupportedModelError,
 )
-from pemncodec.generator import generate
-from pemncodec.torch.checkpoint import load_checkpoint
+from pemncodec.checkpoints.checkpoint import load_checkpoint
+from pemncodec.values.philox import generate
 
 State = dict[str, Tensor]
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pemncodec.contents import Distribution
-from pemncodec.generator import DISTRIBUTIONS, generate, normal_quantiles, permutation
-from pemncodec.torch.generator import generate_on
+from pemncodec.values.on_device import generate_on
+from pemncodec.values.philox import DISTRIBUTIONS, generate, normal_quantiles, permutation
 
 U64 = st.integers(0, 2**64 - 1) | st.integers(0, 5)
 STARTS = st.integers(0, 50) | st.integers(2**34 - 40, 2**34 + 40) | st.integers(0, 2**63 - 2000)

@@ -13,19 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pemncodec.coders.canonical_json import encode_json
-from pemncodec.coders.zstd import encode_zstd
-from pemncodec.errors import CorruptError, LimitError, ManifestError
-from pemncodec.layers import COMPOSITES, REQUIRED
-from pemncodec.limits import Limits
-from pemncodec.manifest import (
+from pemncodec.architecture.layers import COMPOSITES, REQUIRED
+from pemncodec.architecture.manifest import (
     LEAF_CLASSES,
     decode_manifest,
     encode_manifest,
     validate_manifest,
 )
-from pemncodec.operators import FUNCTIONS, METHODS
-from pemncodec.torch.rebuild import build_module, check_run
+from pemncodec.architecture.operators import FUNCTIONS, METHODS
+from pemncodec.architecture.rebuild import build_module, check_run
+from pemncodec.coders.canonical_json import encode_json
+from pemncodec.coders.zstd import encode_zstd
+from pemncodec.errors import CorruptError, LimitError, ManifestError
+from pemncodec.limits import Limits
 
 Manifest = dict[str, Any]
 LINEAR = {"cls": "Linear", "in_features": 4, "out_features": 4}

@@ -24,7 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pemncodec
 from pemncodec import SeededPrototype
-from pemncodec.generator import generate
 from pemncodec.masking import (
     Independent,
     KeepSchedule,
@@ -49,6 +48,7 @@ from pemncodec.masking.top_k import (
     top_k_mask,
     top_k_mask_by_sort,
 )
+from pemncodec.values.philox import generate
 
 STRATEGIES: list[Strategy] = [
     OneLayer(),

@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pemncodec.coders.packed import unpack
-from pemncodec.errors import CorruptError, DecodeError, TruncatedError
-from pemncodec.masks import (
+from pemncodec.coders.masks import (
     CONSTANT,
     PACKED,
     RANS,
@@ -22,6 +20,8 @@ from pemncodec.masks import (
     mask_coder,
     order0_bits,
 )
+from pemncodec.coders.packed import unpack
+from pemncodec.errors import CorruptError, DecodeError, TruncatedError
 
 Mask = NDArray[np.bool_]
 BOTH = pytest.mark.usefixtures("kernels_implementation")

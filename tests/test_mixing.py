@@ -17,6 +17,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import pemncodec
+from pemncodec.checkpoints.checkpoint import load_checkpoint
+from pemncodec.coders.masks import (
+    CONSTANT,
+    MIXING,
+    PACKED,
+    PRESETS,
+    RANS,
+    Preset,
+    decode_masks,
+    encode_masks,
+    mask_coder,
+    order0_bits,
+)
 from pemncodec.coders.mixing import (
     BLOCK_WEIGHTS,
     MixingTensor,
@@ -35,21 +48,8 @@ from pemncodec.contents import (
     numel,
 )
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
-from pemncodec.masks import (
-    CONSTANT,
-    MIXING,
-    PACKED,
-    PRESETS,
-    RANS,
-    Preset,
-    decode_masks,
-    encode_masks,
-    mask_coder,
-    order0_bits,
-)
-from pemncodec.prototype import prototype_values
-from pemncodec.torch.checkpoint import load_checkpoint
-from pemncodec.writing import encode_contents
+from pemncodec.format.writer import encode_contents
+from pemncodec.values.fill import prototype_values
 
 Mask = NDArray[np.bool_]
 BOTH = pytest.mark.usefixtures("kernels_implementation")

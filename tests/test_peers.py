@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_cli import pemn
 
-from pemncodec.torch.peers import largest_error, measure_peers
+from pemncodec.report.peers import largest_error, measure_peers
 
 STATE = {
     "a.weight": torch.linspace(-1, 1, 600).reshape(20, 30).t(),

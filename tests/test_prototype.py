@@ -24,18 +24,16 @@ from pemncodec.contents import (
     StoredPrototype,
     bits_of,
 )
-from pemncodec.generator import DISTRIBUTIONS, generate
-from pemncodec.prototype import (
-    Layer,
+from pemncodec.values.fill import (
     Mask,
     RepeatedValues,
     SeededValues,
     prototype_values,
-    recover_prototypes,
     scale_values,
-    shortest_period,
     used_values,
 )
+from pemncodec.values.philox import DISTRIBUTIONS, generate
+from pemncodec.values.recovery import Layer, recover_prototypes, shortest_period
 
 RNG = np.random.default_rng
 BOTH = pytest.mark.usefixtures("kernels_implementation")
@@ -422,7 +420,7 @@ def test_scaling_rounds_as_torch_does(dtype: str, to_dtype: str) -> None:
 def test_offsets_are_honoured_when_read(with_kernels: Callable[[str], None]) -> None:
     """The encoder writes none yet; the format has them."""
     from pemncodec.contents import Contents, MaskedTensor
-    from pemncodec.writing import encode_contents
+    from pemncodec.format.writer import encode_contents
 
     values = normal(10)
     mask = RNG(0).random((4, 9)) < 0.5

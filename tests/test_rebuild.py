@@ -15,11 +15,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations
 
-from pemncodec.errors import ManifestError, UnsupportedModelError
-from pemncodec.limits import Limits
-from pemncodec.manifest import LEAF_CLASSES, decode_manifest, encode_manifest
-from pemncodec.torch.example import given_inputs
-from pemncodec.torch.rebuild import (
+from pemncodec.architecture.example import given_inputs
+from pemncodec.architecture.manifest import LEAF_CLASSES, decode_manifest, encode_manifest
+from pemncodec.architecture.rebuild import (
     assign_tensors,
     build_module,
     check_run,
@@ -27,7 +25,9 @@ from pemncodec.torch.rebuild import (
     named_tensors,
     set_dtypes,
 )
-from pemncodec.torch.trace import trace_module
+from pemncodec.architecture.trace import trace_module
+from pemncodec.errors import ManifestError, UnsupportedModelError
+from pemncodec.limits import Limits
 
 IMAGE = {"dtype": "float32", "shape": [None, 3, 16, 16]}
 TOKENS = {"dtype": "int64", "shape": [None, 7]}

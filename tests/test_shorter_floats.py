@@ -17,8 +17,8 @@ from test_cli import ARCH, EXAMPLE, fails, pemn
 from torch import Tensor, nn
 
 import pemncodec
+from pemncodec.coders.dense import decode_dense, encode_dense, largest_errors, shortened
 from pemncodec.contents import DenseMode
-from pemncodec.dense import decode_dense, encode_dense, largest_errors, shortened
 from pemncodec.errors import DecodeError, EncodeError
 from pemncodec.masking import OneLayer, mask_model
 
@@ -212,7 +212,7 @@ def test_folding_keeps_the_module_and_its_outputs() -> None:
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 1e-12, 0.1, 1e-8, 0.5])
 def test_a_neutral_batch_norm_changes_nothing(eps: float) -> None:
     """But for what its own rounding of 1 / √(var + eps) does, which is nothing where var is."""
-    from pemncodec.torch.batch_norm import fold_batch_norms
+    from pemncodec.architecture.batch_norm import fold_batch_norms
 
     norm = nn.BatchNorm2d(4, eps=eps).eval()
     norm.load_state_dict(fold_batch_norms(norm) | {})

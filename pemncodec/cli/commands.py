@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from pemncodec import __version__
-from pemncodec.architecture import render_architecture
+from pemncodec.architecture.manifest import FORMAT
+from pemncodec.architecture.text import render_architecture
 from pemncodec.cli.options import (
     Shape,
     check_device,
@@ -35,14 +36,13 @@ from pemncodec.cli.streams import (
     opened,
     output_target,
 )
+from pemncodec.cli.terminal import print_info, print_json, print_rows, rows_as_csv, steps, visible
+from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.errors import EncodeError, ManifestError
-from pemncodec.file import PemnFile
+from pemncodec.format.reader import PemnFile
+from pemncodec.format.writer import write_file
 from pemncodec.limits import Limits
-from pemncodec.manifest import FORMAT
-from pemncodec.masks import PRESETS, Preset
-from pemncodec.report_page import report_page
-from pemncodec.terminal import print_info, print_json, print_rows, rows_as_csv, steps, visible
-from pemncodec.writing import write_file
+from pemncodec.report.page import report_page
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,8 +155,8 @@ def encode(
         raise click.BadParameter(f"must be above 0 and at most 1, not {keep}", param_hint="--keep")
     with steps(quiet=quiet) as step:
         step("loading torch", None)
-        from pemncodec.torch.checkpoint import load_checkpoint
-        from pemncodec.torch.encode import encode as encode_model
+        from pemncodec.checkpoints.checkpoint import load_checkpoint
+        from pemncodec.encoding import encode as encode_model
 
         architecture = load_architecture(arch, kwargs) if arch else None
         metric = load_object(accuracy, "--accuracy") if accuracy else None
@@ -255,7 +255,7 @@ def decode(
         raise click.UsageError(f"--batch and --trust are for {', '.join(_EXPORT_SUFFIXES)}")
     with steps(quiet=quiet) as step:
         step("loading torch", None)
-        from pemncodec.torch.decode import load_state
+        from pemncodec.decoding import load_state
 
         with opened(source, max_memory) as file, named(source):
             state = load_state(file, check_device(device), lambda share: step("decoding", share))
@@ -320,7 +320,7 @@ def report(
             check_output(path, source, force=force)
     with steps(quiet=False) as step:
         step("loading torch", None)
-        from pemncodec.torch.report import report_model
+        from pemncodec.report.models import report_model
 
         reports = []
         limits = Limits(decoded_bytes=max_memory)
@@ -372,7 +372,7 @@ def verify(
         else:
             _compare(file, against, keep, trust_pickle=trust_pickle)
         if file.manifest is not None and file.manifest["format"] == FORMAT:
-            from pemncodec.torch.decode import build_empty_module
+            from pemncodec.decoding import build_empty_module
 
             build_empty_module(file)
         count = len(file.keys())
@@ -387,9 +387,9 @@ def verify(
 def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: bool) -> None:
     from torch import nn
 
-    from pemncodec.torch.checkpoint import drop_prefix, load_checkpoint, read_masks
-    from pemncodec.torch.decode import load_state
-    from pemncodec.torch.proof import compare_states
+    from pemncodec.checkpoints.checkpoint import drop_prefix, load_checkpoint, read_masks
+    from pemncodec.decoding import load_state
+    from pemncodec.proof import compare_states
 
     with checkpoint_path(against) as path:
         loaded = load_checkpoint(path, trust_pickle=trust_pickle)

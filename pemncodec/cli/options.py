@@ -87,7 +87,7 @@ def parse_kwargs(text: str, arch: str | None) -> dict[str, Any]:
 def example_inputs(shapes: Sequence[tuple[str, tuple[str, ...]]]) -> list[Tensor]:
     import torch
 
-    from pemncodec.torch.example import random_input
+    from pemncodec.architecture.example import random_input
 
     inputs = []
     for name, sizes in shapes:

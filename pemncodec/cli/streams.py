@@ -11,10 +11,10 @@ from typing import BinaryIO, NoReturn
 
 import click
 
+from pemncodec.cli.terminal import visible
 from pemncodec.errors import EncodeArgumentError, PemnError
-from pemncodec.file import PemnFile, open_file
+from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
-from pemncodec.terminal import visible
 
 STDIO = "-"
 

@@ -207,7 +207,7 @@ def _density_code(bits: npt.NDArray[np.bool_]) -> int:
 @cache
 def _tables() -> npt.NDArray[np.int32]:
     """int32 [4096 + 3072]: stretch, then squash."""
-    stored = np.frombuffer((files("pemncodec") / "mixing_tables.bin").read_bytes(), "<u2")
+    stored = np.frombuffer((files("pemncodec.coders") / "mixing_tables.bin").read_bytes(), "<u2")
     stretch, squash = np.split(stored.astype(np.int32), [_STRETCH_HALF])
     tables = np.concatenate([-stretch[::-1], stretch, 65536 - squash[::-1], squash])
     tables.flags.writeable = False

@@ -18,7 +18,7 @@ from pemncodec.masking.masked_state import MaskedState, read_masked_weights
 from pemncodec.masking.masked_weight import MaskedWeight, Recipe
 from pemncodec.masking.selection import Selection, TopK, kept_in_each
 from pemncodec.masking.strategies import Initialization, Strategy
-from pemncodec.prototype import prototype_values, scale_values
+from pemncodec.values.fill import prototype_values, scale_values
 
 _MASKABLE = (
     nn.Conv1d,

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from pemncodec.coders.canonical_json import decode_json, encode_json
 from pemncodec.contents import SeededFill, SeededPrototype
-from pemncodec.generator import DISTRIBUTIONS, check_stream, generate
 from pemncodec.masking.keep import (
     Keep,
     KeepSchedule,
@@ -34,6 +33,7 @@ from pemncodec.masking.selection import (
     selection_from_json,
     selection_to_json,
 )
+from pemncodec.values.philox import DISTRIBUTIONS, check_stream, generate
 
 # Streams of the weights count from 0, those of the scores from the middle of their range.
 _SCORES_STREAM = 1 << 63

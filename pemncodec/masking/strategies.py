@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from pemncodec.contents import Distribution, SeededFill, SeededPrototype, numel
-from pemncodec.generator import DISTRIBUTIONS, check_stream
+from pemncodec.values.philox import DISTRIBUTIONS, check_stream
 
 Shape = tuple[int, ...]
 

@@ -1,0 +1,1 @@
+"""Checkpoint files and modules to weights and masks."""

@@ -1,0 +1,89 @@
+"""A masked model or its architecture → a plain module that holds the effective weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from pemncodec.errors import EncodeError, UnsupportedModelError
+from pemncodec.masking.masked_model import bake
+from pemncodec.masking.masked_state import MaskedState
+from pemncodec.tensors import same_bits
+
+
+def plain_module(source: Any, state: MaskedState) -> nn.Module:
+    """A copy on the CPU, pruning removed, that holds the effective weights."""
+    # Pruning keeps its result as an attribute, which is no leaf once the module has run.
+    results = {
+        id(value): value.detach().clone()
+        for child in source.modules()
+        for value in vars(child).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        module: nn.Module = copy.deepcopy(source, results).cpu()
+    except Exception as error:
+        cause = str(error).partition("\n")[0]
+        raise UnsupportedModelError(f"the module cannot be copied: {cause}") from None
+    bake(module)
+    for child in module.modules():
+        _remove_pruning(child)
+    effective = state.effective()
+    own = module.state_dict(keep_vars=True)
+    for name, tensor in effective.items():
+        if name not in own:
+            raise EncodeError(f"the checkpoint has {name}, the architecture has not")
+        if own[name].shape != tensor.shape:
+            raise EncodeError(
+                f"{name} has shape {tuple(tensor.shape)} in the checkpoint, "
+                f"{tuple(own[name].shape)} in the architecture"
+            )
+    for name in own:
+        if name not in effective:
+            raise EncodeError(f"the architecture has {name}, the checkpoint has not")
+    first: dict[int, str] = {}
+    for name, target in own.items():
+        other = first.setdefault(id(target), name)
+        if not same_bits(effective[name], effective[other]):
+            raise UnsupportedModelError(
+                f"{other} and {name} are one tensor in the architecture, but differ once masked; "
+                "--no-manifest (manifest=False) stores them both"
+            )
+        # In C order, and frozen where masked, as a decoded module has it: kernels of other strides,
+        # or for weights that want a gradient, may round differently.
+        target.data = effective[name].clone()
+        if name in state.masks:
+            target.requires_grad_(False)
+    return module
+
+
+def _remove_pruning(module: nn.Module) -> None:
+    pruned = [
+        name.removesuffix("_orig")
+        for name, _ in module.named_parameters(recurse=False)
+        if name.endswith("_orig") and hasattr(module, f"{name.removesuffix('_orig')}_mask")
+    ]
+    for name in pruned:
+        prune.remove(module, name)  # type: ignore[no-untyped-call]
+    # Pruning has moved weights behind the bias; layers register them first.
+    parameters = module._parameters
+    first = [name for name in pruned if name in ("weight", "in_proj_weight")]
+    if first:
+        others = {name: parameters.pop(name) for name in list(parameters) if name not in first}
+        parameters.update(others)
+
+
+def in_module_order(state: MaskedState, module: nn.Module) -> MaskedState:
+    """Names in the plain module's order, which pruning had changed; ties as the module has them."""
+    first: dict[int, str] = {}
+    aliases = {}
+    names = list(module.state_dict())
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        target = first.setdefault(id(tensor), name)
+        if target != name:
+            aliases[name] = target
+    tensors = {name: state.tensors[name] for name in names}
+    return MaskedState(tensors, state.masks, aliases, state.fills)

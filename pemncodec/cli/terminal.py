@@ -1,0 +1,173 @@
+"""What `pemn` shows a person: steps under way, tables, text from files made harmless."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from pemncodec.format.info import FileInfo, TensorInfo
+
+Step = Callable[[str, float | None], None]
+
+
+@contextlib.contextmanager
+def steps(*, quiet: bool) -> Iterator[Step]:
+    """Shows on a terminal the step that is under way, and its share done where that is known."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _, __: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def show(step: str, share: float | None) -> None:
+            nonlocal task
+            if share is None:
+                # A task cannot go back to a bar without an end.
+                progress.remove_task(task)
+                task = progress.add_task(step, total=None)
+            else:
+                progress.update(task, description=step, completed=share, total=1.0)
+
+        yield show
+
+
+def print_json(value: dict[str, Any], *, to_stderr: bool = False) -> None:
+    """One JSON object."""
+    click.echo(json.dumps(value, indent=1), err=to_stderr)
+
+
+def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = False) -> None:
+    """A file's parts as a table; with `verbose` every tensor too."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    # Nothing is cut or left out in what goes to a file or pipe.
+    width = None if (sys.stderr if to_stderr else sys.stdout).isatty() else 1000
+    console = Console(stderr=to_stderr, width=width, highlight=False)
+    ratio = info.dense_model_bytes / info.file_bytes
+    compared = f"[bold]{ratio:.1f}×[/] smaller" if ratio >= 1 else "larger"
+    console.print(
+        f"[bold]{escape(name)}[/]  {info.file_bytes:,} bytes, "
+        f"{compared} than {info.dense_model_bytes:,} bytes of plain tensors"
+    )
+    parts = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title, justify in (("part", "left"), ("bytes", "right"), ("share", "right"), ("", "left")):
+        parts.add_column(title, justify=justify)  # type: ignore[arg-type]
+    notes = {
+        "manifest": "" if info.manifest_bytes else "none: the file holds no architecture",
+        "prototype": _describe_prototypes(info.prototypes),
+        "mask": _describe_masks(info),
+    }
+    for part in ("header", "manifest", "prototype", "dense", "mask"):
+        size = getattr(info, f"{part}_bytes")
+        parts.add_row(
+            part, f"{size:,}", f"{size / info.file_bytes:.1%}", escape(notes.get(part, ""))
+        )
+    console.print(parts)
+    if info.inference_only:
+        console.print("inference only: in train mode the module is not the original")
+    for key, value in info.metadata.items():
+        console.print(escape(f"{visible(key)}: {visible(value)}"))
+    if not verbose:
+        return
+    # On a narrow terminal whole columns go, the least needed first; a name is never cut.
+    for left_out in range(len(_OPTIONAL_COLUMNS) + 1):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        rows = [_tensor_row(tensor) for tensor in info.tensors]
+        if not any(tensor.max_error for tensor in info.tensors):
+            rows = [{k: v for k, v in row.items() if k != "max error (relative)"} for row in rows]
+        for title in rows[0] if rows else ():
+            if title not in _OPTIONAL_COLUMNS[:left_out]:
+                right = title in ("density", "bytes", "order-0", "max error (relative)")
+                table.add_column(title, justify="right" if right else "left", no_wrap=True)
+        for row in rows:
+            shown = (row[title] for title in row if title not in _OPTIONAL_COLUMNS[:left_out])
+            table.add_row(*map(escape, shown))
+        natural = console.measure(table, options=console.options.update(width=1000))
+        if natural.maximum <= console.width:
+            break
+    console.print(table)
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of equal meaning side by side: a column for each, a line for each key."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("bytes", no_wrap=True)
+    for row in rows:
+        table.add_column(escape(visible(str(row[keys[0]]))), justify="right", overflow="fold")
+    for key in keys[1:]:
+        values = [row.get(key) for row in rows]
+        style = "bold" if key == ".pemn" else ""
+        table.add_row(key, *("" if v is None else f"{v:,}" for v in values), style=style)
+    console.print(table)
+
+
+def rows_as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each row, all keys of any of them as columns."""
+    text = io.StringIO()
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+_PROTOTYPES_SHOWN = 4
+_OPTIONAL_COLUMNS = ("order-0", "dtype", "coder", "kind", "shape", "density")
+
+
+def _tensor_row(tensor: TensorInfo) -> dict[str, str]:
+    return {
+        "tensor": tensor.name,
+        "shape": "×".join(map(str, tensor.shape)) or "scalar",
+        "dtype": tensor.dtype,
+        "kind": tensor.kind,
+        "density": "" if tensor.density is None else f"{tensor.density:.4f}",
+        "coder": tensor.coder or "",
+        "bytes": f"{tensor.bytes:,}",
+        "order-0": "" if tensor.order0_bytes is None else f"{tensor.order0_bytes:,.1f}",
+        "max error (relative)": f"{tensor.max_error:.1e} ({tensor.relative_error:.1e})"
+        if tensor.max_error
+        else "",
+    }
+
+
+def _describe_prototypes(prototypes: Sequence[str]) -> str:
+    shown = list(prototypes[:_PROTOTYPES_SHOWN])
+    if len(prototypes) > len(shown):
+        shown.append(f"and {len(prototypes) - len(shown):,} more prototypes")
+    return "\n".join(shown)
+
+
+def _describe_masks(info: FileInfo) -> str:
+    if info.bits_per_weight is None:
+        return "none"
+    return (
+        f"{info.masked_weights:,} weights, {info.bits_per_weight:.4f} bits each; "
+        f"order-0 entropy is {info.order0_bytes:,.0f} bytes"
+    )
+
+
+def visible(text: str) -> str:
+    """Text from a file with control characters escaped, so that it cannot steer a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

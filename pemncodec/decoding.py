@@ -1,0 +1,188 @@
+"""A .pemn file → a state dict, or a runnable module, from the file alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from typing import BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from pemncodec.architecture.builder import build_trusted, load_built
+from pemncodec.architecture.manifest import BUILDER_FORMAT
+from pemncodec.architecture.rebuild import (
+    assign_tensors,
+    build_module,
+    check_run,
+    check_tensors,
+    set_dtypes,
+)
+from pemncodec.contents import SeededPrototype, numel
+from pemncodec.errors import ManifestError
+from pemncodec.format.header import AliasRow, MaskedRow
+from pemncodec.format.reader import PemnFile, open_file
+from pemncodec.limits import Limits
+from pemncodec.tensors import array_to_tensor, tensor_to_array
+from pemncodec.values.on_device import generate_on, permutation_on
+
+
+def decode(
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    device: torch.device | str = "cpu",
+    limits: Limits | None = None,
+    trust: Collection[str] = (),
+) -> nn.Module:
+    """The module of a .pemn file, in eval mode; needs no code but this package.
+
+    Frozen weights have `requires_grad=False`, trained tensors what they had.
+
+    Args:
+        source: a path, or a binary file object.
+        device: where every tensor goes.
+        limits: bounds on what the file may decode to.
+        trust: import paths ("pkg.module:factory") of code that the file may import and call, for
+            one that was encoded with a `builder`; no other file ever runs any.
+
+    Raises:
+        ManifestError: the file holds no architecture, or one that is not allowed.
+        DecodeError: the file is damaged, or no .pemn file.
+    """
+    with open_file(source, limits=limits) as file:
+        return load_module(file, device, trust)
+
+
+def load_state_dict(
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    device: torch.device | str = "cpu",
+    limits: Limits | None = None,
+) -> dict[str, Tensor]:
+    """The plain model's state dict: masks applied, masked-out weights +0.0, names in order.
+
+    Tied names share one tensor. Arguments and errors as in `decode`; needs no manifest.
+    """
+    with open_file(source, limits=limits) as file:
+        return load_state(file, device)
+
+
+def load_state(
+    file: PemnFile,
+    device: torch.device | str,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Tensor]:
+    """The state dict of an open file: its tensors but buffers that are not persistent."""
+    tensors = load_tensors(file, device, progress)
+    for name in (file.manifest or {}).get("nonpersistent", ()):
+        tensors.pop(name, None)
+    return tensors
+
+
+def load_module(
+    file: PemnFile, device: torch.device | str, trust: Collection[str] = ()
+) -> nn.Module:
+    """The module of an open file; see `decode`."""
+    manifest = file.manifest or {}
+    frozen = [*manifest.get("frozen", ()), *file.masked_keys()]
+    if manifest.get("format") == BUILDER_FORMAT:
+        module = build_trusted(manifest, trust).to(device)
+        load_built(module, load_tensors(file, device), frozen)
+        return module.eval()
+    module = build_empty_module(file)
+    tensors = load_tensors(file, device)
+    aliases = file.aliases
+    assign_tensors(
+        module,
+        {name: tensor for name, tensor in tensors.items() if name not in aliases},
+        aliases=aliases,
+        frozen=frozen,
+    )
+    return module.eval()
+
+
+def build_empty_module(file: PemnFile) -> nn.Module:
+    """The module of an open file on the meta device, after a check that the tensors fit it."""
+    if file.manifest is None:
+        raise ManifestError(
+            "no-manifest",
+            "the file holds no architecture, only tensors: use load_state_dict, "
+            "or decode to .safetensors or .pt",
+        )
+    if file.manifest["format"] == BUILDER_FORMAT:
+        build_trusted(file.manifest, ())
+    module = build_module(file.manifest, file.limits)
+    check_tensors(module, {name: file.shape(name) for name in file.keys()})  # noqa: SIM118
+    set_dtypes(module, {name: getattr(torch, file.dtype(name)) for name in file.keys()})  # noqa: SIM118
+    check_run(module, file.manifest.get("inputs", []), file.limits)
+    return module
+
+
+def load_tensors(
+    file: PemnFile,
+    device: torch.device | str,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Tensor]:
+    """Every tensor of an open file, in the file's order. Checks every section.
+
+    Args:
+        file: open.
+        device: where every tensor goes.
+        progress: called with the share of all tensors that is decoded, 0 to 1.
+    """
+    device = torch.device(device)
+    rows = [row for row in file.header.tensors if not isinstance(row, AliasRow)]
+    tensors: dict[str, Tensor] = {}
+    if device.type == "cpu":
+        masked = [row for row in rows if isinstance(row, MaskedRow)]
+        tensors = {
+            row.name: torch.empty(row.shape, dtype=getattr(torch, row.dtype)) for row in masked
+        }
+        file.read_masked({name: tensor_to_array(t, name) for name, t in tensors.items()}, progress)
+    for done, row in enumerate(rows):
+        if row.name in tensors:
+            continue
+        if progress is not None and device.type != "cpu":
+            progress(done / len(rows))
+        if isinstance(row, MaskedRow) and _is_seeded(file, row):
+            tensors[row.name] = masked_on_device(file, row, device)
+        else:
+            tensors[row.name] = array_to_tensor(file.tensor(row.name), row.dtype, device)
+    file.verify_rest()
+    state: dict[str, Tensor] = {}
+    for entry in file.header.tensors:
+        if isinstance(entry, AliasRow):
+            state[entry.name] = state[entry.target]
+        else:
+            state[entry.name] = tensors[entry.name]
+    return state
+
+
+def _is_seeded(file: PemnFile, row: MaskedRow) -> bool:
+    return isinstance(file.header.prototypes[row.fill.prototype], SeededPrototype)
+
+
+def masked_on_device(file: PemnFile, row: MaskedRow, device: torch.device) -> Tensor:
+    """Effective weights made where they are needed: only packed bits travel."""
+    prototype = file.header.prototypes[row.fill.prototype]
+    assert isinstance(prototype, SeededPrototype)
+    count = numel(row.shape)
+    offset, length = row.fill.offset, prototype.length
+    seed, stream, period = prototype.seed, prototype.stream, prototype.period
+    start, stop = (offset, offset + count) if offset + count <= length else (0, length)
+    if period:
+        values = generate_on(device, prototype.distribution, seed, 0, period, stream=stream)
+        order = permutation_on(device, seed, period, length, stream=stream)
+        values = values[order[start:stop] % period]
+    else:
+        values = generate_on(device, prototype.distribution, seed, start, stop, stream=stream)
+    values = (values * torch.tensor(row.fill.scale, dtype=torch.float32, device=device)).to(
+        getattr(torch, row.dtype)
+    )
+    if stop - start != count:
+        values = values[(torch.arange(count, device=device) + offset) % length]
+    packed = torch.from_numpy(file.packed_mask(row.name).copy()).to(device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=device)
+    used = ((packed[:, None] >> shifts) & 1).reshape(-1)[:count].bool()
+    zero = torch.zeros((), dtype=values.dtype, device=device)
+    return torch.where(used, values, zero).reshape(row.shape)

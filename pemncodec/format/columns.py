@@ -1,0 +1,173 @@
+"""The header's schema: its tables, their columns, what each may hold (spec/pemn.md section 4.2).
+
+One object a table, one array a field over all rows of the table; a field that has its default in
+every row is left out. Unknown fields are refused, unless their name starts with "?".
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pemncodec.contents import CARRIERS, WEIGHT_DTYPES
+from pemncodec.errors import CorruptError, LimitError
+from pemncodec.limits import Limits
+from pemncodec.values.philox import DISTRIBUTIONS
+
+MAX_INDEX = (1 << 63) - 1
+
+Table = dict[str, list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How a field's values are checked, and what stands for a column that is left out."""
+
+    valid: Callable[[Any], bool]
+    what: str
+    default: Any = None
+
+
+def is_int(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _is_one_of(choices: Sequence[str]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in choices
+
+
+def _is_match(pattern: str) -> Callable[[Any], bool]:
+    compiled = re.compile(pattern)
+    return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
+
+
+def _is_error(value: Any) -> bool:
+    # Comparing is exact for integers too, however long.
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+def is_name(value: Any) -> bool:
+    """A tensor name: text of 1 to 4096 characters that a terminal can show."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= 4096
+        and not any(unicodedata.category(character).startswith("C") for character in value)
+    )
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_int(0, MAX_INDEX), value))
+
+
+_SECTION = Column(is_int(0, MAX_INDEX), "an index")
+_NAME = Column(is_name, "a name")
+_KINDS = ("masked", "dense", "constant", "alias")
+
+_TENSORS = {
+    "name": _NAME,
+    "kind": Column(_is_one_of(_KINDS), "a tensor kind", "dense"),
+    "dtype": Column(_is_one_of(tuple(CARRIERS)), "a dtype", "float32"),
+    "shape": Column(_is_shape, "a shape", []),
+}
+_MASKED = {
+    "prototype": Column(is_int(0, MAX_INDEX), "an index", 0),
+    "offset": Column(is_int(0, MAX_INDEX), "an offset", 0),
+    "scale": Column(_is_match("[0-9a-f]{8}"), "eight hexadecimal digits", "3f800000"),
+}
+_MASKS = {"section": _SECTION}
+_DENSE = {
+    "section": _SECTION,
+    "error": Column(_is_error, "a finite number from 0 on", 0),
+}
+_CONSTANT = {"value": Column(_is_match("([0-9a-f]{2})*"), "hexadecimal digits")}
+_ALIAS = {"target": _NAME}
+_PROTOTYPES = {
+    "kind": Column(_is_one_of(("seeded", "stored")), "a prototype kind", "stored"),
+    "length": Column(is_int(1, MAX_INDEX), "a length"),
+}
+_SEEDED = {
+    "distribution": Column(_is_one_of(DISTRIBUTIONS), "a distribution", "normal"),
+    "seed": Column(_is_match("[0-9a-f]{16}"), "sixteen hexadecimal digits", "0" * 16),
+    "stream": Column(_is_match("[0-9a-f]{16}"), "sixteen hexadecimal digits", "0" * 16),
+    "period": Column(is_int(0, MAX_INDEX), "a period", 0),
+}
+_STORED = {
+    "dtype": Column(_is_one_of(WEIGHT_DTYPES), "a dtype", "float32"),
+    "used": Column(_is_one_of(("all", "masks")), "a used set", "all"),
+    "section": _SECTION,
+}
+SCHEMA: Mapping[str, Mapping[str, Column]] = {
+    "tensors": _TENSORS,
+    "masked": _MASKED,
+    "masks": _MASKS,
+    "dense": _DENSE,
+    "constant": _CONSTANT,
+    "alias": _ALIAS,
+    "prototypes": _PROTOTYPES,
+    "seeded": _SEEDED,
+    "stored": _STORED,
+}
+
+
+def encode_columns(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Table]:
+    """Rows of every table to its columns; neither default columns nor empty tables."""
+    tables = {}
+    for name, columns in SCHEMA.items():
+        table = {
+            key: [row[key] for row in rows[name]]
+            for key, column in columns.items()
+            if any(row[key] != column.default for row in rows[name])
+        }
+        if table:
+            tables[name] = table
+    return tables
+
+
+def decode_columns(header: Mapping[str, Any], name: str, limits: Limits) -> Table:
+    """The columns of one of the header's tables, every value checked.
+
+    Raises:
+        CorruptError: a column is unknown, no array, or has a value that it may not have.
+        LimitError: more rows than `limits.tensors`.
+    """
+    table = header.get(name, {})
+    if not isinstance(table, dict):
+        raise CorruptError("header", f"{name} is not an object")
+    columns = SCHEMA[name]
+    result: Table = {}
+    for key, values in table.items():
+        if key.startswith("?"):
+            continue
+        if key not in columns:
+            raise CorruptError("unknown-field", f"unknown required header field {name}.{key!r:.60}")
+        if not isinstance(values, list):
+            raise CorruptError("header", f"{name}.{key} is not an array")
+        if len(values) > limits.tensors:
+            raise LimitError("limit", f"{name}.{key} has more than {limits.tensors} rows")
+        for value in values:
+            if not columns[key].valid(value):
+                raise CorruptError(
+                    "header", f"{name}.{key} has {value!r:.60} in place of {columns[key].what}"
+                )
+        result[key] = values
+    return result
+
+
+def table_rows(tables: Mapping[str, Table], name: str, count: int) -> list[dict[str, Any]]:
+    """`count` rows of a table, left-out columns filled with their defaults."""
+    table = tables[name]
+    full = {}
+    for key, column in SCHEMA[name].items():
+        values = table.get(key)
+        if values is None:
+            if column.default is None and count:
+                raise CorruptError("header", f"{name}.{key} is missing")
+            values = [column.default] * count
+        if len(values) != count:
+            raise CorruptError("header", f"{name}.{key} has {len(values)} rows, expected {count}")
+        full[key] = values
+    return [{key: values[row] for key, values in full.items()} for row in range(count)]

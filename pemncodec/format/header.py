@@ -1,0 +1,410 @@
+"""The header's rows ↔ columnar JSON (spec/pemn.md section 4).
+
+What a row may hold by itself is checked in `columns`; here, that rows fit each other, the section
+table and the reader's limits.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from pemncodec.coders.canonical_json import decode_json, encode_json
+from pemncodec.contents import CARRIERS, WEIGHT_DTYPES, Fill, SeededPrototype, numel
+from pemncodec.errors import CorruptError, LimitError
+from pemncodec.format.columns import (
+    MAX_INDEX,
+    SCHEMA,
+    Table,
+    decode_columns,
+    encode_columns,
+    is_int,
+    table_rows,
+)
+from pemncodec.limits import Limits
+
+SectionKind = Literal["manifest", "prototype", "dense", "mask"]
+SECTION_KINDS: tuple[str, ...] = get_args(SectionKind)
+Used = Literal["all", "masks"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A stored prototype: `used` says whether all values are there or those that a mask uses."""
+
+    dtype: str
+    length: int
+    used: Used
+    section: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedRow:
+    """A masked tensor; its mask's section holds those of all rows that name it, in order."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    fill: Fill
+    section: int
+
+
+@dataclass(frozen=True, slots=True)
+class DenseRow:
+    """A dense tensor; its section holds the rows that name it, in order.
+
+    Attributes:
+        error: how far its values are from what the writer was given, as the writer says.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    section: int
+    error: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantRow:
+    """A dense tensor whose items all have the bytes `value`; b"" when there is no item."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AliasRow:
+    """A second name of the earlier tensor `target`."""
+
+    name: str
+    target: str
+
+
+TensorRow = MaskedRow | DenseRow | ConstantRow | AliasRow
+PrototypeRow = SeededPrototype | StoredRow
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the file lists in front of its sections.
+
+    Attributes:
+        inference_only: the tensors are good for eval mode alone, such as folded batch norms.
+    """
+
+    sections: tuple[SectionKind, ...]
+    prototypes: tuple[PrototypeRow, ...]
+    tensors: tuple[TensorRow, ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+    inference_only: bool = False
+
+
+_SINGLE_FIELDS = ("sections", "metadata", "inference_only")
+
+
+def _broken(message: str) -> CorruptError:
+    return CorruptError("header", message)
+
+
+def _scale_to_hex(scale: float) -> str:
+    return struct.pack(">f", scale).hex()
+
+
+def _scale_from_hex(text: str) -> float:
+    (value,) = struct.unpack(">f", bytes.fromhex(text))
+    return float(value)
+
+
+# ----------------------------------------------------------------------------------- encode
+
+
+def encode_header(header: Header) -> bytes:
+    """Rows to canonical JSON."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMA}
+    for tensor in header.tensors:
+        _encode_tensor(tensor, rows)
+    for prototype in header.prototypes:
+        _encode_prototype(prototype, rows)
+    value: dict[str, Any] = {**encode_columns(rows)}
+    if header.sections:
+        value["sections"] = _run_lengths(header.sections)
+    if header.metadata:
+        value["metadata"] = header.metadata
+    if header.inference_only:
+        value["inference_only"] = True
+    return encode_json(value)
+
+
+def _encode_tensor(tensor: TensorRow, rows: dict[str, list[dict[str, Any]]]) -> None:
+    if isinstance(tensor, AliasRow):
+        rows["tensors"].append(
+            {"name": tensor.name, "kind": "alias", "dtype": "float32", "shape": []}
+        )
+        rows["alias"].append({"target": tensor.target})
+        return
+    common = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+    if isinstance(tensor, MaskedRow):
+        rows["tensors"].append(common | {"kind": "masked"})
+        fill = tensor.fill
+        rows["masked"].append(
+            {
+                "prototype": fill.prototype,
+                "offset": fill.offset,
+                "scale": _scale_to_hex(fill.scale),
+            }
+        )
+        rows["masks"].append({"section": tensor.section})
+    elif isinstance(tensor, DenseRow):
+        rows["tensors"].append(common | {"kind": "dense"})
+        rows["dense"].append({"section": tensor.section, "error": tensor.error or 0})
+    else:
+        rows["tensors"].append(common | {"kind": "constant"})
+        rows["constant"].append({"value": tensor.value.hex()})
+
+
+def _encode_prototype(prototype: PrototypeRow, rows: dict[str, list[dict[str, Any]]]) -> None:
+    if isinstance(prototype, SeededPrototype):
+        rows["prototypes"].append({"kind": "seeded", "length": prototype.length})
+        rows["seeded"].append(
+            {
+                "distribution": prototype.distribution,
+                "seed": f"{prototype.seed:016x}",
+                "stream": f"{prototype.stream:016x}",
+                "period": prototype.period,
+            }
+        )
+    else:
+        rows["prototypes"].append({"kind": "stored", "length": prototype.length})
+        rows["stored"].append(
+            {"dtype": prototype.dtype, "used": prototype.used, "section": prototype.section}
+        )
+
+
+def _run_lengths(kinds: Sequence[str]) -> list[list[Any]]:
+    runs: list[list[Any]] = []
+    for kind in kinds:
+        if runs and runs[-1][0] == kind:
+            runs[-1][1] += 1
+        else:
+            runs.append([kind, 1])
+    return runs
+
+
+# ----------------------------------------------------------------------------------- decode
+
+
+def decode_header(data: bytes, section_count: int, limits: Limits) -> Header:
+    """Checked rows of canonical JSON.
+
+    Args:
+        data: the JSON.
+        section_count: how many sections the file's table lists.
+        limits: bounds; `decoded_bytes` covers all tensors and prototypes together.
+
+    Raises:
+        CorruptError: a rule of the spec is broken, or a required field is unknown.
+        LimitError: a bound is passed.
+    """
+    value = decode_json(data, depth=limits.json_depth)
+    if not isinstance(value, dict):
+        raise _broken("the header is not an object")
+    for key in value:
+        if key not in SCHEMA and key not in _SINGLE_FIELDS and not key.startswith("?"):
+            raise CorruptError("unknown-field", f"unknown required header field {key!r:.60}")
+    tables = {name: decode_columns(value, name, limits) for name in SCHEMA}
+    sections = _decode_sections(value.get("sections", []), section_count)
+    prototypes = _decode_prototypes(tables, sections)
+    tensors = _decode_tensors(tables, sections, prototypes, limits)
+    _check_sections_used(sections, prototypes, tensors)
+    _check_decoded_bytes(prototypes, tensors, limits)
+    if value.get("inference_only", True) is not True:
+        raise _broken("inference_only is there, but not true")
+    metadata = _decode_metadata(value.get("metadata", {}))
+    return Header(sections, prototypes, tensors, metadata, "inference_only" in value)
+
+
+def _decode_sections(value: Any, section_count: int) -> tuple[SectionKind, ...]:
+    kinds: list[SectionKind] = []
+    if not isinstance(value, list):
+        raise _broken("sections is not an array")
+    for run in value:
+        if not (isinstance(run, list) and len(run) == 2 and is_int(1, section_count)(run[1])):
+            raise _broken("sections is not an array of [kind, count]")
+        kind, count = run
+        if kind not in SECTION_KINDS:
+            raise CorruptError("unknown-field", f"unknown section kind {kind!r:.60}")
+        if kinds and kinds[-1] == kind:
+            raise _broken("two runs of sections of one kind follow each other")
+        if len(kinds) + count > section_count:
+            break
+        kinds += [kind] * count
+    else:
+        if len(kinds) == section_count:
+            if kinds.count("manifest") > 1:
+                raise _broken("more than one manifest")
+            return tuple(kinds)
+    raise _broken(f"the header does not list the {section_count} sections of the table")
+
+
+def _decode_prototypes(
+    tables: Mapping[str, Table], sections: Sequence[SectionKind]
+) -> tuple[PrototypeRow, ...]:
+    count = len(tables["prototypes"].get("length", ()))
+    rows = table_rows(tables, "prototypes", count)
+    kinds = [row["kind"] for row in rows]
+    seeded = iter(table_rows(tables, "seeded", kinds.count("seeded")))
+    stored = iter(table_rows(tables, "stored", kinds.count("stored")))
+    prototypes: list[PrototypeRow] = []
+    for row in rows:
+        if row["kind"] == "seeded":
+            own = next(seeded)
+            if own["period"] > row["length"]:
+                raise _broken("a prototype's period is longer than the prototype")
+            prototypes.append(
+                SeededPrototype(
+                    own["distribution"],
+                    int(own["seed"], 16),
+                    row["length"],
+                    int(own["stream"], 16),
+                    own["period"],
+                )
+            )
+        else:
+            own = next(stored)
+            _check_section(own["section"], "prototype", sections)
+            prototypes.append(StoredRow(own["dtype"], row["length"], own["used"], own["section"]))
+    return tuple(prototypes)
+
+
+def _decode_tensors(
+    tables: Mapping[str, Table],
+    sections: Sequence[SectionKind],
+    prototypes: Sequence[PrototypeRow],
+    limits: Limits,
+) -> tuple[TensorRow, ...]:
+    rows = table_rows(tables, "tensors", len(tables["tensors"].get("name", ())))
+    kinds = [row["kind"] for row in rows]
+    own = {
+        kind: iter(table_rows(tables, kind, kinds.count(kind)))
+        for kind in ("masked", "dense", "constant", "alias")
+    }
+    masks = iter(table_rows(tables, "masks", kinds.count("masked")))
+    tensors: list[TensorRow] = []
+    targets: set[str] = set()
+    names: set[str] = set()
+    for row in rows:
+        name, kind, dtype = row["name"], row["kind"], row["dtype"]
+        if name in names:
+            raise _broken(f"two tensors are named {name!r:.60}")
+        names.add(name)
+        shape = _decode_shape(row["shape"], dtype, name, limits)
+        columns = next(own[kind])
+        if kind == "alias":
+            if columns["target"] not in targets:
+                raise _broken(f"{name!r:.60} is an alias of no earlier tensor")
+            if (dtype, shape) != ("float32", ()):
+                raise _broken(f"the alias {name!r:.60} has a dtype or shape of its own")
+            tensors.append(AliasRow(name, columns["target"]))
+            continue
+        targets.add(name)
+        if kind == "masked":
+            if dtype not in WEIGHT_DTYPES:
+                raise _broken(f"a masked tensor of dtype {dtype}")
+            section = next(masks)["section"]
+            _check_section(section, "mask", sections)
+            fill = _decode_fill(columns, prototypes)
+            tensors.append(MaskedRow(name, dtype, shape, fill, section))
+        elif kind == "dense":
+            _check_section(columns["section"], "dense", sections)
+            error = float(columns["error"])
+            tensors.append(DenseRow(name, dtype, shape, columns["section"], error))
+        else:
+            value = _decode_constant(columns["value"], dtype, shape, name)
+            tensors.append(ConstantRow(name, dtype, shape, value))
+    return tuple(tensors)
+
+
+def _decode_shape(dimensions: list[int], dtype: str, name: str, limits: Limits) -> tuple[int, ...]:
+    if len(dimensions) > limits.dimensions:
+        raise LimitError("limit", f"{name!r:.60} has more than {limits.dimensions} dimensions")
+    width = CARRIERS[dtype].itemsize
+    if width * math.prod(max(size, 1) for size in dimensions) > MAX_INDEX:
+        raise _broken(f"the shape of {name!r:.60} is out of range")
+    return tuple(dimensions)
+
+
+def _decode_constant(digits: str, dtype: str, shape: tuple[int, ...], name: str) -> bytes:
+    value = bytes.fromhex(digits)
+    if len(value) != (CARRIERS[dtype].itemsize if numel(shape) else 0):
+        raise _broken(f"the constant of {name!r:.60} has {len(value)} bytes")
+    if dtype == "bool" and value > b"\1":
+        raise _broken(f"the constant of {name!r:.60} is no bool")
+    return value
+
+
+def _decode_fill(row: Mapping[str, Any], prototypes: Sequence[PrototypeRow]) -> Fill:
+    if row["prototype"] >= len(prototypes):
+        raise _broken(f"there is no prototype {row['prototype']}")
+    if row["offset"] >= prototypes[row["prototype"]].length:
+        raise _broken(f"offset {row['offset']} is behind the prototype's last value")
+    scale = _scale_from_hex(row["scale"])
+    if not math.isfinite(scale):
+        raise _broken(f"a scale of {scale}")
+    return Fill(row["prototype"], row["offset"], scale)
+
+
+def _check_section(index: int, kind: SectionKind, sections: Sequence[SectionKind]) -> None:
+    if index >= len(sections) or sections[index] != kind:
+        raise _broken(f"section {index} is not a {kind} section")
+
+
+def _check_sections_used(
+    sections: Sequence[SectionKind],
+    prototypes: Sequence[PrototypeRow],
+    tensors: Sequence[TensorRow],
+) -> None:
+    used = [row.section for row in prototypes if isinstance(row, StoredRow)]
+    if len(set(used)) != len(used):
+        raise _broken("two prototypes share a section")
+    used += [row.section for row in tensors if isinstance(row, MaskedRow)]
+    group_dtypes: dict[int, str] = {}
+    for row in tensors:
+        if isinstance(row, DenseRow) and row.dtype != group_dtypes.setdefault(
+            row.section, row.dtype
+        ):
+            raise _broken(f"section {row.section} holds tensors of different dtypes")
+    unused = set(range(len(sections))) - set(used) - set(group_dtypes)
+    unused -= {index for index, kind in enumerate(sections) if kind == "manifest"}
+    if unused:
+        raise _broken(f"section {min(unused)} belongs to nothing")
+
+
+def _check_decoded_bytes(
+    prototypes: Sequence[PrototypeRow], tensors: Sequence[TensorRow], limits: Limits
+) -> None:
+    total = sum(
+        row.length * CARRIERS[row.dtype if isinstance(row, StoredRow) else "float32"].itemsize
+        for row in prototypes
+    )
+    total += sum(
+        numel(row.shape) * CARRIERS[row.dtype].itemsize
+        for row in tensors
+        if not isinstance(row, AliasRow)
+    )
+    if total > limits.decoded_bytes:
+        raise LimitError(
+            "limit",
+            f"the file decodes to {total} bytes, the limit is {limits.decoded_bytes}; "
+            "raise it if you trust the file",
+        )
+
+
+def _decode_metadata(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise _broken("metadata is not an object of strings")
+    return value

@@ -1,0 +1,287 @@
+"""Contents → a .pemn file, written whole or not at all (spec/pemn.md section 2)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from pemncodec.architecture.manifest import encode_manifest
+from pemncodec.coders import dense, masks
+from pemncodec.coders.mixing import MixingTensor, value_buckets
+from pemncodec.contents import (
+    AliasTensor,
+    Array,
+    Contents,
+    DenseTensor,
+    MaskedTensor,
+    Prototype,
+    StoredPrototype,
+    bits_of,
+    numel,
+)
+from pemncodec.format.container import encode_container
+from pemncodec.format.header import (
+    AliasRow,
+    ConstantRow,
+    DenseRow,
+    Header,
+    MaskedRow,
+    SectionKind,
+    StoredRow,
+    TensorRow,
+    Used,
+    encode_header,
+)
+from pemncodec.values.fill import prototype_values, used_values
+
+
+def encode_contents(
+    contents: Contents,
+    progress: Callable[[float], None] | None = None,
+    preset: masks.Preset = "default",
+) -> list[bytes]:
+    """A whole file in pieces: its front, then each section.
+
+    Args:
+        contents: what the file holds.
+        progress: called with the share of all values that is coded, 0 to 1.
+        preset: which mask coders to try.
+    """
+    total = sum(numel(t.shape) for t in contents.tensors if not isinstance(t, AliasTensor))
+    coded = 0.0
+
+    def count(values: float) -> None:
+        nonlocal coded
+        coded += values
+        if progress is not None:
+            progress(coded / max(total, 1))
+
+    sections: list[bytes] = []
+    kinds: list[SectionKind] = []
+
+    def add(kind: SectionKind, data: bytes) -> int:
+        sections.append(data)
+        kinds.append(kind)
+        return len(sections) - 1
+
+    if contents.manifest is not None:
+        add("manifest", encode_manifest(contents.manifest))
+    rows: dict[str, TensorRow] = {
+        tensor.name: AliasRow(tensor.name, tensor.target)
+        for tensor in contents.tensors
+        if isinstance(tensor, AliasTensor)
+    }
+    changing: list[DenseTensor] = []
+    for tensor in contents.tensors:
+        if isinstance(tensor, DenseTensor):
+            value = _constant_value(tensor)
+            if value is None:
+                changing.append(tensor)
+            else:
+                count(numel(tensor.shape))
+                rows[tensor.name] = ConstantRow(tensor.name, tensor.dtype, tensor.shape, value)
+    for group in dense.group_tensors(changing):
+        arrays = [tensor.data for tensor in group]
+        data = dense.encode_dense(arrays, group[0].dtype, group[0].mode)
+        section = add("dense", data)
+        for tensor, error in zip(group, dense.largest_errors(data, arrays), strict=True):
+            count(numel(tensor.shape))
+            rows[tensor.name] = DenseRow(tensor.name, tensor.dtype, tensor.shape, section, error)
+    masked = [tensor for tensor in contents.tensors if isinstance(tensor, MaskedTensor)]
+    best = _encode_weights(masked, contents.prototypes, preset, count)
+    for data, members in best.masks:
+        section = add("mask", data)
+        for tensor in (masked[index] for index in members):
+            rows[tensor.name] = MaskedRow(
+                tensor.name, tensor.dtype, tensor.shape, tensor.fill, section
+            )
+    prototypes = [
+        StoredRow(prototype.dtype, prototype.length, used, add("prototype", data))
+        if isinstance(prototype, StoredPrototype)
+        else prototype
+        for prototype, used, data in zip(contents.prototypes, best.used, best.stored, strict=True)
+    ]
+    header = Header(
+        tuple(kinds),
+        tuple(prototypes),
+        tuple(rows[tensor.name] for tensor in contents.tensors),
+        dict(contents.metadata),
+        contents.inference_only,
+    )
+    return [encode_container(encode_header(header), sections), *sections]
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Coded masks with the numbers of their tensors; a row's `used` and section a prototype."""
+
+    masks: list[tuple[bytes, list[int]]]
+    used: list[Used]
+    stored: list[bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        mask_bytes = sum(len(data) + masks.SECTION_BYTES for data, _ in self.masks)
+        return mask_bytes + sum(map(len, self.stored))
+
+
+def _encode_weights(
+    masked: Sequence[MaskedTensor],
+    prototypes: Sequence[Prototype],
+    preset: masks.Preset,
+    count: Callable[[float], None],
+) -> _Weights:
+    """Masks, and prototypes with the values that masks use, or whole where the file is smaller.
+
+    A prototype that is stored whole tells mixing the weights. That can be worth more than the
+    values that no mask uses.
+    """
+    mixing = masks.tries_mixing(preset, sum(numel(tensor.shape) for tensor in masked))
+    users: list[list[MaskedTensor]] = [[] for _ in prototypes]
+    for tensor in masked:
+        users[tensor.fill.prototype].append(tensor)
+    sections: list[dict[Used, bytes]] = []
+    used: list[Used] = []
+    candidates: list[int] = []
+    for index, prototype in enumerate(prototypes):
+        sections.append(_stored_sections(prototype, users[index], mixing))
+        used.append(next(iter(sections[-1])))
+        more = len(sections[-1]["all"]) - len(sections[-1][used[-1]]) if mixing else 0
+        if 0 < 8 * more < sum(_order0_bits(tensor) for tensor in users[index]):
+            candidates.append(index)
+    buckets = [
+        value_buckets(_values(prototype)) if mixing and "all" in forms else None
+        for prototype, forms in zip(prototypes, sections, strict=True)
+    ]
+
+    def encode(used: list[Used]) -> _Weights:
+        tensors = [
+            MixingTensor(
+                tensor.shape,
+                buckets[tensor.fill.prototype] if used[tensor.fill.prototype] == "all" else None,
+                tensor.fill.offset,
+            )
+            for tensor in masked
+        ]
+        return _Weights(
+            masks.encode_masks(
+                [tensor.mask.reshape(-1) for tensor in masked],
+                tensors,
+                preset,
+                lambda weights: count(weights / (1 + len(candidates))),
+            ),
+            used,
+            [forms[which] for forms, which in zip(sections, used, strict=True)],
+        )
+
+    best = encode(used)
+    for index in candidates:
+        whole = encode([*best.used[:index], "all", *best.used[index + 1 :]])
+        best = min(best, whole, key=lambda weights: weights.size)
+    return best
+
+
+def _stored_sections(
+    prototype: Prototype, users: Sequence[MaskedTensor], mixing: bool
+) -> dict[Used, bytes]:
+    """Sections of a prototype by which of its values they hold, the fewest first.
+
+    That of all values is made where masks use all, and where the others may be worth it. A seeded
+    prototype has no section: nothing is stored, and all is known.
+    """
+    if not isinstance(prototype, StoredPrototype):
+        return {"all": b""}
+    used = used_values(prototype.length, [(t.fill.offset, t.mask.reshape(-1)) for t in users])
+    sections: dict[Used, bytes] = {}
+    if not used.all():
+        sections["masks"] = dense.encode_dense([prototype.values[used]], prototype.dtype)
+    if used.all() or mixing:
+        sections["all"] = dense.encode_dense([prototype.values], prototype.dtype)
+    return sections
+
+
+def _order0_bits(tensor: MaskedTensor) -> float:
+    return masks.order0_bits(int(np.count_nonzero(tensor.mask)), tensor.mask.size)
+
+
+def _values(prototype: Prototype) -> Array:
+    if isinstance(prototype, StoredPrototype):
+        return prototype.values
+    return prototype_values(prototype)
+
+
+def _constant_value(tensor: DenseTensor) -> bytes | None:
+    """The bytes of the one value that all items have; None when they differ."""
+    flat = np.ascontiguousarray(tensor.data).reshape(-1)
+    if not flat.size:
+        return b""
+    bits = bits_of(flat)
+    return flat[:1].tobytes() if (bits == bits[:1]).all() else None
+
+
+def write_file(
+    pieces: Iterable[bytes | memoryview], target: str | os.PathLike[str] | BinaryIO
+) -> None:
+    """Writes to a path atomically, or to a binary file object.
+
+    A file appears under its name only when it is whole and on disk; what was there before stays
+    until then.
+    """
+    if not isinstance(target, str | os.PathLike):
+        for piece in pieces:
+            target.write(piece)
+        return
+    with atomic_path(target) as temporary, temporary.open("wb") as stream:
+        for piece in pieces:
+            stream.write(piece)
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `target` that takes its name when the block ends without error."""
+    # Through symbolic links, so that a link to a file stays one.
+    path = Path(target).resolve()
+    if path.exists() and not path.is_file():
+        yield path  # a device or a pipe: nothing to replace, and a folder refuses by itself
+        return
+    descriptor, name = tempfile.mkstemp(prefix=".pemn-", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    os.close(descriptor)
+    try:
+        yield temporary
+        with contextlib.suppress(OSError):
+            temporary.chmod(_mode_of(path))
+        _fsync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        with contextlib.suppress(OSError):
+            _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mode_of(path: Path) -> int:
+    """The permissions that a plain `open(path, "w")` would leave."""
+    try:
+        return path.stat().st_mode & 0o7777
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask

@@ -1,0 +1,1 @@
+"""What models cost in a .pemn file and in other forms."""

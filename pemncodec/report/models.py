@@ -1,0 +1,151 @@
+"""What models cost on disk, and what they would cost in other forms (`pemn report`)."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pemncodec.checkpoints.checkpoint import (
+    check_state_dict,
+    is_scores,
+    load_checkpoint,
+    read_masks,
+)
+from pemncodec.coders.masks import Preset
+from pemncodec.decoding import load_state
+from pemncodec.encoding import Progress, encode
+from pemncodec.format.info import FileInfo
+from pemncodec.format.reader import PemnFile, open_file
+from pemncodec.limits import Limits
+from pemncodec.masking.masked_state import read_masked_weights
+from pemncodec.report.forms import FP16, dense_bytes, in_halves, masked_bytes, paper_bytes
+from pemncodec.report.peers import largest_error, measure_peers
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """One model.
+
+    Attributes:
+        name: of the file.
+        file_bytes: of the file as it lies there.
+        info: of the .pemn file, or of what the checkpoint becomes; None for a dense model.
+        paper_bytes: one bit a weight + prototypes in fp32; None for a dense model.
+        alternatives: bytes of the same tensors in other forms.
+        errors: by form that loses something, the largest difference of an element, relative to the
+            largest magnitude of its tensor.
+        failures: why codecs that are installed are left out, by form.
+    """
+
+    name: str
+    file_bytes: int
+    info: FileInfo | None
+    paper_bytes: int | None
+    alternatives: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def pemn_bytes(self) -> int | None:
+        """Bytes as a .pemn file."""
+        return self.info.file_bytes if self.info else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return asdict(self)
+
+    def to_row(self) -> dict[str, Any]:
+        """One flat row, None where a dense model has nothing to say."""
+        info, dense = self.info, self.alternatives["safetensors"]
+        return {
+            "model": self.name,
+            "paper's count": self.paper_bytes,
+            "order-0 floor of the masks": round(info.order0_bytes) if info else None,
+            **{
+                part: getattr(info, f"{part}_bytes") if info else None
+                for part in ("header", "manifest", "prototype", "dense", "mask")
+            },
+            ".pemn": self.pemn_bytes,
+            "bits per weight": round(info.bits_per_weight, 4)
+            if info and info.bits_per_weight is not None
+            else None,
+            "times smaller than safetensors": round(dense / info.file_bytes, 2) if info else None,
+            **self.alternatives,
+            **{f"{form}: largest error": float(f"{e:.2g}") for form, e in self.errors.items()},
+        }
+
+
+def report_model(
+    path: Path,
+    *,
+    keep: float | None = None,
+    preset: Preset = "max",
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> ModelReport:
+    """What a file costs.
+
+    Args:
+        path: a .pemn file, or a checkpoint.
+        keep: share of each layer's weights that scores keep, for checkpoints that do not say how
+            their masks follow. A checkpoint without masks is the dense model that it is, and so is
+            one with scores where this is None.
+        preset: of the encoding of a checkpoint.
+        limits: bounds on what a .pemn file may decode to.
+        progress: called with the step that is under way and its share done, 0 to 1 or None.
+
+    Raises:
+        PemnError: the file is damaged, or cannot be encoded.
+    """
+    step = progress or (lambda _, __: None)
+    size = path.stat().st_size
+    source: Path | io.BytesIO = path
+    if path.suffix != ".pemn":
+        loaded = load_checkpoint(path)
+        state = loaded if isinstance(loaded, dict) else loaded.state_dict()
+        scored = any(
+            map(is_scores, read_masked_weights(check_state_dict(state, path.name)).tensors)
+        )
+        own = not scored and bool(read_masks(state).masks)
+        if not own and (keep is None or not scored):
+            return _report(path.name, size, state, step)
+        source = io.BytesIO()
+        encode(
+            state,
+            source,
+            keep=keep if scored else None,
+            manifest=False,
+            preset=preset,
+            progress=progress,
+        )
+    with open_file(source, limits=limits) as file:
+        state = load_state(file, "cpu", lambda share: step("decoding", share))
+        return _report(path.name, size, state, step, file)
+
+
+def _report(
+    name: str, size: int, state: dict[str, Tensor], step: Progress, file: PemnFile | None = None
+) -> ModelReport:
+    step("in other forms", None)
+    forms = dense_bytes(state)
+    errors = {FP16: largest_error(state, in_halves(state))}
+    if file is not None:
+        forms |= masked_bytes(state, file)
+    failures = {}
+    for form, made in measure_peers(state, lambda peer: step(f"by {peer}", None)).items():
+        if made.failure is not None:
+            failures[form] = made.failure
+        else:
+            forms[form], errors[form] = made.bytes, made.error
+    for form in [form for form, error in errors.items() if math.isinf(error)]:
+        failures[form] = "a value became infinite"
+        del forms[form], errors[form]
+    lossy = {form: error for form, error in errors.items() if error}
+    if file is None:
+        return ModelReport(name, size, None, None, forms, lossy, failures)
+    return ModelReport(name, size, file.info(), paper_bytes(file), forms, lossy, failures)

@@ -1,1 +1,0 @@
-"""Everything between torch and `Contents`."""
