@@ -22,6 +22,7 @@ from pemncodec.architecture.example import (
     given_inputs,
     guessed_inputs,
 )
+from pemncodec.architecture.outputs import run
 from pemncodec.architecture.trace import Trace, trace_module
 from pemncodec.checkpoints.checkpoint import (
     PARALLEL_PREFIX,
@@ -58,7 +59,6 @@ from pemncodec.proof import (
     UNLIMITED,
     accuracy_of,
     output_difference,
-    run,
     verify_module,
     verify_tensors,
 )

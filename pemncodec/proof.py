@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, ExampleInputs
+from pemncodec.architecture.outputs import relative_difference, run, same_outputs
 from pemncodec.architecture.rebuild import named_tensors
 from pemncodec.architecture.trace import Trace
 from pemncodec.decoding import load_module, load_tensors
@@ -22,9 +23,6 @@ from pemncodec.errors import (
 from pemncodec.format.reader import open_file
 from pemncodec.limits import Limits
 from pemncodec.tensors import same_bits
-
-# Layers of torch.nn compute with fused kernels what an exported graph spells out.
-_ROUNDING = 1e-5
 
 # What the encoder has in memory already it may also decode.
 UNLIMITED = Limits(decoded_bytes=1 << 62)
@@ -82,9 +80,9 @@ def verify_module(
             batch = inputs.batch(size)
             expected = run(plain, batch, training)
             actual = run(rebuilt, batch, training)
-            if trace.exported and _same_outputs(expected, actual, rounded=True):
+            if trace.exported and same_outputs(expected, actual, rounded=True):
                 rounding = max(rounding, relative_difference(expected, actual))
-            elif not _same_outputs(expected, actual):
+            elif not same_outputs(expected, actual):
                 cause = (
                     f": {trust[0]} must make the same each time, also what is in no state dict"
                     if trust
@@ -125,26 +123,6 @@ def output_difference(
     return relative_difference(run(original, batch, False), run(rebuilt, batch, False))
 
 
-def relative_difference(expected: Any, actual: Any) -> float:
-    """Largest difference of two outputs of floats, relative to the largest magnitude expected."""
-    pairs = zip(_tensors_of(expected), _tensors_of(actual), strict=True)
-    differences = [(float((a - b).abs().max()), float(a.abs().max())) for a, b in pairs]
-    largest = max((scale for _, scale in differences), default=0.0)
-    difference = max((difference for difference, _ in differences), default=0.0)
-    return difference / largest if largest else difference
-
-
-def _tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of floats in an output."""
-    if isinstance(output, Tensor):
-        return [output.double()] if output.is_floating_point() and output.numel() else []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return [tensor for part in output for tensor in _tensors_of(part)]
-    return []
-
-
 def accuracy_of(
     metric: Callable[[nn.Module], float],
     original: nn.Module,
@@ -173,50 +151,3 @@ def accuracy_of(
             "use a dense mode that loses less"
         )
     return before, after
-
-
-def run(module: nn.Module, batch: tuple[Tensor, ...], training: bool) -> Any:
-    """A module's output; the module and the random state stay as they are.
-
-    Raises:
-        UnsupportedModelError: it fails.
-    """
-    # A copy, since train mode changes running statistics; a seed, since dropout draws numbers.
-    module = copy.deepcopy(module).train(training)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        try:
-            return module(*batch)
-        except Exception as error:
-            cause = str(error).partition("\n")[0]
-            raise UnsupportedModelError(
-                f"the module cannot be run on the example inputs: {cause}"
-            ) from None
-
-
-def _same_outputs(expected: Any, actual: Any, *, rounded: bool = False) -> bool:
-    """Whether outputs are equal, bit for bit or, when `rounded`, as far as rounding goes."""
-    if isinstance(expected, Tensor):
-        if not isinstance(actual, Tensor):
-            return False
-        if rounded and expected.is_floating_point() and expected.shape == actual.shape:
-            scale = float(expected.abs().max()) if expected.numel() else 0.0
-            return expected.dtype == actual.dtype and torch.allclose(
-                expected, actual, rtol=0.0, atol=_ROUNDING * scale, equal_nan=True
-            )
-        return same_bits(expected, actual)
-    if isinstance(expected, Mapping):
-        return (
-            isinstance(actual, Mapping)
-            and list(expected) == list(actual)
-            and all(_same_outputs(expected[k], actual[k], rounded=rounded) for k in expected)
-        )
-    if isinstance(expected, list | tuple):
-        return (
-            isinstance(actual, list | tuple)
-            and len(expected) == len(actual)
-            and all(
-                _same_outputs(a, b, rounded=rounded) for a, b in zip(expected, actual, strict=True)
-            )
-        )
-    return bool(expected == actual)
