@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import bitarray
@@ -34,12 +35,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 import pemncodec
-from pemncodec.coders.masks import Preset, decode_masks, encode_masks, order0_bits
-from pemncodec.coders.mixing import (
-    Buckets,
-    MixingTensor,
-    value_buckets,
-)
+from pemncodec.coders.buckets import value_buckets
+from pemncodec.coders.mask_coder import Buckets, MaskContext, order0_bits
+from pemncodec.coders.masks import Preset, decode_masks, encode_masks
 from pemncodec.coders.packed import packed_size, unpack
 from pemncodec.coders.rans import decode_rans, encode_rans
 from pemncodec.format.header import MaskedRow, StoredRow
@@ -71,8 +69,9 @@ class Mask:
         return int(np.prod(self.shape))
 
     @property
-    def tensor(self) -> MixingTensor:
-        return MixingTensor(self.shape, self.buckets, self.offset)
+    def context(self) -> MaskContext:
+        known = None if self.buckets is None else partial(np.asarray, self.buckets)
+        return MaskContext(self.shape, known, self.offset)
 
     def order0_bytes(self) -> float:
         return order0_bits(int(np.bitwise_count(self.packed).sum(dtype=np.int64)), self.count) / 8
@@ -103,12 +102,12 @@ def ours(preset: Preset) -> Coder:
 
     def encode(masks: list[Mask]) -> Coded:
         bits = [unpack(mask.packed, mask.count) for mask in masks]
-        return encode_masks(bits, [mask.tensor for mask in masks], preset, lambda _: None)
+        return encode_masks(bits, [mask.context for mask in masks], preset)
 
     def decode(coded: Coded, masks: list[Mask]) -> list[Packed]:
         found: dict[int, Packed] = {}
         for data, members in coded:
-            decoded = decode_masks(data, [masks[index].tensor for index in members])
+            decoded = decode_masks(data, [masks[index].context for index in members])
             found |= zip(members, decoded, strict=True)
         return [found[index] for index in range(len(masks))]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import BinaryIO
 
 import torch
@@ -20,11 +21,18 @@ from pemncodec.architecture.rebuild import (
 )
 from pemncodec.contents import SeededPrototype, numel
 from pemncodec.errors import ManifestError
+from pemncodec.format.filling import fill_tensors
 from pemncodec.format.header import AliasRow, MaskedRow
+from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
 from pemncodec.tensors import array_to_tensor, tensor_to_array
 from pemncodec.values.on_device import generate_on, permutation_on
+
+Progress = Callable[[float], None]
+
+Dense = Callable[[Sequence[MaskedValues], Progress], dict[str, Tensor]]
+"""Masked values of a file to tensors by name."""
 
 
 def decode(
@@ -121,51 +129,58 @@ def build_empty_module(file: PemnFile) -> nn.Module:
 def load_tensors(
     file: PemnFile,
     device: torch.device | str,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
+    dense: Dense | None = None,
 ) -> dict[str, Tensor]:
     """Every tensor of an open file, in the file's order. Checks every section.
 
     Args:
         file: open.
         device: where every tensor goes.
-        progress: called with the share of all tensors that is decoded, 0 to 1.
+        progress: called with the share of all masked tensors that is decoded, 0 to 1.
+        dense: makes tensors of masked values; None makes all of their values on `device`.
     """
     device = torch.device(device)
-    rows = [row for row in file.header.tensors if not isinstance(row, AliasRow)]
-    tensors: dict[str, Tensor] = {}
-    if device.type == "cpu":
-        masked = [row for row in rows if isinstance(row, MaskedRow)]
-        tensors = {
-            row.name: torch.empty(row.shape, dtype=getattr(torch, row.dtype)) for row in masked
-        }
-        file.read_masked({name: tensor_to_array(t, name) for name, t in tensors.items()}, progress)
-    for done, row in enumerate(rows):
-        if row.name in tensors:
-            continue
-        if progress is not None and device.type != "cpu":
-            progress(done / len(rows))
-        if isinstance(row, MaskedRow) and _is_seeded(file, row):
-            tensors[row.name] = masked_on_device(file, row, device)
-        else:
-            tensors[row.name] = array_to_tensor(file.tensor(row.name), row.dtype, device)
+    dense = dense or (dense_on_cpu if device.type == "cpu" else partial(dense_on_device, device))
+    masked = [file.masked_values(name) for name in file.masked_keys()]
+    state = dense(masked, progress or (lambda _: None))
+    for row in file.header.tensors:
+        if not isinstance(row, AliasRow | MaskedRow):
+            state[row.name] = array_to_tensor(file.tensor(row.name), row.dtype, device)
     file.verify_rest()
-    state: dict[str, Tensor] = {}
-    for entry in file.header.tensors:
-        if isinstance(entry, AliasRow):
-            state[entry.name] = state[entry.target]
-        else:
-            state[entry.name] = tensors[entry.name]
+    aliases = file.aliases
+    return {name: state[aliases.get(name, name)] for name in file.keys()}  # noqa: SIM118
+
+
+def dense_on_cpu(masked: Sequence[MaskedValues], progress: Progress) -> dict[str, Tensor]:
+    """All values of masked tensors by name, made on the CPU by several threads."""
+    state = {
+        values.row.name: torch.empty(
+            values.row.shape, dtype=getattr(torch, values.row.dtype), device="cpu"
+        )
+        for values in masked
+    }
+    arrays = [tensor_to_array(tensor, name) for name, tensor in state.items()]
+    fill_tensors(list(zip(masked, arrays, strict=True)), progress)
     return state
 
 
-def _is_seeded(file: PemnFile, row: MaskedRow) -> bool:
-    return isinstance(file.header.prototypes[row.fill.prototype], SeededPrototype)
+def dense_on_device(
+    device: torch.device, masked: Sequence[MaskedValues], progress: Progress
+) -> dict[str, Tensor]:
+    """All values of masked tensors by name, made on a device: packed bits travel there."""
+    state = {}
+    for done, values in enumerate(masked):
+        progress(done / len(masked))
+        state[values.row.name] = masked_on_device(values, device)
+    return state
 
 
-def masked_on_device(file: PemnFile, row: MaskedRow, device: torch.device) -> Tensor:
+def masked_on_device(masked: MaskedValues, device: torch.device) -> Tensor:
     """Effective weights made where they are needed: only packed bits travel."""
-    prototype = file.header.prototypes[row.fill.prototype]
-    assert isinstance(prototype, SeededPrototype)
+    row, prototype = masked.row, masked.prototype()
+    if not isinstance(prototype, SeededPrototype):
+        return dense_on_cpu([masked], lambda _: None)[row.name].to(device)
     count = numel(row.shape)
     offset, length = row.fill.offset, prototype.length
     seed, stream, period = prototype.seed, prototype.stream, prototype.period
@@ -181,7 +196,7 @@ def masked_on_device(file: PemnFile, row: MaskedRow, device: torch.device) -> Te
     )
     if stop - start != count:
         values = values[(torch.arange(count, device=device) + offset) % length]
-    packed = torch.from_numpy(file.packed_mask(row.name).copy()).to(device)
+    packed = torch.from_numpy(masked.packed_mask().copy()).to(device)
     shifts = torch.arange(8, dtype=torch.uint8, device=device)
     used = ((packed[:, None] >> shifts) & 1).reshape(-1)[:count].bool()
     zero = torch.zeros((), dtype=values.dtype, device=device)

@@ -14,6 +14,7 @@ import math
 import random
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ import numpy as np
 import reference_decoder as reference
 import zstandard
 
-from pemncodec.coders.mixing import MixingTensor, encode_mixing, value_buckets
+from pemncodec.coders.buckets import value_buckets
+from pemncodec.coders.mask_coder import MaskContext
+from pemncodec.coders.mixing import encode_mixing
 from pemncodec.coders.rans import encode_rans
 from pemncodec.coders.varint import encode_varint
 from pemncodec.contents import SeededPrototype
@@ -111,16 +114,17 @@ def rans(n: int, ones: set[int]) -> bytes:
 def mixing(shapes: list[list[int]], values: Any = None, offset: int = 0, seed: int = 0) -> bytes:
     """A section of masks that follow their rows and, where they are known, their values."""
     some = random.Random(seed)
-    buckets = None if values is None else value_buckets(values)
-    masks = []
+    buckets = None if values is None else partial(value_buckets, values)
+    masks, contexts = [], []
     for shape in shapes:
-        tensor = MixingTensor(tuple(shape), buckets, offset)
-        known = tensor.weight_buckets(0, int(np.prod(shape)))
+        context = MaskContext(tuple(shape), buckets, offset)
+        known = context.weight_buckets(0, int(np.prod(shape)))
         kept = {row: some.random() / 2 for row in range(shape[0] if shape else 1)}
         size = len(known) // len(kept)
         odds = [kept[i // size] + abs(int(b) - 16) / 32 for i, b in enumerate(known)]
-        masks.append((np.array([some.random() < p for p in odds]), tensor))
-    return b"\3" + encode_mixing(masks)[0]
+        masks.append(np.array([some.random() < p for p in odds]))
+        contexts.append(context)
+    return b"\3" + encode_mixing(masks, contexts)[0]
 
 
 def shared_masks(
@@ -511,13 +515,12 @@ def valid_mixing() -> dict[str, bytes]:
     wide = [[1, 1, 30, 30], [700]]
     files["mask-mixing-many-positions"] = shared_masks(mixing(wide, seeded), wide, SEEDED_10)
     rows = [[66_000], [2, 5]]
+    buckets = partial(value_buckets, seeded)
     section = (
         b"\3"
         + encode_mixing(
-            [
-                (np.arange(66_000) % 3000 == 0, MixingTensor((66_000,), value_buckets(seeded))),
-                (np.arange(10) % 2 == 0, MixingTensor((2, 5), value_buckets(seeded))),
-            ]
+            [np.arange(66_000) % 3000 == 0, np.arange(10) % 2 == 0],
+            [MaskContext((66_000,), buckets), MaskContext((2, 5), buckets)],
         )[0]
     )
     files["mask-mixing-many-columns"] = shared_masks(section, rows, SEEDED_10)

@@ -317,7 +317,7 @@ def test_why_a_section_is_refused(section: bytes, count: int, dtype: str, code: 
 
 
 def test_the_coder_is_named() -> None:
-    assert dense_coder(b"\3anything") == 3
+    assert dense_coder(b"\3anything") == "palette"
     for section in (b"", b"\x80"):
         with pytest.raises(DecodeError):
             dense_coder(section)

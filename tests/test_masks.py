@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pemncodec.coders.mask_coder import MaskCoder, order0_bits
 from pemncodec.coders.masks import (
     CONSTANT,
     PACKED,
@@ -18,7 +19,6 @@ from pemncodec.coders.masks import (
     decode_mask,
     encode_mask,
     mask_coder,
-    order0_bits,
 )
 from pemncodec.coders.packed import unpack
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
@@ -88,7 +88,7 @@ def test_size_is_order0(density: float, count: int) -> None:
         (random_mask(7, 0.5), PACKED),
     ],
 )
-def test_the_smallest_coder_is_chosen(mask: Mask, coder: int) -> None:
+def test_the_smallest_coder_is_chosen(mask: Mask, coder: MaskCoder) -> None:
     assert mask_coder(encode_mask(mask)) == coder
 
 
@@ -126,7 +126,7 @@ def test_blocks_of_different_densities(with_kernels: Callable[[str], None]) -> N
     ],
 )
 def test_the_examples_of_the_spec(block: str, ones: list[int]) -> None:
-    section = bytes([RANS]) + bytes.fromhex(block)
+    section = bytes([RANS.id]) + bytes.fromhex(block)
     assert np.flatnonzero(decoded(section, 40)).tolist() == ones
     assert encode_mask(decoded(section, 40)) == section or len(section) > 6
 
@@ -153,7 +153,7 @@ def attempt(section: bytes, count: int) -> None:
 def test_random_sections(section: bytes, count: int) -> None:
     attempt(section, count)
     for coder in (CONSTANT, PACKED, RANS):
-        attempt(bytes([coder]) + section, count)
+        attempt(bytes([coder.id]) + section, count)
 
 
 @BOTH

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 import pemncodec
 from pemncodec.checkpoints.checkpoint import load_checkpoint
+from pemncodec.coders import mixing
+from pemncodec.coders.buckets import value_buckets
+from pemncodec.coders.mask_coder import Buckets, MaskContext, order0_bits
 from pemncodec.coders.masks import (
     CONSTANT,
     MIXING,
@@ -28,15 +31,8 @@ from pemncodec.coders.masks import (
     decode_masks,
     encode_masks,
     mask_coder,
-    order0_bits,
 )
-from pemncodec.coders.mixing import (
-    BLOCK_WEIGHTS,
-    MixingTensor,
-    decode_mixing,
-    encode_mixing,
-    value_buckets,
-)
+from pemncodec.coders.mixing import BLOCK_WEIGHTS, decode_mixing
 from pemncodec.coders.packed import unpack
 from pemncodec.contents import (
     CARRIERS,
@@ -63,15 +59,23 @@ def random_mask(count: int, density: float, seed: int = 0) -> Mask:
     return np.random.default_rng(seed).random(count) < density
 
 
+def context(shape: tuple[int, ...], buckets: Buckets | None = None, offset: int = 0) -> MaskContext:
+    return MaskContext(shape, None if buckets is None else lambda: buckets, offset)
+
+
+def encode(masks: list[tuple[Mask, MaskContext]]) -> tuple[bytes, list[int]]:
+    return mixing.encode_mixing([mask for mask, _ in masks], [tensor for _, tensor in masks])
+
+
 @st.composite
-def mixed(draw: st.DrawFn, most: int = 4) -> list[tuple[Mask, MixingTensor]]:
+def mixed(draw: st.DrawFn, most: int = 4) -> list[tuple[Mask, MaskContext]]:
     """Masks with their tensors, on prototypes that are known or not."""
     masks = []
     for shape in draw(st.lists(SHAPES, min_size=1, max_size=most)):
         rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         values = rng.standard_normal(draw(st.integers(1, 50))).astype(np.float32)
         known = draw(st.booleans())
-        tensor = MixingTensor(
+        tensor = context(
             shape,
             value_buckets(values) if known else None,
             draw(st.integers(0, values.size - 1)),
@@ -81,14 +85,14 @@ def mixed(draw: st.DrawFn, most: int = 4) -> list[tuple[Mask, MixingTensor]]:
     return masks
 
 
-def decoded(data: bytes, tensors: list[MixingTensor]) -> list[Mask]:
+def decoded(data: bytes, tensors: list[MaskContext]) -> list[Mask]:
     return [
         unpack(packed, numel(tensor.shape))
         for packed, tensor in zip(decode_mixing(data, tensors), tensors, strict=True)
     ]
 
 
-def assert_round_trip(masks: list[tuple[Mask, MixingTensor]], data: bytes) -> None:
+def assert_round_trip(masks: list[tuple[Mask, MaskContext]], data: bytes) -> None:
     result = decoded(data, [tensor for _, tensor in masks])
     for (mask, _), found in zip(masks, result, strict=True):
         assert np.array_equal(found, mask)
@@ -96,8 +100,8 @@ def assert_round_trip(masks: list[tuple[Mask, MixingTensor]], data: bytes) -> No
 
 @BOTH
 @given(masks=mixed())
-def test_round_trip(masks: list[tuple[Mask, MixingTensor]]) -> None:
-    data, costs = encode_mixing(masks)
+def test_round_trip(masks: list[tuple[Mask, MaskContext]]) -> None:
+    data, costs = encode(masks)
     assert sum(costs) == len(data)
     assert_round_trip(masks, data)
 
@@ -105,21 +109,21 @@ def test_round_trip(masks: list[tuple[Mask, MixingTensor]]) -> None:
 @settings(max_examples=50)
 @given(masks=mixed())
 def test_both_implementations_write_the_same_bytes(
-    with_kernels: Callable[[str], None], masks: list[tuple[Mask, MixingTensor]]
+    with_kernels: Callable[[str], None], masks: list[tuple[Mask, MaskContext]]
 ) -> None:
     with_kernels("native")
-    data = encode_mixing(masks)
+    data = encode(masks)
     with_kernels("numpy")
-    assert encode_mixing(masks) == data
+    assert encode(masks) == data
     assert_round_trip(masks, data[0])
 
 
 @settings(max_examples=30)
 @given(masks=mixed())
 def test_the_reference_decoder_reads_what_is_written(
-    reference: ModuleType, masks: list[tuple[Mask, MixingTensor]]
+    reference: ModuleType, masks: list[tuple[Mask, MaskContext]]
 ) -> None:
-    data, _ = encode_mixing(masks)
+    data, _ = encode(masks)
     known = [
         (list(tensor.shape), tensor.weight_buckets(0, mask.size).tolist()) for mask, tensor in masks
     ]
@@ -128,8 +132,8 @@ def test_the_reference_decoder_reads_what_is_written(
 
 @pytest.mark.parametrize("density", [0.0, 0.0001, 0.5, 0.9999, 1.0])
 def test_extreme_densities(density: float) -> None:
-    masks = [(random_mask(200_000, density), MixingTensor((200, 1000)))]
-    data, _ = encode_mixing(masks)
+    masks = [(random_mask(200_000, density), context((200, 1000)))]
+    data, _ = encode(masks)
     assert_round_trip(masks, data)
     bound = order0_bits(int(masks[0][0].sum()), 200_000) / 8
     assert len(data) <= bound * 1.02 + 60
@@ -139,8 +143,8 @@ def test_blocks_are_independent() -> None:
     shape = (3, (BLOCK_WEIGHTS + 1000) // 3 + 1)
     mask = random_mask(math.prod(shape), 0.01)
     buckets = value_buckets(np.random.default_rng(1).random(999).astype(np.float32))
-    tensor = MixingTensor(shape, buckets, 5)
-    data, _ = encode_mixing([(mask, tensor)])
+    tensor = context(shape, buckets, 5)
+    data, _ = encode([(mask, tensor)])
     assert_round_trip([(mask, tensor)], data)
     for cut in (0, 7, 8, 12, len(data) - 1):
         with pytest.raises(DecodeError):
@@ -159,7 +163,7 @@ def test_rows_and_columns_are_learned() -> None:
     odds = 1 / (1 + np.exp(-(rows[:, None] + columns - 1.96)))
     mask = rng.random(odds.shape) < odds
     true = -(np.log2(np.where(mask, odds, 1 - odds))).mean()
-    data, _ = encode_mixing([(mask.reshape(-1), MixingTensor(mask.shape))])
+    data, _ = encode([(mask.reshape(-1), context(mask.shape))])
     bits = 8 * len(data) / mask.size
     assert bits < 1.05 * true
     assert bits < 0.85 * order0_bits(int(mask.sum()), mask.size) / mask.size
@@ -170,25 +174,25 @@ def test_values_are_learned() -> None:
     shape = (50, 1000)
     weights = np.resize(values, math.prod(shape))
     mask = random_mask(weights.size, 1.0) & (np.abs(weights) > 0.7)
-    known, _ = encode_mixing([(mask, MixingTensor(shape, value_buckets(values)))])
-    unknown, _ = encode_mixing([(mask, MixingTensor(shape))])
+    known, _ = encode([(mask, context(shape, value_buckets(values)))])
+    unknown, _ = encode([(mask, context(shape))])
     assert len(known) < 0.2 * len(unknown)
 
 
-def wanted(rows: int, columns: int, seed: int) -> tuple[Mask, MixingTensor]:
+def wanted(rows: int, columns: int, seed: int) -> tuple[Mask, MaskContext]:
     """Weights are kept that pull the way which their row, or else their column, wants."""
     rng = np.random.default_rng(seed)
     values = rng.standard_normal(rows * columns).astype(np.float32)
     direction = rng.choice([-1, 1], (rows, 1)) + rng.choice([-1, 1], columns)
     pull = direction * values.reshape(rows, columns)
     mask = rng.random(pull.shape) < 1 / (1 + np.exp(-pull))
-    return mask.reshape(-1), MixingTensor((rows, columns), value_buckets(values))
+    return mask.reshape(-1), context((rows, columns), value_buckets(values))
 
 
 def test_signs_of_rows_and_columns_are_learned() -> None:
     mask, tensor = wanted(400, 500, 6)
-    known, _ = encode_mixing([(mask, tensor)])
-    unknown, _ = encode_mixing([(mask, MixingTensor(tensor.shape))])
+    known, _ = encode([(mask, tensor)])
+    unknown, _ = encode([(mask, context(tensor.shape))])
     assert len(known) < 0.9 * len(unknown)
 
 
@@ -200,8 +204,8 @@ def test_neighbours_of_a_kernel_are_learned(shape: tuple[int, ...]) -> None:
     direction = rng.choice([-2, 2], (*shape[:2], *[1] * (len(shape) - 2)))
     odds = 1 / (1 + np.exp(-direction * values.reshape(shape)))
     mask = (rng.random(shape) < odds).reshape(-1)
-    known, _ = encode_mixing([(mask, MixingTensor(shape, value_buckets(values)))])
-    unknown, _ = encode_mixing([(mask, MixingTensor(shape))])
+    known, _ = encode([(mask, context(shape, value_buckets(values)))])
+    unknown, _ = encode([(mask, context(shape))])
     assert len(known) < 0.93 * len(unknown)
 
 
@@ -211,21 +215,21 @@ def test_short_prototypes_tie_rows_that_are_equal() -> None:
     values = rng.standard_normal(17).astype(np.float32)
     wants = rng.random((17, 128)) < 0.5
     mask = np.tile(wants, (20, 1))[:300] ^ (rng.random((300, 128)) < 0.1)
-    known, _ = encode_mixing([(mask.reshape(-1), MixingTensor(mask.shape, value_buckets(values)))])
+    known, _ = encode([(mask.reshape(-1), context(mask.shape, value_buckets(values)))])
     assert len(known) < 0.75 * mask.size / 8
 
 
 @given(mixed(), st.integers(0, 10**6), st.integers(0, 300))
 def test_buckets_of_any_stretch(
-    masks: list[tuple[Mask, MixingTensor]], start: int, count: int
+    masks: list[tuple[Mask, MaskContext]], start: int, count: int
 ) -> None:
     for _, tensor in masks:
         found = tensor.weight_buckets(start, start + count)
         if tensor.buckets is None:
             assert found.tolist() == [0] * count
         else:
-            places = (tensor.offset + start + np.arange(count)) % tensor.buckets.size
-            assert np.array_equal(found, tensor.buckets[places])
+            places = (tensor.offset + start + np.arange(count)) % tensor.buckets().size
+            assert np.array_equal(found, tensor.buckets()[places])
 
 
 def test_layers_learn_from_each_other() -> None:
@@ -234,9 +238,9 @@ def test_layers_learn_from_each_other() -> None:
     kept = rng.random(256)
     one = rng.random((256, 64)) < kept[:, None]
     two = rng.random((64, 256)) < kept
-    masks = [(m.reshape(-1), MixingTensor(m.shape)) for m in (one, two)]
-    _, (_, second) = encode_mixing(masks)
-    alone, _ = encode_mixing(masks[1:])
+    masks = [(m.reshape(-1), context(m.shape)) for m in (one, two)]
+    _, (_, second) = encode(masks)
+    alone, _ = encode(masks[1:])
     assert second < 0.98 * len(alone)
 
 
@@ -265,9 +269,9 @@ def sections_of(
     masks: list[Mask], preset: Preset, shapes: list[tuple[int, ...]] | None = None
 ) -> list[tuple[bytes, list[int]]]:
     shapes = shapes or [mask.shape for mask in masks]
-    tensors = [MixingTensor(shape) for shape in shapes]
+    tensors = [context(shape) for shape in shapes]
     flat = [mask.reshape(-1) for mask in masks]
-    sections = encode_masks(flat, tensors, preset, lambda _: None)
+    sections = encode_masks(flat, tensors, preset)
     assert sorted(i for _, members in sections for i in members) == list(range(len(masks)))
     for section, members in sections:
         packed = decode_masks(section, [tensors[i] for i in members])
@@ -323,7 +327,7 @@ def test_large_models_are_mixed_on_request_only() -> None:
 # ------------------------------------------------------------------------- hostile sections
 
 
-def attempt(section: bytes, tensors: list[MixingTensor]) -> None:
+def attempt(section: bytes, tensors: list[MaskContext]) -> None:
     with contextlib.suppress(CorruptError, TruncatedError):
         for packed, tensor in zip(decode_masks(section, tensors), tensors, strict=True):
             count = numel(tensor.shape)
@@ -334,33 +338,33 @@ def attempt(section: bytes, tensors: list[MixingTensor]) -> None:
 @BOTH
 @settings(max_examples=150)
 @given(data=st.binary(max_size=300), masks=mixed())
-def test_random_sections(data: bytes, masks: list[tuple[Mask, MixingTensor]]) -> None:
+def test_random_sections(data: bytes, masks: list[tuple[Mask, MaskContext]]) -> None:
     tensors = [tensor for _, tensor in masks]
-    attempt(bytes([MIXING]) + data, tensors)
+    attempt(bytes([MIXING.id]) + data, tensors)
     attempt(data, tensors)
 
 
 @BOTH
 @settings(max_examples=100)
 @given(masks=mixed(), data=st.data())
-def test_damaged_sections(masks: list[tuple[Mask, MixingTensor]], data: st.DataObject) -> None:
-    section = bytearray([MIXING, *encode_mixing(masks)[0]])
+def test_damaged_sections(masks: list[tuple[Mask, MaskContext]], data: st.DataObject) -> None:
+    section = bytearray([MIXING.id, *encode(masks)[0]])
     for _ in range(data.draw(st.integers(0, 3))):
         section[data.draw(st.integers(0, len(section) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(section)) | st.just(len(section)))
     tensors = [tensor for _, tensor in masks]
     attempt(bytes(section[:cut]) + data.draw(st.binary(max_size=4)), tensors)
-    attempt(bytes(section), [*tensors[1:], MixingTensor((3, 5))])
+    attempt(bytes(section), [*tensors[1:], context((3, 5))])
 
 
 @settings(max_examples=100)
 @given(masks=mixed(), damage=st.data())
 def test_both_implementations_refuse_alike(
     with_kernels: Callable[[str], None],
-    masks: list[tuple[Mask, MixingTensor]],
+    masks: list[tuple[Mask, MaskContext]],
     damage: st.DataObject,
 ) -> None:
-    data = bytearray(encode_mixing(masks)[0])
+    data = bytearray(encode(masks)[0])
     data[damage.draw(st.integers(0, len(data) - 1))] ^= damage.draw(st.integers(1, 255))
     del data[damage.draw(st.integers(0, len(data)) | st.just(len(data))) :]
     outcomes = []
@@ -376,8 +380,8 @@ def test_both_implementations_refuse_alike(
 
 @BOTH
 def test_every_cut_and_every_addition_is_refused() -> None:
-    masks = [(structured((20, 30)).reshape(-1), MixingTensor((20, 30)))]
-    data, _ = encode_mixing(masks)
+    masks = [(structured((20, 30)).reshape(-1), context((20, 30)))]
+    data, _ = encode(masks)
     tensors = [tensor for _, tensor in masks]
     for length in range(len(data)):
         with pytest.raises(DecodeError):
@@ -403,13 +407,13 @@ def test_every_cut_and_every_addition_is_refused() -> None:
 )
 def test_why_a_section_is_refused(data: bytes, shapes: list[tuple[int, ...]], code: str) -> None:
     with pytest.raises(DecodeError) as caught:
-        decode_mixing(data, [MixingTensor(shape) for shape in shapes])
+        decode_mixing(data, [context(shape) for shape in shapes])
     assert caught.value.code == code
 
 
 def test_few_bytes_do_not_cost_the_time_of_many_weights() -> None:
     """A block that ends at once stops decoding, however many weights it should have."""
-    tensor = MixingTensor((1 << 30,), np.zeros(1, np.uint8))
+    tensor = context((1 << 30,), np.zeros(1, np.uint8))
     blocks = (1 << 30) // BLOCK_WEIGHTS
     data = np.full(blocks, 5, "<u4").tobytes() + (b"\x80" + b"\x55" * 4) * blocks
     with pytest.raises(DecodeError):
@@ -439,7 +443,7 @@ def test_one_tensor_of_a_shared_section() -> None:
         info = file.info()
         assert [tensor.coder for tensor in info.tensors] == ["mixing"] * 3
         assert sum(tensor.bytes for tensor in info.tensors) == info.mask_bytes
-        assert len({row.section for row in file.header.tensors}) == 1
+        assert len({mask.section for mask in file.header.masks}) == 1
         assert file.mask_bits("w1").tolist() == masks[1].reshape(-1).astype(int).tolist()
     assert len(data) < len(b"".join(encode_contents(contents, preset="fast")))
 

@@ -6,14 +6,15 @@ exactly. Batch norms have them where a channel hardly varies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from pemncodec.coders.shortening import Shortening
 from pemncodec.coders.varint import decode_varint, encode_varint
-from pemncodec.contents import numel
+from pemncodec.contents import Array, numel
 from pemncodec.errors import CorruptError, TruncatedError
 
 PER_ROW_ITEMS = 64  # from here a row's own scale and offset cost less than 1 bit an item
@@ -52,8 +53,43 @@ def has_rows(shape: tuple[int, ...]) -> bool:
     return len(shape) > 1 and numel(shape[1:]) >= PER_ROW_ITEMS
 
 
-def encode_affine(array: Floats) -> tuple[Codes, Floats, Floats, Positions]:
-    """Finite values [*shape], not empty.
+def encode_affine(arrays: Sequence[Floats]) -> tuple[bytes, list[Array]]:
+    """Finite values [*shape] each, none empty, to parameters and codes, uint8 [n of all]."""
+    coded = [quantize(array) for array in arrays]
+    starts = np.cumsum([0, *(array.size for array in arrays[:-1])])
+    codes, scales, offsets = (np.concatenate([part[i] for part in coded]) for i in range(3))
+    outliers = np.concatenate([p[3] + first for p, first in zip(coded, starts, strict=True)])
+    exact = np.concatenate([a.reshape(-1)[p[3]] for a, p in zip(arrays, coded, strict=True)])
+    in_rows = has_rows(arrays[0].shape)
+    return encode_parameters(in_rows, scales, offsets, outliers, exact), [codes]
+
+
+def decode_affine(
+    body: bytes, shapes: Sequence[tuple[int, ...]]
+) -> tuple[int, Callable[[Codes], Floats]]:
+    """Where the codes begin, and what makes values [n of all] of them.
+
+    Raises:
+        TruncatedError, CorruptError: as `decode_parameters`.
+    """
+    known = decode_parameters(body, shapes)
+
+    def restore(codes: Codes) -> Floats:
+        values, first_row, first = np.empty(codes.size, np.float32), 0, 0
+        for shape, rows in zip(shapes, known.rows, strict=True):
+            own, last = slice(first_row, first_row + rows), first + numel(shape)
+            values[first:last] = dequantize(
+                codes[first:last], known.scales[own], known.offsets[own]
+            )
+            first_row, first = first_row + rows, last
+        values[known.outliers] = known.exact
+        return values
+
+    return known.end, restore
+
+
+def quantize(array: Floats) -> tuple[Codes, Floats, Floats, Positions]:
+    """Finite values [*shape], not empty, of one tensor.
 
     Returns:
         Codes [n]; scales and offsets [rows]; positions of values to keep exactly, with code 0.
@@ -86,7 +122,7 @@ def _outliers(values: Floats) -> Positions:
     return np.sort(np.concatenate([order[:below], order[order.size - above :]]))
 
 
-def decode_affine(codes: Codes, scales: Floats, offsets: Floats) -> Floats:
+def dequantize(codes: Codes, scales: Floats, offsets: Floats) -> Floats:
     """Values [n] of codes [n]: one binary32 product, then one binary32 sum."""
     if not codes.size:
         return np.empty(0, np.float32)
@@ -142,3 +178,6 @@ def _floats(data: bytes, start: int, count: int) -> tuple[Floats, int]:
     if not np.isfinite(numbers).all():
         raise CorruptError("section", "a scale, offset or exact value that is not finite")
     return numbers, end
+
+
+Q8 = Shortening(6, "q8", "uint8", encode_affine, decode_affine)

@@ -1,112 +1,110 @@
 """Masks ↔ section bytes; the smallest of the coders is chosen per mask (spec/pemn.md section 6).
 
 A section is one byte that names the coder, then what the coder wrote. It holds one mask, or several
-that are mixed in one stream.
+that a coder with context takes in one stream.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
-
-from pemncodec.coders.mixing import MixingTensor, decode_mixing, encode_mixing
-from pemncodec.coders.packed import decode_packed, encode_packed, packed_size
-from pemncodec.coders.rans import decode_block, decode_rans, encode_rans, split_blocks
-from pemncodec.contents import numel
+from pemncodec.coders.constant import CONSTANT
+from pemncodec.coders.mask_coder import Mask, MaskBlock, MaskCoder, MaskContext, PackedMask
+from pemncodec.coders.mixing import MIXING
+from pemncodec.coders.packed import PACKED
+from pemncodec.coders.rans import RANS
 from pemncodec.errors import CorruptError, TruncatedError
 
-CONSTANT, PACKED, RANS, MIXING = 0, 1, 2, 3
-CODER_NAMES = {CONSTANT: "constant", PACKED: "packed", RANS: "rans", MIXING: "mixing"}
+MASK_CODERS: tuple[MaskCoder, ...] = (CONSTANT, PACKED, RANS, MIXING)
+"""Every mask coder, the one that decodes fastest first: it is taken where sizes are equal."""
 
 Preset = Literal["fast", "default", "max"]
 PRESETS: tuple[str, ...] = get_args(Preset)
-"""fast: coders that decode at memory speed. default: also mixing, on models that it decodes within
-a second, where it saves enough. max: also mixing, wherever it saves a byte."""
+"""fast: coders that decode at memory speed. default: also those with context, on models that they
+decode within a second, where they save enough. max: also those, wherever they save a byte."""
 
 _STREAM_WEIGHTS = 1 << 22  # of small masks in one stream; bounds what reading one of them decodes
-SECTION_BYTES = 6  # about what a section costs in the section table
-_MIXED_BY_DEFAULT = 1 << 24  # weights of a model
+_SECTION_BYTES = 6  # about what a section costs in the section table
+_CONTEXT_BY_DEFAULT = 1 << 24  # weights of a model
 _LEAST_DEFAULT_GAIN = 1 / 64
 
 _BLOCK_WEIGHTS = 1 << 20  # of a mask that is not stored in blocks
 
-Mask = npt.NDArray[np.bool_]
-PackedMask = npt.NDArray[np.uint8]
+_CODER_OF_ID = {coder.id: coder for coder in MASK_CODERS}
+_STATIC_CODERS = [coder for coder in MASK_CODERS if not coder.context]
+_CONTEXT_CODERS = [coder for coder in MASK_CODERS if coder.context]
+
+MaskSection = tuple[bytes, list[int]]
+"""A section, and the numbers of its masks."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MaskBlock:
-    """A slice of a mask that can be decoded by itself.
-
-    Attributes:
-        start: index of its first weight, a multiple of 8.
-        stop: index behind its last weight.
-        decode: returns its packed bits; raises what `decode_mask` does.
-    """
-
-    start: int
-    stop: int
-    decode: Callable[[], PackedMask]
+def tries_context(preset: Preset, weights: int) -> bool:
+    """Whether coders with context are tried on a model with that many masked weights."""
+    return preset == "max" or (preset == "default" and weights <= _CONTEXT_BY_DEFAULT)
 
 
-def tries_mixing(preset: Preset, weights: int) -> bool:
-    """Whether the masks of a model with that many masked weights may be mixed."""
-    return preset == "max" or (preset == "default" and weights <= _MIXED_BY_DEFAULT)
-
-
-def order0_bits(ones: int, count: int) -> float:
-    """n·H(p): bits that independent coding of a mask needs at its density."""
-    if ones in (0, count):
-        return 0.0
-    p = ones / count
-    return -count * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
+def total_bytes(sections: Sequence[MaskSection]) -> int:
+    """Bytes of mask sections in a file."""
+    return sum(len(section) + _SECTION_BYTES for section, _ in sections)
 
 
 def encode_masks(
     masks: Sequence[Mask],
-    tensors: Sequence[MixingTensor],
+    contexts: Sequence[MaskContext],
     preset: Preset,
-    count: Callable[[int], None],
-) -> list[tuple[bytes, list[int]]]:
-    """Masks to sections, each with the numbers of its masks, in the order of their first ones.
+    count: Callable[[int], None] = lambda _: None,
+) -> list[MaskSection]:
+    """Masks to sections, in the order of their first masks.
 
     Args:
         masks: bool [n] each.
-        tensors: what mixing knows of each.
+        contexts: what is known of each.
         preset: which coders to try.
         count: called with numbers of weights as they are coded.
     """
-    alone = [encode_mask(bits) for bits in masks]
-    mixed: dict[int, tuple[bytes, list[int]]] = {}  # by the first mask
+    alone = [_encode_alone(bits, context) for bits, context in zip(masks, contexts, strict=True)]
+    together: dict[int, MaskSection] = {}  # by the first mask
     weights = sum(bits.size for bits in masks)
-    streams = _streams(masks, alone) if tries_mixing(preset, weights) else []
+    streams = _streams(masks, alone) if tries_context(preset, weights) else []
     least_gain = 0.0 if preset == "max" else _LEAST_DEFAULT_GAIN
     for members in streams:
-        best = _mix(members, masks, tensors, alone, least_gain)
+        best = _encode_together(members, masks, contexts, alone, least_gain)
         if best is not None:
-            mixed[best[1][0]] = best
+            together[best[1][0]] = best
         count(sum(masks[index].size for index in members))
-    streamed = {index for _, members in mixed.values() for index in members}
+    streamed = {index for _, members in together.values() for index in members}
     count(weights - sum(masks[index].size for members in streams for index in members))
     return [
-        mixed.get(index, (section, [index]))
+        together.get(index, (section, [index]))
         for index, section in enumerate(alone)
-        if index in mixed or index not in streamed
+        if index in together or index not in streamed
     ]
 
 
+def encode_mask(bits: Mask) -> bytes:
+    """bool [n] to a section of its own, by the static coder that makes the smallest."""
+    return _encode_alone(bits, MaskContext(bits.shape))
+
+
+def _encode_alone(bits: Mask, context: MaskContext) -> bytes:
+    if not bits.size:
+        return bytes([CONSTANT.id, 0])
+    sections = [
+        bytes([coder.id]) + coded[0]
+        for coder in _STATIC_CODERS
+        if (coded := coder.encode([bits], [context])) is not None
+    ]
+    return min(sections, key=len)
+
+
 def _streams(masks: Sequence[Mask], alone: Sequence[bytes]) -> list[list[int]]:
-    """Which masks to mix together: runs of small ones, every large one by itself."""
+    """Which masks to code together: runs of small ones, every large one by itself."""
     streams: list[list[int]] = []
     room = 0
     for index, bits in enumerate(masks):
-        if alone[index][0] == CONSTANT:
+        if alone[index][0] == CONSTANT.id:
             continue
         if bits.size > _STREAM_WEIGHTS:
             streams.append([index])
@@ -120,67 +118,70 @@ def _streams(masks: Sequence[Mask], alone: Sequence[bytes]) -> list[list[int]]:
     return streams
 
 
-def _mix(
+def _encode_together(
     members: list[int],
     masks: Sequence[Mask],
-    tensors: Sequence[MixingTensor],
+    contexts: Sequence[MaskContext],
     alone: Sequence[bytes],
     least_gain: float,
-) -> tuple[bytes, list[int]] | None:
-    """The members' section without those that are smaller alone; None where it does not pay."""
+) -> MaskSection | None:
+    """The best section of members that are larger alone; None where it does not pay."""
+    found = [_encode_by(c, members, masks, contexts, alone, least_gain) for c in _CONTEXT_CODERS]
+    gains = [gain for gain in found if gain is not None]
+    return max(gains, key=lambda gain: gain[0])[1] if gains else None
+
+
+def _encode_by(
+    coder: MaskCoder,
+    members: list[int],
+    masks: Sequence[Mask],
+    contexts: Sequence[MaskContext],
+    alone: Sequence[bytes],
+    least_gain: float,
+) -> tuple[int, MaskSection] | None:
+    """What one coder gains, and its section."""
     while members:
-        body, costs = encode_mixing([(masks[index], tensors[index]) for index in members])
+        coded = coder.encode([masks[i] for i in members], [contexts[i] for i in members])
+        if coded is None:
+            return None
+        body, costs = coded
         paying = [
             index
             for index, cost in zip(members, costs, strict=True)
-            if cost < len(alone[index]) + SECTION_BYTES
+            if cost < len(alone[index]) + _SECTION_BYTES
         ]
         if len(paying) == len(members):
-            before = sum(len(alone[index]) + SECTION_BYTES for index in members)
-            gain = before - (1 + len(body) + SECTION_BYTES)
-            return (bytes([MIXING]) + body, members) if gain > before * least_gain else None
+            before = total_bytes([(alone[index], [index]) for index in members])
+            section = (bytes([coder.id]) + body, members)
+            gain = before - total_bytes([section])
+            return (gain, section) if gain > before * least_gain else None
         members = paying
     return None
 
 
-def encode_mask(bits: Mask) -> bytes:
-    """bool [n] to a section of its own, by a static coder."""
-    ones = int(np.count_nonzero(bits))
-    if ones in (0, bits.size):
-        return bytes([CONSTANT, int(ones > 0)])
-    packed = encode_packed(bits)
-    if order0_bits(ones, bits.size) < 8 * len(packed):
-        coded = encode_rans(np.frombuffer(packed, np.uint8), bits.size)
-        if len(coded) < len(packed):
-            return bytes([RANS]) + coded
-    return bytes([PACKED]) + packed
-
-
-def decode_masks(section: bytes, tensors: Sequence[MixingTensor]) -> list[PackedMask]:
+def decode_masks(section: bytes, contexts: Sequence[MaskContext]) -> list[PackedMask]:
     """Packed bits, uint8 [ceil(n / 8)], of every mask of a section.
 
     Raises:
         TruncatedError: the section is too short.
         CorruptError: the section is not what `encode_masks` can have written.
     """
-    if mask_coder(section) == MIXING:
-        return decode_mixing(section[1:], tensors)
-    if len(tensors) > 1:
-        raise CorruptError("section", "several masks in a section that is not mixed")
-    return [decode_mask(section, numel(tensors[0].shape))]
+    return mask_coder(section).decode(section[1:], contexts)
 
 
-def mask_blocks(section: bytes, count: int) -> list[MaskBlock]:
-    """A section of one mask by a static coder as blocks that several threads can decode.
+def decode_mask(section: bytes, count: int) -> PackedMask:
+    """Packed bits, uint8 [ceil(count / 8)], of one mask of which nothing else is known."""
+    (packed,) = decode_masks(section, [MaskContext((count,))])
+    return packed
 
-    Raises:
-        TruncatedError: the section is too short.
-        CorruptError: the section is not what `encode_mask` can have written.
-    """
-    if mask_coder(section) == RANS and count:
-        blocks = split_blocks(section[1:], count)
-        return [MaskBlock(b.start, b.stop, partial(decode_block, b)) for b in blocks]
-    return blocks_of(decode_mask(section, count), count)
+
+def mask_blocks(section: bytes, context: MaskContext) -> list[MaskBlock]:
+    """A section of one mask as blocks that several threads can decode; errors as `decode_masks`."""
+    coder = mask_coder(section)
+    if coder.blocks is not None:
+        return coder.blocks(section[1:], context.count)
+    (packed,) = coder.decode(section[1:], [context])
+    return blocks_of(packed, context.count)
 
 
 def blocks_of(packed: PackedMask, count: int) -> list[MaskBlock]:
@@ -195,33 +196,10 @@ def _slice(packed: PackedMask, start: int) -> PackedMask:
     return packed[start // 8 : (start + _BLOCK_WEIGHTS) // 8]
 
 
-def decode_mask(section: bytes, count: int) -> PackedMask:
-    """Packed bits, uint8 [ceil(count / 8)], of a section of one mask by a static coder.
-
-    Raises:
-        TruncatedError: the section is too short.
-        CorruptError: the section is not what `encode_mask` can have written.
-    """
-    coder = mask_coder(section)
-    body = section[1:]
-    if coder == PACKED:
-        return decode_packed(body, count)
-    if coder == RANS:
-        if not count:
-            raise CorruptError("section", "a rANS-coded mask of no weights")
-        return decode_rans(body, count)
-    if body not in (b"\0", b"\1"):
-        raise CorruptError("section", "a constant mask is one byte, 0 or 1")
-    packed = np.full(packed_size(count), 0xFF * body[0], np.uint8)
-    if count % 8:
-        packed[-1] &= (1 << count % 8) - 1
-    return packed
-
-
-def mask_coder(section: bytes) -> int:
+def mask_coder(section: bytes) -> MaskCoder:
     """The coder that a section names."""
     if not section:
         raise TruncatedError("truncated", "an empty mask section")
-    if section[0] not in CODER_NAMES:
+    if section[0] not in _CODER_OF_ID:
         raise CorruptError("unknown-field", f"unknown mask coder {section[0]}")
-    return section[0]
+    return _CODER_OF_ID[section[0]]

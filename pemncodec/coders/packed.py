@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pemncodec.coders.mask_coder import static_coder
 from pemncodec.errors import CorruptError, TruncatedError
 
 
@@ -38,3 +39,6 @@ def decode_packed(data: bytes, count: int) -> npt.NDArray[np.uint8]:
 def unpack(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.bool_]:
     """bool [count] from packed bits."""
     return np.unpackbits(packed, count=count, bitorder="little").view(np.bool_)
+
+
+PACKED = static_coder(1, "packed", encode_packed, decode_packed)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pemncodec.coders.lossless import Items, LosslessCoder
 from pemncodec.coders.planes import decode_planes, encode_planes
 from pemncodec.errors import CorruptError, TruncatedError
 
 MAX_VALUES = 256
+_SAMPLE = 4096
 
 
 def encode_palette(items: npt.NDArray[np.unsignedinteger]) -> bytes | None:
@@ -44,3 +46,11 @@ def decode_palette(data: bytes, count: int, itemsize: int) -> npt.NDArray[np.uns
         raise CorruptError("section", "an index behind the palette's last value")
     items: npt.NDArray[np.unsignedinteger] = values[indices]
     return items
+
+
+def _encode_where_few(items: Items, _dtype: str) -> bytes | None:
+    # Sorting a large tensor is not worth it where its start has many values already.
+    return encode_palette(items) if np.unique(items[:_SAMPLE]).size <= MAX_VALUES else None
+
+
+PALETTE = LosslessCoder(3, "palette", _encode_where_few, decode_palette)

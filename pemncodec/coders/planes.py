@@ -7,9 +7,12 @@ byte, which then holds all of a binary32 or bfloat16 exponent and compresses bet
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
+from pemncodec.coders.lossless import Items, LosslessCoder
 from pemncodec.coders.varint import decode_varint, encode_varint
 from pemncodec.coders.zstd import decode_zstd, encode_zstd
 from pemncodec.errors import CorruptError, TruncatedError
@@ -82,3 +85,21 @@ def _decode_plane(data: bytes, position: int, count: int) -> tuple[npt.NDArray[n
         return np.full(count, body[0], np.uint8), position
     raw = decode_zstd(body, size=count, limit=count) if method == ZSTD else body
     return np.frombuffer(raw, np.uint8), position
+
+
+_FLOATS = {"float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"}
+
+
+def _encode_rotated(items: Items, dtype: str) -> bytes | None:
+    return encode_planes(items, rotate=True) if dtype in _FLOATS else None
+
+
+PLANES = LosslessCoder(
+    1,
+    "planes",
+    lambda items, _dtype: encode_planes(items, rotate=False),
+    partial(decode_planes, rotate=False),
+)
+ROTATED_PLANES = LosslessCoder(
+    2, "rotated planes", _encode_rotated, partial(decode_planes, rotate=True)
+)

@@ -8,15 +8,14 @@ follow from the density, and no table is sent. Large masks are cut into independ
 
 from __future__ import annotations
 
-import math
 import struct
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import numpy.typing as npt
 
 from pemncodec import kernels
+from pemncodec.coders.mask_coder import Mask, MaskBlock, order0_bits, static_coder
 from pemncodec.coders.packed import packed_size
 from pemncodec.coders.varint import decode_varint, encode_varint
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
@@ -30,21 +29,6 @@ _BLOCK_BYTES = 12  # about what a block costs besides its words
 _POPCOUNT = np.array([value.bit_count() for value in range(256)])
 Packed = npt.NDArray[np.uint8]
 Frequencies = npt.NDArray[np.uint32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RansBlock:
-    """A block that can be decoded by itself.
-
-    Attributes:
-        start: index of its first weight, a multiple of 8.
-        stop: index behind its last weight.
-        data: its bytes.
-    """
-
-    start: int
-    stop: int
-    data: memoryview
 
 
 @lru_cache(maxsize=64)
@@ -84,29 +68,31 @@ def encode_rans(packed: Packed, count: int) -> bytes:
     """Packed bits of `count` ≥ 1 weights to blocks, with an index where `count` is large."""
     if count <= 1 << BLOCK_BITS[0]:
         return _encode_block(packed, count)
-    bits = _best_block_bits(packed, count)
+    block_bits = _best_block_bits(packed, count)
     blocks = [
         _encode_block(packed[start // 8 : packed_size(stop)], stop - start)
-        for start, stop in _block_bounds(count, bits)
+        for start, stop in _block_bounds(count, block_bits)
     ]
-    return struct.pack(f"<B{len(blocks)}I", bits, *map(len, blocks)) + b"".join(blocks)
+    return struct.pack(f"<B{len(blocks)}I", block_bits, *map(len, blocks)) + b"".join(blocks)
 
 
 def decode_rans(data: bytes, count: int) -> Packed:
-    """Packed bits of `count` ≥ 1 weights.
+    """Packed bits of `count` weights.
 
     Raises:
         TruncatedError: `data` is too short.
         CorruptError: `data` is not what `encode_rans` can have written.
     """
-    return np.concatenate([decode_block(block) for block in split_blocks(data, count)])
+    return np.concatenate([block.decode() for block in split_blocks(data, count)])
 
 
-def split_blocks(data: bytes, count: int) -> list[RansBlock]:
-    """The blocks of `count` ≥ 1 weights, not decoded; errors as `decode_rans`."""
+def split_blocks(data: bytes, count: int) -> list[MaskBlock]:
+    """The blocks of `count` weights, not decoded; errors as `decode_rans`."""
     view = memoryview(data)
+    if not count:
+        raise CorruptError("section", "a rANS-coded mask of no weights")
     if count <= 1 << BLOCK_BITS[0]:
-        return [RansBlock(0, count, view)]
+        return [MaskBlock(0, count, partial(_decode_block, view, count))]
     if not data:
         raise TruncatedError("truncated", "a rANS mask without the size of its blocks")
     if data[0] not in BLOCK_BITS:
@@ -120,14 +106,13 @@ def split_blocks(data: bytes, count: int) -> list[RansBlock]:
         raise CorruptError("section", "the block index and the section's size differ")
     blocks = []
     for (start, stop), size in zip(bounds, sizes, strict=True):
-        blocks.append(RansBlock(start, stop, view[position : position + size]))
+        body = view[position : position + size]
+        blocks.append(MaskBlock(start, stop, partial(_decode_block, body, stop - start)))
         position += size
     return blocks
 
 
-def decode_block(block: RansBlock) -> Packed:
-    """Packed bits of a block; errors as `decode_rans`."""
-    data, count = block.data, block.stop - block.start
+def _decode_block(data: memoryview, count: int) -> Packed:
     if len(data) < 2:
         raise TruncatedError("truncated", "a block without its density")
     (density,) = struct.unpack_from("<H", data)
@@ -172,16 +157,11 @@ def _best_block_bits(packed: Packed, count: int) -> int:
         starts = [start // 8 for start, _ in bounds]
         ones = np.add.reduceat(counts, starts, dtype=np.int64)
         sizes.append(sum(
-            _BLOCK_BYTES + _order0_bytes(int(k), stop - start)
+            _BLOCK_BYTES + order0_bits(int(k), stop - start) / 8
             for k, (start, stop) in zip(ones, bounds, strict=True)
         ))  # fmt: skip
     near = min(sizes) * 1.0001
     return next(bits for bits, size in zip(BLOCK_BITS, sizes, strict=True) if size <= near)
-
-
-def _order0_bytes(ones: int, count: int) -> float:
-    p = ones / count
-    return -count * sum(q * math.log2(q) for q in (p, 1 - p) if q) / 8
 
 
 def _encode_block(packed: Packed, weights: int) -> bytes:
@@ -219,3 +199,13 @@ def _inverted(packed: Packed, count: int) -> Packed:
     if count % 8:
         inverted[-1] &= (1 << count % 8) - 1
     return inverted
+
+
+def _encode_below_packed(bits: Mask) -> bytes | None:
+    packed = np.packbits(bits, bitorder="little")
+    if order0_bits(int(np.count_nonzero(bits)), bits.size) >= 8 * packed.size:
+        return None
+    return encode_rans(packed, bits.size)
+
+
+RANS = static_coder(2, "rans", _encode_below_packed, decode_rans, split_blocks)

@@ -43,12 +43,23 @@ class StoredRow:
 
 @dataclass(frozen=True, slots=True)
 class MaskedRow:
-    """A masked tensor; its mask's section holds those of all rows that name it, in order."""
+    """A masked tensor: where its values come from. Its mask has a row of its own."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     fill: Fill
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRow:
+    """The mask of a masked tensor; its section holds the masks of all rows that name it, in order.
+
+    Attributes:
+        tensor: name of the tensor.
+    """
+
+    tensor: str
     section: int
 
 
@@ -94,12 +105,14 @@ class Header:
     """What the file lists in front of its sections.
 
     Attributes:
+        masks: one for each masked tensor, in the order of these.
         inference_only: the tensors are good for eval mode alone, such as folded batch norms.
     """
 
     sections: tuple[SectionKind, ...]
     prototypes: tuple[PrototypeRow, ...]
     tensors: tuple[TensorRow, ...]
+    masks: tuple[MaskRow, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     inference_only: bool = False
 
@@ -128,6 +141,7 @@ def encode_header(header: Header) -> bytes:
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMA}
     for tensor in header.tensors:
         _encode_tensor(tensor, rows)
+    rows["masks"] = [{"section": mask.section} for mask in header.masks]
     for prototype in header.prototypes:
         _encode_prototype(prototype, rows)
     value: dict[str, Any] = {**encode_columns(rows)}
@@ -158,7 +172,6 @@ def _encode_tensor(tensor: TensorRow, rows: dict[str, list[dict[str, Any]]]) -> 
                 "scale": _scale_to_hex(fill.scale),
             }
         )
-        rows["masks"].append({"section": tensor.section})
     elif isinstance(tensor, DenseRow):
         rows["tensors"].append(common | {"kind": "dense"})
         rows["dense"].append({"section": tensor.section, "error": tensor.error or 0})
@@ -220,12 +233,13 @@ def decode_header(data: bytes, section_count: int, limits: Limits) -> Header:
     sections = _decode_sections(value.get("sections", []), section_count)
     prototypes = _decode_prototypes(tables, sections)
     tensors = _decode_tensors(tables, sections, prototypes, limits)
-    _check_sections_used(sections, prototypes, tensors)
+    masks = _decode_masks(tables, sections, tensors)
+    _check_sections_used(sections, prototypes, tensors, masks)
     _check_decoded_bytes(prototypes, tensors, limits)
     if value.get("inference_only", True) is not True:
         raise _broken("inference_only is there, but not true")
     metadata = _decode_metadata(value.get("metadata", {}))
-    return Header(sections, prototypes, tensors, metadata, "inference_only" in value)
+    return Header(sections, prototypes, tensors, masks, metadata, "inference_only" in value)
 
 
 def _decode_sections(value: Any, section_count: int) -> tuple[SectionKind, ...]:
@@ -293,7 +307,6 @@ def _decode_tensors(
         kind: iter(table_rows(tables, kind, kinds.count(kind)))
         for kind in ("masked", "dense", "constant", "alias")
     }
-    masks = iter(table_rows(tables, "masks", kinds.count("masked")))
     tensors: list[TensorRow] = []
     targets: set[str] = set()
     names: set[str] = set()
@@ -315,10 +328,7 @@ def _decode_tensors(
         if kind == "masked":
             if dtype not in WEIGHT_DTYPES:
                 raise _broken(f"a masked tensor of dtype {dtype}")
-            section = next(masks)["section"]
-            _check_section(section, "mask", sections)
-            fill = _decode_fill(columns, prototypes)
-            tensors.append(MaskedRow(name, dtype, shape, fill, section))
+            tensors.append(MaskedRow(name, dtype, shape, _decode_fill(columns, prototypes)))
         elif kind == "dense":
             _check_section(columns["section"], "dense", sections)
             error = float(columns["error"])
@@ -327,6 +337,16 @@ def _decode_tensors(
             value = _decode_constant(columns["value"], dtype, shape, name)
             tensors.append(ConstantRow(name, dtype, shape, value))
     return tuple(tensors)
+
+
+def _decode_masks(
+    tables: Mapping[str, Table], sections: Sequence[SectionKind], tensors: Sequence[TensorRow]
+) -> tuple[MaskRow, ...]:
+    masked = [row.name for row in tensors if isinstance(row, MaskedRow)]
+    rows = table_rows(tables, "masks", len(masked))
+    for row in rows:
+        _check_section(row["section"], "mask", sections)
+    return tuple(MaskRow(name, row["section"]) for name, row in zip(masked, rows, strict=True))
 
 
 def _decode_shape(dimensions: list[int], dtype: str, name: str, limits: Limits) -> tuple[int, ...]:
@@ -367,11 +387,12 @@ def _check_sections_used(
     sections: Sequence[SectionKind],
     prototypes: Sequence[PrototypeRow],
     tensors: Sequence[TensorRow],
+    masks: Sequence[MaskRow],
 ) -> None:
     used = [row.section for row in prototypes if isinstance(row, StoredRow)]
     if len(set(used)) != len(used):
         raise _broken("two prototypes share a section")
-    used += [row.section for row in tensors if isinstance(row, MaskedRow)]
+    used += [mask.section for mask in masks]
     group_dtypes: dict[int, str] = {}
     for row in tensors:
         if isinstance(row, DenseRow) and row.dtype != group_dtypes.setdefault(

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+
+from pemncodec.coders.mask_coder import order0_bits
+from pemncodec.contents import CARRIERS, SeededPrototype, numel
+from pemncodec.format.container import Container
+from pemncodec.format.dense_sections import DenseSections
+from pemncodec.format.header import (
+    AliasRow,
+    ConstantRow,
+    DenseRow,
+    Header,
+    MaskedRow,
+    PrototypeRow,
+    TensorRow,
+)
+from pemncodec.format.masked_sections import MaskedSections
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +97,81 @@ def share_bytes(total: int, weights: Sequence[int]) -> list[int]:
         shares.append(upto - given)
         given = upto
     return shares
+
+
+def file_info(
+    container: Container, header: Header, dense: DenseSections, masked: MaskedSections
+) -> FileInfo:
+    """The costs of an open file; decodes its masks to count their ones.
+
+    Raises:
+        DecodeError: a section is damaged.
+    """
+    by_kind = dict.fromkeys(("manifest", "prototype", "dense", "mask"), 0)
+    for kind, entry in zip(header.sections, container.sections, strict=True):
+        by_kind[kind] += entry.length
+    sharers: dict[int, Sequence[DenseRow | MaskedRow]] = {**dense.groups, **masked.sharers}
+    coders = {section: dense.coder(section) for section in dense.groups}
+    coders |= {section: masked.coder(section).name for section in masked.sharers}
+    costs: dict[str, tuple[str, int]] = {}
+    for section, rows in sharers.items():
+        size = container.sections[section].length
+        shares = share_bytes(size, [numel(row.shape) for row in rows])
+        for row, share in zip(rows, shares, strict=True):
+            costs[row.name] = coders[section], share
+    placed = {row.name: row for row in header.tensors if not isinstance(row, AliasRow)}
+    tensors = [_tensor_info(row, placed, costs, dense, masked) for row in header.tensors]
+    own = [tensor for tensor in tensors if tensor.kind != "alias"]
+    weights = sum(numel(tensor.shape) for tensor in own if tensor.kind == "masked")
+    return FileInfo(
+        file_bytes=container.file_size,
+        header_bytes=container.size,
+        manifest_bytes=by_kind["manifest"],
+        prototype_bytes=by_kind["prototype"],
+        dense_bytes=by_kind["dense"],
+        mask_bytes=by_kind["mask"],
+        order0_bytes=sum(tensor.order0_bytes or 0.0 for tensor in own),
+        masked_weights=weights,
+        bits_per_weight=8 * by_kind["mask"] / weights if weights else None,
+        dense_model_bytes=sum(numel(t.shape) * CARRIERS[t.dtype].itemsize for t in own),
+        format_version="{}.{}".format(*container.version),
+        prototypes=tuple(_describe_prototype(row) for row in header.prototypes),
+        metadata=dict(header.metadata),
+        tensors=tuple(tensors),
+        inference_only=header.inference_only,
+    )
+
+
+def _tensor_info(
+    row: TensorRow,
+    placed: Mapping[str, MaskedRow | DenseRow | ConstantRow],
+    costs: Mapping[str, tuple[str, int]],
+    dense: DenseSections,
+    masked: MaskedSections,
+) -> TensorInfo:
+    if isinstance(row, AliasRow):
+        target = placed[row.target]
+        return TensorInfo(row.name, target.shape, target.dtype, "alias", None, None, 0, None)
+    if isinstance(row, ConstantRow):
+        return TensorInfo(row.name, row.shape, row.dtype, "constant", None, None, 0, None)
+    coder, size = costs[row.name]
+    if isinstance(row, MaskedRow):
+        count = numel(row.shape)
+        ones = int(np.bitwise_count(masked.packed_mask(row)).sum(dtype=np.int64))
+        density = ones / count if count else 0.0
+        order0 = order0_bits(ones, count) / 8
+        return TensorInfo(row.name, row.shape, row.dtype, "masked", density, coder, size, order0)
+    largest = float(np.abs(dense.values(row)).max(initial=0)) if row.error else 0.0
+    relative = row.error / largest if largest else float(row.error > 0)
+    return TensorInfo(
+        row.name, row.shape, row.dtype, "dense", None, coder, size, None, row.error, relative
+    )
+
+
+def _describe_prototype(row: PrototypeRow) -> str:
+    if isinstance(row, SeededPrototype):
+        return (
+            f"{row.length:,} {row.distribution} values, from seed {row.seed}, stream {row.stream}"
+        )
+    stored = "stored" if row.used == "all" else "of which the used ones are stored"
+    return f"{row.length:,} {row.dtype} values, {stored}"

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,10 +15,9 @@ import numpy as np
 
 from pemncodec.architecture.manifest import encode_manifest
 from pemncodec.coders import dense, masks
-from pemncodec.coders.mixing import MixingTensor, value_buckets
+from pemncodec.coders.mask_coder import MaskContext, order0_bits
 from pemncodec.contents import (
     AliasTensor,
-    Array,
     Contents,
     DenseTensor,
     MaskedTensor,
@@ -27,19 +27,21 @@ from pemncodec.contents import (
     numel,
 )
 from pemncodec.format.container import encode_container
+from pemncodec.format.contexts import prototype_buckets
 from pemncodec.format.header import (
     AliasRow,
     ConstantRow,
     DenseRow,
     Header,
     MaskedRow,
+    MaskRow,
     SectionKind,
     StoredRow,
     TensorRow,
     Used,
     encode_header,
 )
-from pemncodec.values.fill import prototype_values, used_values
+from pemncodec.values.fill import used_values
 
 
 def encode_contents(
@@ -95,13 +97,12 @@ def encode_contents(
             count(numel(tensor.shape))
             rows[tensor.name] = DenseRow(tensor.name, tensor.dtype, tensor.shape, section, error)
     masked = [tensor for tensor in contents.tensors if isinstance(tensor, MaskedTensor)]
+    for tensor in masked:
+        rows[tensor.name] = MaskedRow(tensor.name, tensor.dtype, tensor.shape, tensor.fill)
     best = _encode_weights(masked, contents.prototypes, preset, count)
+    section_of: dict[int, int] = {}
     for data, members in best.masks:
-        section = add("mask", data)
-        for tensor in (masked[index] for index in members):
-            rows[tensor.name] = MaskedRow(
-                tensor.name, tensor.dtype, tensor.shape, tensor.fill, section
-            )
+        section_of |= dict.fromkeys(members, add("mask", data))
     prototypes = [
         StoredRow(prototype.dtype, prototype.length, used, add("prototype", data))
         if isinstance(prototype, StoredPrototype)
@@ -112,6 +113,7 @@ def encode_contents(
         tuple(kinds),
         tuple(prototypes),
         tuple(rows[tensor.name] for tensor in contents.tensors),
+        tuple(MaskRow(tensor.name, section_of[i]) for i, tensor in enumerate(masked)),
         dict(contents.metadata),
         contents.inference_only,
     )
@@ -122,15 +124,14 @@ def encode_contents(
 class _Weights:
     """Coded masks with the numbers of their tensors; a row's `used` and section a prototype."""
 
-    masks: list[tuple[bytes, list[int]]]
+    masks: list[masks.MaskSection]
     used: list[Used]
     stored: list[bytes]
 
     @property
     def size(self) -> int:
         """Bytes in the file."""
-        mask_bytes = sum(len(data) + masks.SECTION_BYTES for data, _ in self.masks)
-        return mask_bytes + sum(map(len, self.stored))
+        return masks.total_bytes(self.masks) + sum(map(len, self.stored))
 
 
 def _encode_weights(
@@ -141,10 +142,10 @@ def _encode_weights(
 ) -> _Weights:
     """Masks, and prototypes with the values that masks use, or whole where the file is smaller.
 
-    A prototype that is stored whole tells mixing the weights. That can be worth more than the
-    values that no mask uses.
+    A prototype that is stored whole tells coders with context the weights. That can be worth more
+    than the values that no mask uses.
     """
-    mixing = masks.tries_mixing(preset, sum(numel(tensor.shape) for tensor in masked))
+    context = masks.tries_context(preset, sum(numel(tensor.shape) for tensor in masked))
     users: list[list[MaskedTensor]] = [[] for _ in prototypes]
     for tensor in masked:
         users[tensor.fill.prototype].append(tensor)
@@ -152,19 +153,19 @@ def _encode_weights(
     used: list[Used] = []
     candidates: list[int] = []
     for index, prototype in enumerate(prototypes):
-        sections.append(_stored_sections(prototype, users[index], mixing))
+        sections.append(_stored_sections(prototype, users[index], context))
         used.append(next(iter(sections[-1])))
-        more = len(sections[-1]["all"]) - len(sections[-1][used[-1]]) if mixing else 0
+        more = len(sections[-1]["all"]) - len(sections[-1][used[-1]]) if context else 0
         if 0 < 8 * more < sum(_order0_bits(tensor) for tensor in users[index]):
             candidates.append(index)
     buckets = [
-        value_buckets(_values(prototype)) if mixing and "all" in forms else None
+        cache(partial(prototype_buckets, prototype)) if context and "all" in forms else None
         for prototype, forms in zip(prototypes, sections, strict=True)
     ]
 
     def encode(used: list[Used]) -> _Weights:
-        tensors = [
-            MixingTensor(
+        contexts = [
+            MaskContext(
                 tensor.shape,
                 buckets[tensor.fill.prototype] if used[tensor.fill.prototype] == "all" else None,
                 tensor.fill.offset,
@@ -174,7 +175,7 @@ def _encode_weights(
         return _Weights(
             masks.encode_masks(
                 [tensor.mask.reshape(-1) for tensor in masked],
-                tensors,
+                contexts,
                 preset,
                 lambda weights: count(weights / (1 + len(candidates))),
             ),
@@ -190,7 +191,7 @@ def _encode_weights(
 
 
 def _stored_sections(
-    prototype: Prototype, users: Sequence[MaskedTensor], mixing: bool
+    prototype: Prototype, users: Sequence[MaskedTensor], context: bool
 ) -> dict[Used, bytes]:
     """Sections of a prototype by which of its values they hold, the fewest first.
 
@@ -203,19 +204,13 @@ def _stored_sections(
     sections: dict[Used, bytes] = {}
     if not used.all():
         sections["masks"] = dense.encode_dense([prototype.values[used]], prototype.dtype)
-    if used.all() or mixing:
+    if used.all() or context:
         sections["all"] = dense.encode_dense([prototype.values], prototype.dtype)
     return sections
 
 
 def _order0_bits(tensor: MaskedTensor) -> float:
-    return masks.order0_bits(int(np.count_nonzero(tensor.mask)), tensor.mask.size)
-
-
-def _values(prototype: Prototype) -> Array:
-    if isinstance(prototype, StoredPrototype):
-        return prototype.values
-    return prototype_values(prototype)
+    return order0_bits(int(np.count_nonzero(tensor.mask)), tensor.mask.size)
 
 
 def _constant_value(tensor: DenseTensor) -> bytes | None:

@@ -1,0 +1,249 @@
+"""Mask and prototype sections → masks, prototypes and what fills a tensor (spec sections 5 and 6).
+
+Masks and prototypes need each other: a prototype of which the file has the values that masks use
+needs those masks; a mask whose coder knows the weights needs its prototype, which then is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from pemncodec.coders.dense import decode_dense
+from pemncodec.coders.mask_coder import Buckets, MaskBlock, MaskCoder, MaskContext, PackedMask
+from pemncodec.coders.masks import blocks_of, decode_masks, mask_blocks, mask_coder
+from pemncodec.coders.packed import unpack
+from pemncodec.contents import Array, Prototype, SeededPrototype, StoredPrototype, numel
+from pemncodec.format.contexts import is_made_in_slices, prototype_buckets
+from pemncodec.format.header import Header, MaskedRow, StoredRow
+from pemncodec.format.sections import SectionSource, in_section
+from pemncodec.values.fill import (
+    RepeatedValues,
+    SeededValues,
+    prototype_values,
+    scale_values,
+    used_values,
+)
+
+_SMALL_BYTES = 1 << 20  # of a prototype that is kept for the next question about it
+
+
+class MaskedSections:
+    """Decodes masks and prototypes when asked for, and keeps what several tensors share."""
+
+    def __init__(self, source: SectionSource, header: Header) -> None:
+        self._source = source
+        self._header = header
+        rows = {row.name: row for row in header.tensors if isinstance(row, MaskedRow)}
+        self._section_of: dict[str, int] = {}
+        self._users: dict[int, list[MaskedRow]] = {}
+        self._kept_masks: dict[str, PackedMask] = {}
+        self._kept_prototypes: dict[int, Array] = {}
+        self._kept_buckets: dict[int, Buckets] = {}
+        self.sharers: dict[int, list[MaskedRow]] = {}
+        """Section → the tensors of its masks, in order."""
+        for mask in header.masks:
+            self._section_of[mask.tensor] = mask.section
+            self.sharers.setdefault(mask.section, []).append(rows[mask.tensor])
+        for row in rows.values():
+            self._users.setdefault(row.fill.prototype, []).append(row)
+
+    # -------------------------------------------------------------------------------- masks
+
+    def packed_mask(self, row: MaskedRow) -> PackedMask:
+        """The mask of a tensor of n weights as packed bits, uint8 [ceil(n / 8)]."""
+        if row.name in self._kept_masks:
+            return self._kept_masks[row.name]
+        decoded = self._decoder(self._section_of[row.name])()
+        if len(decoded) > 1:
+            for packed in decoded.values():
+                packed.flags.writeable = False
+            self._kept_masks |= decoded
+        return decoded[row.name]
+
+    def section_of(self, row: MaskedRow) -> int:
+        """The section of a tensor's mask."""
+        return self._section_of[row.name]
+
+    def coder(self, section: int) -> MaskCoder:
+        """The coder that made a section."""
+        with in_section(section):
+            return mask_coder(self._source.read(section))
+
+    def _decoder(self, section: int) -> Callable[[], dict[str, PackedMask]]:
+        """What decodes the masks of a section, by name; the call reads no more of the file."""
+        data, rows = self._source.read(section), self.sharers[section]
+        with in_section(section):
+            coder = mask_coder(data)
+        contexts = [
+            MaskContext(
+                row.shape,
+                self._buckets(row.fill.prototype) if coder.context else None,
+                row.fill.offset,
+            )
+            for row in rows
+        ]
+
+        def decode() -> dict[str, PackedMask]:
+            with in_section(section):
+                decoded = decode_masks(data, contexts)
+            return dict(zip([row.name for row in rows], decoded, strict=True))
+
+        return decode
+
+    def _buckets(self, index: int) -> Callable[[], Buckets] | None:
+        """What makes those of a prototype; None for one stored by use, which the masks tell."""
+        row = self._header.prototypes[index]
+        if isinstance(row, StoredRow) and row.used == "masks":
+            return None
+        if index not in self._kept_buckets:
+            make = partial(prototype_buckets, self._prototype(index))
+            if len(self._users[index]) == 1:
+                return make
+            self._kept_buckets[index] = make()
+        return lambda: self._kept_buckets[index]
+
+    # --------------------------------------------------------------------------- prototypes
+
+    def prototype_values(self, index: int) -> Array:
+        """A prototype's values [length]; +0.0 where no mask uses one that is stored by use."""
+        if index in self._kept_prototypes:
+            return self._kept_prototypes[index]
+        row = self._header.prototypes[index]
+        if isinstance(row, SeededPrototype):
+            values = prototype_values(row)
+        else:
+            values = self._stored_values(row, index)
+        # One that a single tensor uses is as large as that tensor.
+        if values.nbytes <= _SMALL_BYTES or len(self._users.get(index, ())) > 1:
+            self._kept_prototypes[index] = values
+        return values
+
+    def prototype(self, index: int) -> Prototype:
+        """A prototype as the file has it: a seed, or values in memory."""
+        row = self._header.prototypes[index]
+        if isinstance(row, SeededPrototype):
+            return row
+        return StoredPrototype(self.prototype_values(index), row.dtype)
+
+    def unused_prototypes(self) -> list[int]:
+        """Stored prototypes that no tensor takes values from."""
+        return [
+            index
+            for index, row in enumerate(self._header.prototypes)
+            if isinstance(row, StoredRow) and index not in self._users
+        ]
+
+    def _prototype(self, index: int) -> Prototype:
+        """With its values in memory, unless they are better made in slices."""
+        row = self._header.prototypes[index]
+        if is_made_in_slices(row):
+            return row
+        dtype = row.dtype if isinstance(row, StoredRow) else "float32"
+        return StoredPrototype(self.prototype_values(index), dtype)
+
+    def _stored_values(self, row: StoredRow, index: int) -> Array:
+        if row.used == "all":
+            return self._decode_stored(row, row.length)
+        used = used_values(
+            row.length,
+            (
+                (user.fill.offset, unpack(self.packed_mask(user), numel(user.shape)))
+                for user in self._users.get(index, [])
+            ),
+        )
+        kept = self._decode_stored(row, int(np.count_nonzero(used)))
+        values = np.zeros(row.length, kept.dtype)
+        values[used] = kept
+        return values
+
+    def _decode_stored(self, row: StoredRow, count: int) -> Array:
+        data = self._source.read(row.section)
+        with in_section(row.section):
+            return decode_dense(data, [(count,)], row.dtype)
+
+    # ------------------------------------------------------------------------------ filling
+
+    def fill_jobs(self, targets: Sequence[tuple[MaskedRow, Array]]) -> list[Callable[[], None]]:
+        """What fills tensors whose masks are in one section; jobs may run at the same time.
+
+        Args:
+            targets: rows, and C-ordered [n] in the carrier dtype of each.
+        """
+        section = self._section_of[targets[0][0].name]
+        # First, since a prototype that is stored by use needs masks, which are kept then.
+        values = [self.values_of(row) for row, _ in targets]
+        names = {row.name for row, _ in targets}
+        if names == {row.name for row in self.sharers[section]} and not names & set(
+            self._kept_masks
+        ):
+            if len(targets) > 1 or self.coder(section).context:
+                return [partial(_fill_all, self._decoder(section), targets, values)]
+            ((row, out),) = targets
+            data = self._source.read(section)
+            with in_section(section):
+                blocks = mask_blocks(data, MaskContext(row.shape))
+            return [partial(_fill_block, section, block, values[0], out) for block in blocks]
+        return [
+            partial(_fill_block, section, block, own, out)
+            for (row, out), own in zip(targets, values, strict=True)
+            for block in blocks_of(self.packed_mask(row), out.size)
+        ]
+
+    def values_of(self, row: MaskedRow) -> RepeatedValues | SeededValues:
+        """The values that a tensor takes, scaled."""
+        prototype = self._prototype(row.fill.prototype)
+        if isinstance(prototype, SeededPrototype):
+            return SeededValues(prototype, row.fill, row.dtype)
+        values, offset = prototype.values, row.fill.offset
+        count = numel(row.shape)
+        # A tensor that is smaller than the prototype must not cost the scaling of all of it.
+        if offset + count <= values.size:
+            values, offset = values[offset : offset + max(count, 1)], 0
+        elif count < values.size:
+            values = np.concatenate([values[offset:], values[: offset + count - values.size]])
+            offset = 0
+        scaled = scale_values(values, prototype.dtype, row.fill.scale, row.dtype)
+        return RepeatedValues(scaled, offset)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskedValues:
+    """A masked tensor of an open file whose values are not made yet.
+
+    Attributes:
+        row: its name, dtype, shape and fill.
+        sections: of the file.
+    """
+
+    row: MaskedRow
+    sections: MaskedSections
+
+    def packed_mask(self) -> PackedMask:
+        """Its mask as packed bits, uint8 [ceil(n / 8)]."""
+        return self.sections.packed_mask(self.row)
+
+    def prototype(self) -> Prototype:
+        """Where its values come from: a seed, or values in memory."""
+        return self.sections.prototype(self.row.fill.prototype)
+
+
+def _fill_block(
+    section: int, block: MaskBlock, values: RepeatedValues | SeededValues, out: Array
+) -> None:
+    with in_section(section):
+        packed = block.decode()
+    values.fill_masked(block.start, packed, out[block.start : block.stop])
+
+
+def _fill_all(
+    decode: Callable[[], dict[str, PackedMask]],
+    targets: Sequence[tuple[MaskedRow, Array]],
+    values: Sequence[RepeatedValues | SeededValues],
+) -> None:
+    decoded = decode()
+    for (row, out), own in zip(targets, values, strict=True):
+        own.fill_masked(0, decoded[row.name], out)

@@ -1,0 +1,92 @@
+"""Where a reader takes the sections of a file from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from pemncodec.errors import DecodeError
+from pemncodec.format.container import (
+    SIGNATURE,
+    Container,
+    check_file_size,
+    check_signature,
+    decode_container,
+    read_section,
+    read_up_to,
+)
+from pemncodec.limits import Limits
+
+
+@runtime_checkable
+class SectionSource(Protocol):
+    """The front of a file, and its sections one by one."""
+
+    @property
+    def container(self) -> Container:
+        """The front, checked."""
+
+    def read(self, index: int) -> bytes:
+        """One section's bytes, its checksum verified; raises `DecodeError` where it is damaged."""
+
+    def close(self) -> None:
+        """Gives back what the source has opened."""
+
+
+class StreamSections:
+    """The sections of a local file, or of a binary file object, which stays its caller's to close.
+
+    Not safe for use by several threads at once.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | BinaryIO, limits: Limits) -> None:
+        """Reads and checks the front.
+
+        Raises:
+            DecodeError: not a file that this reader can read.
+            OSError: from the file system.
+        """
+        self._owned = isinstance(source, str | os.PathLike)
+        self._stream: BinaryIO = (
+            Path(source).open("rb") if isinstance(source, str | os.PathLike) else _seekable(source)  # noqa: SIM115 closed by close()
+        )
+        try:
+            self.container = decode_container(self._stream, limits)
+            check_file_size(self._stream, self.container)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, index: int) -> bytes:
+        return read_section(self._stream, self.container.sections[index], index)
+
+    def close(self) -> None:
+        if self._owned:
+            self._stream.close()
+
+
+def _seekable(stream: BinaryIO) -> BinaryIO:
+    """The stream from its first byte, or, from a pipe, all of it in memory."""
+    if not hasattr(stream, "seekable"):
+        raise TypeError(f"expected a path or a binary file object, not {type(stream).__name__}")
+    if not stream.seekable():
+        head = read_up_to(stream, len(SIGNATURE))
+        check_signature(head)  # before everything else is taken in
+        return io.BytesIO(head + stream.read())
+    stream.seek(0)
+    return stream
+
+
+@contextlib.contextmanager
+def in_section(index: int) -> Iterator[None]:
+    """Adds the section to errors that coders raise, which know only their own bytes."""
+    try:
+        yield
+    except DecodeError as error:
+        if error.section is None:
+            error.section = index
+        raise
