@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import pemncodec
-from pemncodec.checkpoints.checkpoint import load_checkpoint
+from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.coders.masks import (
     CONSTANT,
     MIXING,
