@@ -80,15 +80,15 @@ def read_masks(
     """
     options = MaskOptions(keep, {} if masks is None else masks)
     dialects = dialects_of(state)
+    read = MaskedState(dict(state), {})
+    for dialect in dialects:
+        read = _joined(read, dialect.read(read.tensors, options))
     if keep is not None and not any(dialect.needs_keep for dialect in dialects):
         raise EncodeArgumentError(
             "keep is given, but the masks follow from the checkpoint itself: leave it out"
             if dialects
             else "keep is given, but there are no scores to apply it to"
         )
-    read = MaskedState(dict(state), {})
-    for dialect in dialects:
-        read = _joined(read, dialect.read(read.tensors, options))
     read = _joined(read, read_given_masks(read.tensors, options))
     for name in read.masks:
         if dtype_name(read.tensors[name]) not in WEIGHT_DTYPES:
@@ -100,7 +100,7 @@ def _joined(before: MaskedState, now: MaskedState) -> MaskedState:
     """What one dialect found, with what those before it had found."""
     for name, rule in before.rules.items():
         if name in now.masks:
-            raise EncodeError(f"{name} has two masks: {rule}; and {now.rules[name]}")
+            raise EncodeError(f"{name} has two masks: ({rule}) and ({now.rules[name]})")
         if name not in now.tensors:
             raise EncodeError(f"{name} has a mask, and is itself part of another: {rule}")
     return MaskedState(
