@@ -37,7 +37,8 @@ from train_cifar10 import predict, top1
 from train_table import network, strategy
 
 import pemncodec
-from pemncodec.checkpoints.checkpoint import load_checkpoint, read_masks
+from pemncodec.checkpoints.dialects import read_masks
+from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.masking import RandomPadding, mask_model
 from pemncodec.report.forms import dense_bytes, masked_bytes
 from pemncodec.report.peers import measure_peers

@@ -6,7 +6,7 @@ import errno
 import io
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
@@ -24,13 +24,9 @@ from pemncodec.architecture.example import (
 )
 from pemncodec.architecture.outputs import run
 from pemncodec.architecture.trace import Trace, trace_module
-from pemncodec.checkpoints.checkpoint import (
-    PARALLEL_PREFIX,
-    check_state_dict,
-    drop_prefix,
-    is_scores,
-    read_masks,
-)
+from pemncodec.checkpoints.dialects import check_describable, known_masks, read_masks
+from pemncodec.checkpoints.files import check_state_dict
+from pemncodec.checkpoints.names import drop_prefix
 from pemncodec.checkpoints.plain_module import in_module_order, plain_module
 from pemncodec.coders.dense import shortened
 from pemncodec.coders.masks import PRESETS, Preset
@@ -54,7 +50,7 @@ from pemncodec.format.reader import open_file
 from pemncodec.format.writer import encode_contents, write_file
 from pemncodec.limits import Limits
 from pemncodec.masking.masked_model import unwrapped
-from pemncodec.masking.masked_state import MaskedState, read_masked_weights
+from pemncodec.masking.masked_state import MaskedState
 from pemncodec.proof import (
     UNLIMITED,
     accuracy_of,
@@ -184,15 +180,12 @@ def encode(
     named = _state_dict(source, architecture)
     _check_names(named)
     state = read_masks(named, keep=keep, masks=masks)
-    if manifest and isinstance(source, nn.Module) and _has_own_scores(named):
-        raise EncodeArgumentError(
-            "a module with scores computes its masks in code of its own: give its state_dict(), "
-            "and the plain module as architecture"
-        )
+    if manifest and isinstance(source, nn.Module):
+        check_describable(named)
     if not state.masks:
         raise EncodeError(
-            "no masks found: neither scores (X.scores) nor pruning masks (X_orig, X_mask); masks "
-            'of your own go through pemncodec.encode, such as masks={"fc.weight": weight != 0}; '
+            f"no masks found: neither {known_masks()}; masks of your own go through "
+            'pemncodec.encode, such as masks={"fc.weight": weight != 0}; '
             "a model of pemncodec.masking is encoded before bake, which drops its masks"
         )
     network: _Network | None = None
@@ -334,16 +327,8 @@ def _check_names(state: Mapping[str, Tensor]) -> None:
 def _state_dict(source: Any, architecture: nn.Module | None) -> dict[str, Tensor]:
     if isinstance(source, nn.Module):
         return dict(source.state_dict(keep_vars=True))
-    state = check_state_dict(source, "state dict")
     own = architecture.state_dict() if architecture is not None else {}
-    # An architecture may itself have all of its layers in a child called "module".
-    if own and all(name.startswith(PARALLEL_PREFIX) for name in own):
-        return state
-    return drop_prefix(state)
-
-
-def _has_own_scores(named: Mapping[str, Tensor]) -> bool:
-    return any(map(is_scores, read_masked_weights(named).tensors))
+    return drop_prefix(check_state_dict(source, "state dict"), like=own)
 
 
 def _dense_modes(
@@ -373,7 +358,7 @@ def _replaced(state: MaskedState, tensors: Mapping[str, Tensor]) -> MaskedState:
     new = dict(state.tensors)
     for name in new:
         new[name] = tensors.get(state.aliases.get(name, name), new[name])
-    return MaskedState(new, state.masks, state.aliases, state.fills)
+    return replace(state, tensors=new)
 
 
 def _shortened(state: MaskedState, modes: Mapping[str, DenseMode]) -> MaskedState:

@@ -27,7 +27,7 @@ from pemncodec import (
     SeededPrototype,
     UnsupportedModelError,
 )
-from pemncodec.checkpoints.checkpoint import load_checkpoint
+from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.values.philox import generate
 
 State = dict[str, Tensor]

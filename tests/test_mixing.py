@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import pemncodec
-from pemncodec.checkpoints.checkpoint import load_checkpoint
+from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.coders import mixing
 from pemncodec.coders.buckets import value_buckets
 from pemncodec.coders.mask_coder import Buckets, MaskContext, order0_bits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -86,4 +87,4 @@ def in_module_order(state: MaskedState, module: nn.Module) -> MaskedState:
         if target != name:
             aliases[name] = target
     tensors = {name: state.tensors[name] for name in names}
-    return MaskedState(tensors, state.masks, aliases, state.fills)
+    return replace(state, tensors=tensors, aliases=aliases)

@@ -155,7 +155,7 @@ def encode(
         raise click.BadParameter(f"must be above 0 and at most 1, not {keep}", param_hint="--keep")
     with steps(quiet=quiet) as step:
         step("loading torch", None)
-        from pemncodec.checkpoints.checkpoint import load_checkpoint
+        from pemncodec.checkpoints.files import load_checkpoint
         from pemncodec.encoding import encode as encode_model
 
         architecture = load_architecture(arch, kwargs) if arch else None
@@ -387,17 +387,17 @@ def verify(
 def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: bool) -> None:
     from torch import nn
 
-    from pemncodec.checkpoints.checkpoint import drop_prefix, load_checkpoint, read_masks
+    from pemncodec.checkpoints.dialects import read_masks
+    from pemncodec.checkpoints.files import load_checkpoint
+    from pemncodec.checkpoints.names import drop_prefix
     from pemncodec.decoding import load_state
     from pemncodec.proof import compare_states
 
     with checkpoint_path(against) as path:
         loaded = load_checkpoint(path, trust_pickle=trust_pickle)
     state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
-    if not all(name.startswith("module.") for name in file.keys()):  # noqa: SIM118
-        state = drop_prefix(state)
     with named(against):
-        expected = read_masks(state, keep=keep).effective()
+        expected = read_masks(drop_prefix(state, like=file.keys()), keep=keep).effective()
     decoded = load_state(file, "cpu")
     # Pruning moves a weight behind its layer's other tensors; names and bits are what counts.
     if sorted(decoded) == sorted(expected):

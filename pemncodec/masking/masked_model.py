@@ -14,8 +14,9 @@ from torch.nn.utils import parametrize
 
 from pemncodec.contents import WEIGHT_DTYPES, Distribution, SeededFill
 from pemncodec.masking.keep import Keep, KeepSchedule, keep_by_name
-from pemncodec.masking.masked_state import MaskedState, read_masked_weights
+from pemncodec.masking.masked_state import MaskedState
 from pemncodec.masking.masked_weight import MaskedWeight, Recipe
+from pemncodec.masking.parametrized import read_parametrized
 from pemncodec.masking.selection import Selection, TopK, kept_in_each
 from pemncodec.masking.strategies import Initialization, Strategy
 from pemncodec.values.fill import prototype_values, scale_values
@@ -128,7 +129,7 @@ def masked_state(model: nn.Module) -> MaskedState:
     Raises:
         EncodeError: NaN scores, or a part of a model whose layers are ranked together.
     """
-    return read_masked_weights(unwrapped(model).state_dict(keep_vars=True))
+    return read_parametrized(unwrapped(model).state_dict(keep_vars=True))
 
 
 @torch.no_grad()
@@ -144,7 +145,7 @@ def bake(model: M) -> M:
         ValueError: a layer has parametrizations besides its masks.
         EncodeError: NaN scores, or a part of a model whose layers are ranked together.
     """
-    effective = read_masked_weights(model.state_dict(keep_vars=True)).effective()
+    effective = read_parametrized(model.state_dict(keep_vars=True)).effective()
     baked: dict[nn.Module, nn.Parameter] = {}
     for module_name, module in list(_masked_modules(model)):
         weights: dict[str, nn.Parameter | None] = {}

@@ -1,8 +1,7 @@
-"""A masked model's weights and masks, read from its state dict."""
+"""A plain model's tensors with the masks of its frozen weights: what every checkpoint becomes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,15 +10,9 @@ import torch
 from torch import Tensor
 
 from pemncodec.contents import SeededFill
-from pemncodec.errors import EncodeError
-from pemncodec.masking.masked_weight import Recipe
-from pemncodec.masking.selection import kept_in_each
 
 Mask = npt.NDArray[np.bool_]
 StateDict = dict[str, Tensor]
-
-_INFIX = ".parametrizations."
-_ORIGINAL, _SCORES, _RECIPE = ".original", ".0.scores", ".0._extra_state"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,12 +24,14 @@ class MaskedState:
         masks: bool [*shape] by name of the weight.
         aliases: later names of a tensor to its first name.
         fills: where frozen weights come from, for those whose checkpoint says so.
+        rules: how each mask was found, in words.
     """
 
     tensors: StateDict
     masks: dict[str, Mask]
     aliases: dict[str, str] = field(default_factory=dict)
     fills: dict[str, SeededFill] = field(default_factory=dict)
+    rules: dict[str, str] = field(default_factory=dict)
 
     def effective(self) -> StateDict:
         """The plain model's state dict: masks applied, masked-out weights +0.0, in C order.
@@ -54,110 +49,3 @@ class MaskedState:
             zero = torch.zeros((), dtype=tensor.dtype, device="cpu")
             tensor = torch.where(used, tensor, zero)
         return tensor.reshape(shape)
-
-
-def read_masked_weights(state: Mapping[str, Tensor]) -> MaskedState:
-    """Weights and masks of the parametrizations that `mask_model` registers.
-
-    Args:
-        state: names as in `state_dict`; other entries stay what they are.
-
-    Raises:
-        EncodeError: entries that do not belong together, NaN scores.
-    """
-    recipes: dict[str, Recipe] = {}
-    ranked: dict[str, Tensor] = {}
-    memory: dict[str, int] = {}
-    for name, tensor in state.items():
-        if _INFIX not in f".{name}":
-            continue
-        if name.endswith(_SCORES) and (recipe := name.removesuffix(_SCORES) + _RECIPE) not in state:
-            raise EncodeError(
-                f"{name}: there is no {recipe}, which says how the mask is made: give all of the "
-                "model's state_dict()"
-            )
-        if not name.endswith(_RECIPE):
-            continue
-        entry = name.removesuffix(_RECIPE)
-        weight = _plain_name(entry)
-        for needed in (entry + _ORIGINAL, entry + _SCORES):
-            if needed not in state:
-                raise EncodeError(f"{name}: there is no {needed}")
-        if any(other.startswith(f"{entry}.1.") for other in state):
-            raise EncodeError(f"{weight} is parametrized by more than its mask")
-        scores, values = state[entry + _SCORES].detach().cpu(), state[entry + _ORIGINAL]
-        if scores.shape != values.shape or not scores.is_floating_point():
-            raise EncodeError(f"{entry}{_SCORES} does not fit {entry}{_ORIGINAL}")
-        if scores.isnan().any():
-            raise EncodeError(f"{entry}{_SCORES} holds NaN")
-        try:
-            recipes[weight] = Recipe.from_tensor(tensor)
-        except ValueError as error:
-            raise EncodeError(f"{name}: {error}") from None
-        ranked[weight] = recipes[weight].selection.ranked(scores)
-        memory[weight] = state[entry + _SCORES].data_ptr()
-    tensors = _plain_state(state, recipes)
-    masks = _masks(recipes, ranked, memory)
-    return MaskedState(
-        tensors,
-        {name: masks[name] for name in tensors if name in masks},
-        fills={name: recipe.fill for name, recipe in recipes.items()},
-    )
-
-
-def _masks(
-    recipes: Mapping[str, Recipe], ranked: Mapping[str, Tensor], memory: Mapping[str, int]
-) -> dict[str, Mask]:
-    kept = {name: recipe.kept(ranked[name].numel()) for name, recipe in recipes.items()}
-    together = [name for name, recipe in recipes.items() if recipe.is_global]
-    # A weight with two names counts once.
-    once = {memory[name]: name for name in reversed(together)}
-    layers = [name for name in together if once[memory[name]] == name]
-    if layers:
-        count = sum(ranked[name].numel() for name in layers)
-        for name in layers:
-            if recipes[name].together != count:
-                whole = "give the whole model that was masked"
-                if count > recipes[name].together:
-                    whole = "give that model alone, tied weights as one tensor, not as copies"
-                raise EncodeError(
-                    f"{name} is ranked among {recipes[name].together:,} weights (scope='global'), "
-                    f"and {count:,} are here: {whole}"
-                )
-        counts = kept_in_each([ranked[n] for n in layers], [recipes[n].ratio for n in layers])
-        count_of = dict(zip(layers, counts.tolist(), strict=True))
-        kept |= {name: count_of[once[memory[name]]] for name in together}
-    return {
-        name: recipe.selection.mask(
-            ranked[name], torch.tensor(kept[name], device="cpu"), training=False
-        ).numpy()
-        for name, recipe in recipes.items()
-    }
-
-
-def _plain_name(entry: str) -> str:
-    """`X.parametrizations.weight` to `X.weight`."""
-    module, _, attribute = f".{entry}".rpartition(_INFIX)
-    return f"{module}.{attribute}".lstrip(".")
-
-
-def _plain_state(state: Mapping[str, Tensor], masked: Mapping[str, Recipe]) -> StateDict:
-    """Plain names; a masked weight before its layer's other tensors, where layers register it."""
-    entries = {}
-    for weight in masked:
-        module, _, attribute = f".{weight}".rpartition(".")
-        entries[weight] = f"{module}{_INFIX}{attribute}".lstrip(".")
-    parts = {entry + part for entry in entries.values() for part in (_ORIGINAL, _SCORES, _RECIPE)}
-    weights_of: dict[str, list[str]] = {}
-    for weight in masked:
-        weights_of.setdefault(weight.rpartition(".")[0], []).append(weight)
-    plain: StateDict = {}
-    for name, tensor in state.items():
-        module = name.partition("parametrizations.")[0].removesuffix(".")
-        if "parametrizations." not in name:
-            module = name.rpartition(".")[0]
-        for weight in weights_of.pop(module, ()):
-            plain[weight] = state[entries[weight] + _ORIGINAL]
-        if name not in parts:
-            plain[name] = tensor
-    return plain

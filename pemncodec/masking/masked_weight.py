@@ -67,6 +67,12 @@ class Recipe:
         """Whether other layers' scores have a say in the mask."""
         return isinstance(self.selection, TopK) and self.selection.scope == "global"
 
+    @property
+    def rule(self) -> str:
+        """How the mask is made, in words; training has moved what other selections began with."""
+        keeps = isinstance(self.selection, TopK)
+        return f"{self.selection}, keep={self.ratio:g}" if keeps else f"{self.selection}"
+
     def kept(self, count: int) -> int:
         """How many of `count` weights the present keep ratio keeps."""
         return count - dropped_count(count, self.ratio)

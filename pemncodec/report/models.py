@@ -10,19 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from pemncodec.checkpoints.checkpoint import (
-    check_state_dict,
-    is_scores,
-    load_checkpoint,
-    read_masks,
-)
+from pemncodec.checkpoints.dialects import dialects_of
+from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.coders.masks import Preset
 from pemncodec.decoding import load_state
 from pemncodec.encoding import Progress, encode
 from pemncodec.format.info import FileInfo
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
-from pemncodec.masking.masked_state import read_masked_weights
 from pemncodec.report.forms import FP16, dense_bytes, in_halves, masked_bytes, paper_bytes
 from pemncodec.report.peers import largest_error, measure_peers
 
@@ -108,17 +103,15 @@ def report_model(
     if path.suffix != ".pemn":
         loaded = load_checkpoint(path)
         state = loaded if isinstance(loaded, dict) else loaded.state_dict()
-        scored = any(
-            map(is_scores, read_masked_weights(check_state_dict(state, path.name)).tensors)
-        )
-        own = not scored and bool(read_masks(state).masks)
-        if not own and (keep is None or not scored):
+        dialects = dialects_of(state)
+        needs_keep = any(dialect.needs_keep for dialect in dialects)
+        if not dialects or (needs_keep and keep is None):
             return _report(path.name, size, state, step)
         source = io.BytesIO()
         encode(
             state,
             source,
-            keep=keep if scored else None,
+            keep=keep if needs_keep else None,
             manifest=False,
             preset=preset,
             progress=progress,

@@ -1,0 +1,83 @@
+"""What a dialect of masked checkpoints is: how it is recognised, and how its masks are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pemncodec.errors import EncodeArgumentError, EncodeError
+from pemncodec.masking.masked_state import Mask, MaskedState, StateDict
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskOptions:
+    """What a caller says of the masks of a checkpoint.
+
+    Attributes:
+        keep: share of each layer's weights that its scores keep, in (0, 1]; None where no dialect
+            needs it.
+        masks: bool (or 0 and 1) [*shape] by name of the weight, for weights whose masks the
+            checkpoint lacks.
+
+    Raises:
+        EncodeArgumentError: `keep` is out of range, or `masks` are not named.
+    """
+
+    keep: float | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        keep, masks = self.keep, self.masks
+        if keep is not None and not (isinstance(keep, int | float) and 0 < keep <= 1):
+            raise EncodeArgumentError(f"keep must be above 0 and at most 1, not {keep!r}")
+        if not isinstance(masks, Mapping):
+            raise EncodeArgumentError(f"masks must be named, not {type(masks).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One way to keep masks beside weights in a state dict.
+
+    Attributes:
+        name: what a state dict of it holds, such as "scores (X.scores)".
+        matches: whether a state dict, as it was loaded, has entries of the dialect.
+        read: from what the dialects before it left of a state dict to the weights and masks of its
+            entries, each mask with its rule in words; all other entries stay what they are, in
+            their order.
+        needs_keep: whether the masks follow only once `MaskOptions.keep` is given.
+        own_code: whether a module of the dialect masks in code of its own, which no manifest
+            describes, so that the plain module has to be given.
+    """
+
+    name: str
+    matches: Callable[[StateDict], bool]
+    read: Callable[[StateDict, MaskOptions], MaskedState]
+    needs_keep: bool = False
+    own_code: bool = False
+
+
+def binary_mask(mask: Tensor, name: str) -> Mask:
+    """bool [*shape] of a mask of any dtype.
+
+    Raises:
+        EncodeError: values besides 0 and 1, or a tensor that is not dense.
+    """
+    if mask.layout != torch.strided or mask.is_meta:
+        raise EncodeError(f"{name}: expected a dense tensor")
+    plain = mask.detach().cpu().contiguous()
+    if plain.dtype != torch.bool:
+        if not ((plain == 0) | (plain == 1)).all():
+            raise EncodeError(f"{name}: a mask holds only 0 and 1")
+        plain = plain == 1
+    return plain.numpy()
+
+
+def check_shape(name: str, tensor: Tensor, weight: str, weights: Tensor) -> None:
+    """Raises EncodeError unless what belongs to a weight has the weight's shape."""
+    if tensor.shape != weights.shape:
+        raise EncodeError(
+            f"{name} has shape {tuple(tensor.shape)}, {weight} itself {tuple(weights.shape)}"
+        )

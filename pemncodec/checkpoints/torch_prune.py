@@ -1,0 +1,38 @@
+"""The dialect of `torch.nn.utils.prune`: `X_orig` and `X_mask` stand in place of `X`."""
+
+from __future__ import annotations
+
+from pemncodec.checkpoints.dialect import Dialect, MaskOptions, binary_mask, check_shape
+from pemncodec.errors import EncodeError
+from pemncodec.masking.masked_state import Mask, MaskedState, StateDict
+
+_ORIGINAL, _MASK = "_orig", "_mask"
+
+
+def _matches(state: StateDict) -> bool:
+    return any(name.endswith(_ORIGINAL) for name in state)
+
+
+def _read(state: StateDict, _: MaskOptions) -> MaskedState:
+    tensors: StateDict = {}
+    masks: dict[str, Mask] = {}
+    for name, tensor in state.items():
+        pruned = name.removesuffix(_ORIGINAL)
+        masked = name.removesuffix(_MASK)
+        if pruned != name:
+            if pruned + _MASK not in state:
+                raise EncodeError(f"{name}: there is no {pruned}{_MASK}")
+            if pruned in state:
+                raise EncodeError(f"{name}: there is a {pruned} beside it, which it stands for")
+            tensors[pruned] = tensor
+        elif masked != name and masked + _ORIGINAL in state:
+            original = masked + _ORIGINAL
+            check_shape(name, tensor, original, state[original])
+            masks[masked] = binary_mask(tensor, name)
+        else:
+            tensors[name] = tensor
+    rule = "pruned by torch.nn.utils.prune: X_orig times X_mask"
+    return MaskedState(tensors, masks, rules=dict.fromkeys(masks, rule))
+
+
+TORCH_PRUNE = Dialect("pruning masks (X_orig, X_mask)", _matches, _read)
