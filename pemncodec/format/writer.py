@@ -27,13 +27,13 @@ from pemncodec.contents import (
     numel,
 )
 from pemncodec.format.container import encode_container
+from pemncodec.format.columns import SectionKind
 from pemncodec.format.header import (
     AliasRow,
     ConstantRow,
     DenseRow,
     Header,
     MaskedRow,
-    SectionKind,
     StoredRow,
     TensorRow,
     Used,
