@@ -168,7 +168,9 @@ def check_sizes(header: Mapping[str, Any], limits: Limits) -> None:
                 raise LimitError("limit", f"{name}.{key} has more than {limits.tensors} rows")
             for value in values if key == "shape" else ():
                 if isinstance(value, list) and len(value) > limits.dimensions:
-                    raise LimitError("limit", f"a tensor of more than {limits.dimensions} dimensions")
+                    raise LimitError(
+                        "limit", f"a tensor of more than {limits.dimensions} dimensions"
+                    )
 
 
 def decode_columns(header: Mapping[str, Any], name: str) -> Table:

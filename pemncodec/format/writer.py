@@ -26,8 +26,8 @@ from pemncodec.contents import (
     bits_of,
     numel,
 )
-from pemncodec.format.container import encode_container
 from pemncodec.format.columns import SectionKind
+from pemncodec.format.container import encode_container
 from pemncodec.format.header import (
     AliasRow,
     ConstantRow,
