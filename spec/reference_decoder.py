@@ -1,7 +1,7 @@
 """An educational decoder of .pemn files in plain Python, in the order of pemn.md.
 
-Slow on purpose: nothing here is clever. It checks every rule that it meets, and returns the
-manifest as JSON without building anything from it.
+Slow on purpose: nothing here is clever. It checks every rule that it meets. Manifests (section 8)
+are checked in `reference_manifest.py`; nothing is built of them.
 
     python spec/reference_decoder.py FILE
 
@@ -22,20 +22,8 @@ from statistics import NormalDist
 from typing import Any
 
 import zstandard
-
-
-class PemnError(Exception):
-    """The file is invalid; `code` is one of section 10."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-
-
-def require(condition: bool, code: str, message: str) -> None:
-    if not condition:
-        raise PemnError(code, message)
-
+from reference_errors import PemnError, require
+from reference_manifest import check_asked_for, check_manifest
 
 # Section 9.
 HEADER_BYTES, MANIFEST_BYTES, DECODED_BYTES = 1 << 26, 1 << 24, 1 << 34
@@ -230,13 +218,22 @@ def numel(row: dict[str, Any]) -> int:
 
 
 class Decoder:
-    """A whole file. `tensors` is name -> dtype, shape, bytes; `manifest` is JSON or None."""
+    """A whole file. `tensors` is name -> dtype, shape, bytes; `manifest` is JSON or None.
+
+    `classes` is path -> class of the modules that a manifest describes.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.entries: list[tuple[int, int, int]] = []  # of each section: start, stop, CRC-32
         self.items: dict[int, list[int]] = {}  # of dense sections, those not yet taken
         self.read_header(self.read_container(data))
+        self.manifest: Any = None
+        self.classes: dict[str, str] = {}
+        if "manifest" in self.kinds:
+            frame = self.payload(self.kinds.index("manifest"))
+            self.manifest = read_json(read_frame(frame, None, MANIFEST_BYTES))
+            self.classes = check_manifest(self.manifest)
         self.masks: dict[str, list[int]] = {}
         self.values: dict[int, list[int]] = {}
         for index in range(len(self.prototypes)):
@@ -244,10 +241,11 @@ class Decoder:
         self.tensors: dict[str, tuple[str, list[int], bytes]] = {}
         for row in self.rows:
             self.tensors[row["name"]] = self.read_tensor(row)
-        self.manifest: Any = None
-        if "manifest" in self.kinds:
-            frame = self.payload(self.kinds.index("manifest"))
-            self.manifest = read_json(read_frame(frame, None, MANIFEST_BYTES))
+
+    def architecture(self, trust: tuple[str, ...] = ()) -> dict[str, str]:
+        """8: what a reader is asked for that is to make a module; returns `classes`."""
+        check_asked_for(self.manifest, trust)
+        return self.classes
 
     def read_container(self, data: bytes) -> Any:
         """4.1: front and sections; returns the header's JSON."""
