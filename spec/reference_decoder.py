@@ -1,7 +1,7 @@
 """An educational decoder of .pemn files in plain Python, in the order of pemn.md.
 
-Slow on purpose: nothing here is clever. It checks every rule that it meets, and returns the
-manifest as JSON without building anything from it.
+Slow on purpose: nothing here is clever. It checks every rule that it meets. Manifests (section 8)
+are checked in `reference_manifest.py`; nothing is built of them.
 
     python spec/reference_decoder.py FILE
 
@@ -22,20 +22,8 @@ from statistics import NormalDist
 from typing import Any
 
 import zstandard
-
-
-class PemnError(Exception):
-    """The file is invalid; `code` is one of section 10."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-
-
-def require(condition: bool, code: str, message: str) -> None:
-    if not condition:
-        raise PemnError(code, message)
-
+from reference_errors import PemnError, require
+from reference_manifest import check_asked_for, check_manifest
 
 # Section 9.
 HEADER_BYTES, MANIFEST_BYTES, DECODED_BYTES = 1 << 26, 1 << 24, 1 << 34
@@ -186,9 +174,7 @@ def read_rows(header: dict[str, Any], table: str, count: int | None = None) -> l
     require(isinstance(columns, dict), "header", f"{table} is not an object")
     for key, values in columns.items():
         if not key.startswith("?"):
-            require(key in COLUMNS[table], "unknown-field", f"{table}.{key}")
             require(isinstance(values, list), "header", f"{table}.{key} is not an array")
-            require(len(values) <= TENSORS, "limit", f"rows of {table}")
             check = COLUMNS[table][key][0]
             require(all(is_valid(check, value) for value in values), "header", f"{table}.{key}")
     if count is None:
@@ -202,17 +188,52 @@ def read_rows(header: dict[str, Any], table: str, count: int | None = None) -> l
     return rows
 
 
+def check_fields(header: dict[str, Any]) -> None:
+    """4.2: "A key [...] that is not listed above is refused [...], and so is an unknown kind"."""
+    for key, table in header.items():
+        single = key in ("sections", "metadata", "inference_only") or key.startswith("?")
+        require(single or key in COLUMNS, "unknown-field", key)
+        for column in table if not single and isinstance(table, dict) else ():
+            known = column in COLUMNS[key] or column.startswith("?")
+            require(known, "unknown-field", f"{key}.{column}")
+    runs = header.get("sections")
+    for run in runs if isinstance(runs, list) else ():
+        if isinstance(run, list) and len(run) == 2:
+            known = run[0] in ("manifest", *SECTION_KINDS.values())
+            require(known, "unknown-field", f"section kind {run[0]}")
+
+
+def check_sizes(header: dict[str, Any]) -> None:
+    """9: rows and dimensions."""
+    for table in (header.get(key) for key in COLUMNS):
+        for key, values in table.items() if isinstance(table, dict) else ():
+            if isinstance(values, list) and not key.startswith("?"):
+                require(len(values) <= TENSORS, "limit", "rows")
+                shapes = [v for v in values if key == "shape" and isinstance(v, list)]
+                require(all(len(v) <= DIMENSIONS for v in shapes), "limit", "dimensions")
+
+
 def numel(row: dict[str, Any]) -> int:
     return math.prod(row["shape"])
 
 
 class Decoder:
-    """A whole file. `tensors` is name -> dtype, shape, bytes; `manifest` is JSON or None."""
+    """A whole file. `tensors` is name -> dtype, shape, bytes; `manifest` is JSON or None.
+
+    `classes` is path -> class of the modules that a manifest describes.
+    """
 
     def __init__(self, data: bytes) -> None:
-        self.payloads: list[bytes] = []
+        self.data = data
+        self.entries: list[tuple[int, int, int]] = []  # of each section: start, stop, CRC-32
         self.items: dict[int, list[int]] = {}  # of dense sections, those not yet taken
         self.read_header(self.read_container(data))
+        self.manifest: Any = None
+        self.classes: dict[str, str] = {}
+        if "manifest" in self.kinds:
+            frame = self.payload(self.kinds.index("manifest"))
+            self.manifest = read_json(read_frame(frame, None, MANIFEST_BYTES))
+            self.classes = check_manifest(self.manifest)
         self.masks: dict[str, list[int]] = {}
         self.values: dict[int, list[int]] = {}
         for index in range(len(self.prototypes)):
@@ -220,10 +241,11 @@ class Decoder:
         self.tensors: dict[str, tuple[str, list[int], bytes]] = {}
         for row in self.rows:
             self.tensors[row["name"]] = self.read_tensor(row)
-        self.manifest: Any = None
-        if "manifest" in self.kinds:
-            frame = self.payloads[self.kinds.index("manifest")]
-            self.manifest = read_json(read_frame(frame, None, MANIFEST_BYTES))
+
+    def architecture(self, trust: tuple[str, ...] = ()) -> dict[str, str]:
+        """8: what a reader is asked for that is to make a module; returns `classes`."""
+        check_asked_for(self.manifest, trust)
+        return self.classes
 
     def read_container(self, data: bytes) -> Any:
         """4.1: front and sections; returns the header's JSON."""
@@ -241,35 +263,33 @@ class Decoder:
         require(crc == data[end : end + 4], "checksum", "front")
         header = read_frame(data[22 : 22 + frame_size], header_size, HEADER_BYTES)
         table, at, start = data[22 + frame_size : end], 0, end + 4
-        entries: list[tuple[int, int, int]] = []
         while at < len(table):
-            require(len(entries) < SECTIONS, "limit", "sections")
+            require(len(self.entries) < SECTIONS, "limit", "sections")
             length, at = read_varint(table, at)
             require(at + 4 <= len(table), "truncated", "section table")
-            entries.append((start, start + length, *struct.unpack_from("<I", table, at)))
+            self.entries.append((start, start + length, *struct.unpack_from("<I", table, at)))
             at, start = at + 4, start + length
         require(len(data) >= start, "truncated", "sections")
         require(len(data) == start, "trailing", "bytes behind the last section")
-        for start, stop, crc in entries:
-            require(zlib.crc32(data[start:stop]) == crc, "checksum", "section")
-            self.payloads.append(data[start:stop])
         return read_json(header)
 
+    def payload(self, index: int) -> bytes:
+        """2: "A section is checked when it is used"."""
+        start, stop, crc = self.entries[index]
+        require(zlib.crc32(self.data[start:stop]) == crc, "checksum", f"section {index}")
+        return self.data[start:stop]
+
     def read_header(self, header: Any) -> None:
-        """4.2: the ten rules."""
+        """4.2: the ten rules, behind what goes before them (10.1)."""
         require(isinstance(header, dict), "header", "not an object")  # rule 1
-        for key in header:
-            single = key in ("sections", "metadata", "inference_only")
-            known = key in COLUMNS or single or key.startswith("?")
-            require(known, "unknown-field", key)
-        runs, count = header.get("sections", []), len(self.payloads)
+        check_fields(header)
+        check_sizes(header)
+        runs, count = header.get("sections", []), len(self.entries)
         require(isinstance(runs, list), "header", "sections")  # rule 3
         self.kinds: list[str] = []
         for run in runs:
             pair = isinstance(run, list) and len(run) == 2 and is_length(run[1])
             require(pair and run[1] <= count - len(self.kinds), "header", "a run of sections")
-            known = run[0] in ("manifest", *SECTION_KINDS.values())
-            require(known, "unknown-field", f"section kind {run[0]}")
             require(self.kinds[-1:] != [run[0]], "header", "neighbouring runs")
             self.kinds += [run[0]] * run[1]
         require(len(self.kinds) == count, "header", "number of sections")
@@ -289,19 +309,18 @@ class Decoder:
             self.check_tensor(row, seen)
             seen[row["name"]] = row
         self.check_sections()
-        total = sum(numel(r) * DTYPES[r["dtype"]][0] for r in self.rows if r["kind"] != "alias")
-        for row in self.prototypes:
-            total += row["length"] * DTYPES[row.get("dtype", "float32")][0]
-        require(total <= DECODED_BYTES, "limit", "decoded bytes")
         require(header.get("inference_only", True) is True, "header", "inference_only")  # rule 10
         self.metadata = header.get("metadata", {})
         require(isinstance(self.metadata, dict), "header", "metadata")
         text = all(isinstance(value, str) for value in self.metadata.values())
         require(text, "header", "metadata")
+        total = sum(numel(r) * DTYPES[r["dtype"]][0] for r in self.rows if r["kind"] != "alias")
+        for row in self.prototypes:
+            total += row["length"] * DTYPES[row.get("dtype", "float32")][0]
+        require(total <= DECODED_BYTES, "limit", "decoded bytes")  # 9
 
     def check_tensor(self, row: dict[str, Any], seen: dict[str, dict[str, Any]]) -> None:
         size = DTYPES[row["dtype"]][0]
-        require(len(row["shape"]) <= DIMENSIONS, "limit", "dimensions")
         span = math.prod(max(n, 1) for n in row["shape"]) * size
         require(is_index(span), "header", "shape out of range")  # rule 5
         if row["kind"] == "masked":  # rule 6
@@ -341,7 +360,7 @@ class Decoder:
     def mask(self, row: dict[str, Any]) -> list[int]:
         """6: with it come all masks of its section."""
         if row["name"] not in self.masks:
-            payload = self.payloads[row["section"]]
+            payload = self.payload(row["section"])
             sharers = [
                 r for r in self.rows if r["kind"] == "masked" and r["section"] == row["section"]
             ]
@@ -390,7 +409,7 @@ class Decoder:
                 if user["kind"] == "masked" and user["prototype"] == index:
                     mask = enumerate(self.mask(user))
                     stored |= {(user["offset"] + i) % length for i, bit in mask if bit}
-        kept = read_group(self.payloads[row["section"]], [[len(stored)]], row["dtype"])
+        kept = read_group(self.payload(row["section"]), [[len(stored)]], row["dtype"])
         values = dict(zip(sorted(stored), kept, strict=True))
         return [values.get(j, 0) for j in range(length)]
 
@@ -408,7 +427,7 @@ class Decoder:
                     r for r in self.rows if (r["kind"], r.get("section")) == ("dense", section)
                 ]
                 shapes = [r["shape"] for r in group]
-                self.items[section] = read_group(self.payloads[section], shapes, dtype)
+                self.items[section] = read_group(self.payload(section), shapes, dtype)
             end = count * (size // width)
             items, self.items[section] = self.items[section][:end], self.items[section][end:]
             return dtype, shape, b"".join(item.to_bytes(width, "little") for item in items)

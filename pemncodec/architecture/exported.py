@@ -27,6 +27,7 @@ from pemncodec.architecture.layers import INT_LIMIT
 from pemncodec.architecture.operators import FACTORIES, validate_graph
 from pemncodec.architecture.program import function_names
 from pemncodec.errors import ManifestError
+from pemncodec.limits import Limits
 from pemncodec.tensors import dtype_name
 
 # No graph returns memory that was never written: what a file computes may not tell secrets.
@@ -111,7 +112,7 @@ def trace_exported(
     nodes = writer.write()
     _check_bounds(nodes, [first, *others])
     try:
-        validate_graph(type(module).__name__, nodes)
+        validate_graph(type(module).__name__, nodes, Limits())
     except ManifestError as error:
         raise UntraceableError(str(error)) from None
     return nodes, writer.constants

@@ -16,6 +16,7 @@ from torch.fx.proxy import TraceError
 from pemncodec.architecture.operators import ATTRIBUTES, METHODS, is_path, reference, validate_graph
 from pemncodec.architecture.program import function_names
 from pemncodec.errors import ManifestError
+from pemncodec.limits import Limits
 
 # They may change a statistic or draw random numbers even when nothing uses what they return.
 _EFFECTS: Final = ("dropout", "batch_norm", "instance_norm", "embedding", "attention")
@@ -102,7 +103,7 @@ def trace_forward(module: nn.Module, calls: Sequence[Call]) -> list[dict[str, An
         raise UntraceableError(f"torch.fx cannot trace forward: {cause}") from error
     nodes = _Writer(parameters, fixed).write(graph)
     try:
-        validate_graph(type(module).__name__, nodes)
+        validate_graph(type(module).__name__, nodes, Limits())
     except ManifestError as error:
         raise UntraceableError(str(error)) from None
     return nodes

@@ -59,7 +59,9 @@ class Argument:
     def accepts(self, value: Any) -> bool:
         """Whether a JSON value is in the domain of this argument."""
         if isinstance(value, list):
-            return len(value) in self.lengths and all(self._accepts_one(item) for item in value)
+            return len(value) in self.lengths and all(
+                not isinstance(item, str) and self._accepts_one(item) for item in value
+            )
         return self._accepts_one(value)
 
     def _accepts_one(self, value: Any) -> bool:

@@ -88,7 +88,7 @@ def decode_manifest(data: bytes, limits: Limits) -> dict[str, Any]:
 
 
 def validate_manifest(manifest: Any, limits: Limits) -> None:
-    """Check every field of a manifest (spec/pemn.md section 8).
+    """Check every field of a manifest, in the order of the spec (sections 8 and 10.1).
 
     Raises:
         ManifestError: the manifest breaks a rule; `code` says which.
@@ -114,7 +114,10 @@ def validate_manifest(manifest: Any, limits: Limits) -> None:
         return
     try:
         tree = _Tree(_graphs(manifest.get("graphs", {}), limits), limits)
-        root = tree.check(manifest.get("tree"), "", 0)
+        node = manifest.get("tree")
+        if isinstance(node, dict) and not is_name(node.get("name", "0")):
+            raise ManifestError("manifest-name", "the name of the outermost module is none")
+        root = tree.check(node, "", 0)
         tree.check_calls(root)
         for name in manifest.get("frozen", []):
             _check_tensor(root, name, "frozen")
@@ -179,7 +182,7 @@ class _Graph:
     """What a graph needs of the module that it belongs to."""
 
     calls: Counter[str]
-    tensors: frozenset[str]
+    tensors: Collection[str]
     steps: int  # nodes that call no module
 
 
@@ -190,12 +193,13 @@ def _graphs(graphs: Any, limits: Limits) -> dict[str, _Graph]:
     if total > limits.nodes:
         raise LimitError("limit", f"{total} graph nodes, the limit is {limits.nodes}")
     result = {}
-    for name, nodes in graphs.items():
+    for name in sorted(graphs):
+        nodes = graphs[name]
         if not is_identifier(name):
             raise ManifestError("manifest-name", f"{str(name)[:60]!r} is no name of a graph")
-        validate_graph(name, nodes)
+        validate_graph(name, nodes, limits)
         calls: Counter[str] = Counter(node["mod"] for node in nodes if "mod" in node)
-        tensors = frozenset(node["attr"] for node in nodes if "attr" in node)
+        tensors = dict.fromkeys(node["attr"] for node in nodes if "attr" in node)
         result[name] = _Graph(calls, tensors, len(nodes) - calls.total())
     return result
 
@@ -222,14 +226,13 @@ class _Tree:
         self.unused = set(graphs)
         self.done: dict[str, _Module] = {}
         self.buffers: set[str] = set()
-        self.count = 0
-        self.lookups = 0
+        self.count = 0  # modules so far, shared ones at each of their places
         self.steps: dict[int, int] = {}
 
     def check(self, node: Any, path: str, depth: int) -> _Module:
-        self.count += 1
-        if self.count > self.limits.modules or depth > self.limits.json_depth:
-            raise LimitError("limit", f"more than {self.limits.modules} modules, or too deep")
+        self._count_modules(1)
+        if depth > self.limits.json_depth:
+            raise LimitError("limit", f"modules nested deeper than {self.limits.json_depth}")
         place = f"module {path!r}"
         if not isinstance(node, dict):
             raise ManifestError("manifest-schema", f"{place} is no object")
@@ -248,8 +251,6 @@ class _Tree:
             below = self.check(child, f"{path}.{name}" if path else name, depth + 1)
             module.children[name] = below
             module.modules += below.modules
-            if module.modules > self.limits.modules:
-                raise LimitError("limit", f"more than {self.limits.modules} modules")
         if module.layer in COMPOSITES:
             _check_composite(module, _array(node, "children", place), place)
         # Only now, so that "same" cannot name a module around itself.
@@ -261,7 +262,14 @@ class _Tree:
         target = node["same"]
         if not isinstance(target, str) or target not in self.done:
             raise ManifestError("manifest-name", f"{place} is the same as no module before it")
-        return self.done[target]
+        shared = self.done[target]
+        self._count_modules(shared.modules - 1)
+        return shared
+
+    def _count_modules(self, more: int) -> None:
+        self.count += more
+        if self.count > self.limits.modules:
+            raise LimitError("limit", f"more than {self.limits.modules} modules")
 
     def _torch_module(self, node: dict[str, Any], path: str, place: str) -> _Module:
         name = node.get("cls")
@@ -272,6 +280,8 @@ class _Tree:
             return _Module(path, name if name == "Sequential" else "")
         if name not in LEAF_CLASSES and name not in COMPOSITES:
             raise ManifestError("manifest-class", f"{place}: class {name[:60]!r} is not allowed")
+        if name in COMPOSITES:
+            _array(node, "children", place)
         check_arguments(name, layer_arguments(node), place)
         return _layer(path, name)
 
@@ -306,12 +316,15 @@ class _Tree:
         """Check that every module and tensor that a graph uses is there, and the work bounded."""
         if self.unused:
             raise ManifestError("manifest-schema", f"graph {min(self.unused)} is not used")
-        for module in self.done.values():
-            if module.kind == "graph":
-                for name in {name for graph in module.graphs for name in graph.tensors}:
-                    self._count_lookup()
+        users = [module for module in self.done.values() if module.kind == "graph"]
+        lookups = sum(len(g.tensors) + len(g.calls) for user in users for g in user.graphs)
+        if lookups > self.limits.nodes:
+            raise LimitError("limit", f"more than {self.limits.nodes} uses of modules and tensors")
+        for module in users:
+            for graph in module.graphs:
+                for name in graph.tensors:
                     _check_tensor(module, name, f"module {module.path!r}")
-                self._steps(module)
+            self._steps(module)
         self._steps(root)
 
     def _steps(self, module: _Module) -> int:
@@ -328,7 +341,6 @@ class _Tree:
         for graph in module.graphs:
             work = graph.steps
             for target, times in graph.calls.items():
-                self._count_lookup()
                 callee = _find(module, target, f"module {module.path!r}")
                 work += times * self._steps(callee)
             steps = max(steps, work)
@@ -336,11 +348,6 @@ class _Tree:
             raise LimitError("limit", f"one call runs more than {self.limits.nodes} operations")
         self.steps[id(module)] = steps
         return steps
-
-    def _count_lookup(self) -> None:
-        self.lookups += 1
-        if self.lookups > self.limits.nodes:
-            raise LimitError("limit", f"more than {self.limits.nodes} uses of modules and tensors")
 
 
 def _layer(path: str, class_name: str) -> _Module:
@@ -358,16 +365,21 @@ def _check_composite(module: _Module, nodes: list[Any], place: str) -> None:
     if list(module.children) != expected or not set(required) <= set(expected):
         raise ManifestError("manifest-schema", f"{place}: not the children of {module.layer}")
     for node in nodes:
-        if node.get("cls") not in composite.children[node.get("name", "")]:
+        if _torch_class(node) not in composite.children[node["name"]]:
             raise ManifestError("manifest-schema", f"{place}: not a child of {module.layer}")
         if node["cls"] == "ModuleList":
             layers = node.get("children", [])
             if not layers or any(
-                layer.get("cls") != composite.repeated or "name" in layer for layer in layers
+                _torch_class(layer) != composite.repeated or "name" in layer for layer in layers
             ):
                 raise ManifestError(
                     "manifest-schema", f"{place}: layers must be {composite.repeated}, in order"
                 )
+
+
+def _torch_class(node: dict[str, Any]) -> str:
+    """The class of `torch.nn` that a checked node is of; "" for one of the user or shared."""
+    return "" if "graph" in node else str(node.get("cls", ""))
 
 
 def _find(module: _Module, path: str, place: str) -> _Module:

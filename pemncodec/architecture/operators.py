@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from keyword import iskeyword
 from typing import Any, Final
 
@@ -193,11 +193,12 @@ def is_optional(key: object) -> bool:
     return isinstance(key, str) and key.startswith("?")
 
 
-def validate_graph(name: str, nodes: Any) -> None:
+def validate_graph(name: str, nodes: Any, limits: Limits) -> None:
     """Check one graph by itself; which modules it calls is checked for each of its users.
 
     Raises:
         ManifestError: "manifest-schema", "manifest-name", "manifest-op" or "manifest-argument".
+        LimitError: an input of more dimensions than `limits` allow.
     """
     if not isinstance(nodes, list) or not nodes:
         raise ManifestError("manifest-schema", f"graph {name}: nodes are no array, or none")
@@ -210,7 +211,7 @@ def validate_graph(name: str, nodes: Any) -> None:
         if kind == "in":
             if len(inputs) != index:
                 raise ManifestError("manifest-schema", f"{place}: inputs come first")
-            _check_input(node, inputs, place)
+            _check_input(node, inputs, place, limits)
         elif kind == "attr":
             _require(is_path(node["attr"]), "manifest-name", f"{place}: not a path")
         elif kind == "out":
@@ -224,7 +225,7 @@ def _require(condition: bool, code: ErrorCode, message: str) -> None:
         raise ManifestError(code, message)
 
 
-def _check_input(node: dict[str, Any], seen: dict[str, bool], place: str) -> None:
+def _check_input(node: dict[str, Any], seen: dict[str, bool], place: str, limits: Limits) -> None:
     name = node["in"]
     _require(is_identifier(name) and name != "self", "manifest-name", f"{place}: not a name")
     _require(name not in seen, "manifest-name", f"{place}: second input {name}")
@@ -232,31 +233,42 @@ def _check_input(node: dict[str, Any], seen: dict[str, bool], place: str) -> Non
     seen[name] = not {"default", "only"}.isdisjoint(node)
     ordered = seen[name] or not any(seen.values())
     _require(ordered, "manifest-schema", f"{place}: no default behind one with a default")
-    for field in ("default", "only"):
-        _Values(0, place).check(node.get(field))
+    _Values(0, place).check(node.get("default", node.get("only")))
     if "dtype" in node or "shape" in node:
         _require(not seen[name], "manifest-schema", f"{place}: a tensor with a default")
-        shape = node.get("shape")
-        for size in shape if isinstance(shape, list) else ():
-            if isinstance(size, list):
-                bounds = [number for number in size if type(number) is int]
-                sizes = len(size) == len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] <= INT_LIMIT
-                _require(sizes, "manifest-argument", f"{place}: not a smallest and largest size")
-        if isinstance(shape, list):
-            shape = [None if isinstance(size, list) else size for size in shape]
-        check_tensor_spec({**node, "shape": shape}, place, Limits())
+        check_tensor_spec(node, place, limits, varies=lambda size: size is None or _is_range(size))
 
 
-def check_tensor_spec(spec: dict[str, Any], place: str, limits: Limits) -> None:
-    """Check `dtype` and `shape` of a tensor that a forward takes; null is a size that varies."""
+def _is_range(size: Any) -> bool:
+    """Whether a size is given as the smallest and the largest one."""
+    if not isinstance(size, list) or [type(bound) for bound in size] != [int, int]:
+        return False
+    low, high = size
+    return bool(0 <= low <= high <= INT_LIMIT)
+
+
+def check_tensor_spec(
+    spec: dict[str, Any],
+    place: str,
+    limits: Limits,
+    *,
+    varies: Callable[[Any], bool] = lambda size: size is None,
+) -> None:
+    """Check `dtype` and `shape` of a tensor that a forward takes, of which sizes may vary."""
     dtype = spec.get("dtype")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ManifestError("manifest-argument", f"{place}: not a dtype")
-    check_shape(spec.get("shape"), place, limits, open_sizes=True)
+    check_shape(spec.get("shape"), place, limits, varies=varies)
 
 
-def check_shape(shape: Any, place: str, limits: Limits, *, open_sizes: bool = False) -> None:
-    """Check an array of sizes, of which there may be null when `open_sizes`.
+def check_shape(
+    shape: Any,
+    place: str,
+    limits: Limits,
+    *,
+    varies: Callable[[Any], bool] = lambda _: False,
+) -> None:
+    """Check an array of sizes; `varies` says what may stand for one that is not known.
 
     Raises:
         ManifestError: "manifest-schema" or "manifest-argument".
@@ -268,7 +280,7 @@ def check_shape(shape: Any, place: str, limits: Limits, *, open_sizes: bool = Fa
         raise LimitError("limit", f"{place} has more than {limits.dimensions} dimensions")
     elements = 1
     for size in shape:
-        if size is None and open_sizes:
+        if varies(size):
             continue
         if type(size) is not int or not 0 <= size <= INT_LIMIT:
             raise ManifestError("manifest-argument", f"{place}: not a size in the shape")
@@ -280,16 +292,18 @@ def check_shape(shape: Any, place: str, limits: Limits, *, open_sizes: bool = Fa
 def _check_call(kind: str, node: dict[str, Any], index: int, place: str) -> None:
     target = node[kind]
     _require(isinstance(target, str), "manifest-schema", f"{place}: the target is no string")
+    if kind == "mod":
+        _require(is_path(target), "manifest-name", f"{place}: {target[:60]!r} is no path")
+    else:
+        allowed = {"fn": FUNCTIONS, "meth": METHODS, "get": ATTRIBUTES}[kind]
+        _require(target in allowed, "manifest-op", f"{place}: {target[:60]!r} is not allowed")
     args, kwargs = node.get("args", []), node.get("kwargs", {})
     _require(isinstance(args, list), "manifest-schema", f"{place}: args are no array")
     _require(isinstance(kwargs, dict), "manifest-schema", f"{place}: kwargs are no object")
     if kind == "mod":
-        _require(is_path(target), "manifest-name", f"{place}: {target[:60]!r} is no path")
         for key in kwargs:
             _require(is_identifier(key), "manifest-name", f"{place}: keyword {key[:40]!r}")
     else:
-        allowed = {"fn": FUNCTIONS, "meth": METHODS, "get": ATTRIBUTES}[kind]
-        _require(target in allowed, "manifest-op", f"{place}: {target[:60]!r} is not allowed")
         for key, value in kwargs.items():
             known = key in _KEYWORDS and (key != "device" or reference(value) is not None)
             _require(known, "manifest-argument", f"{place}: {target} with {key[:40]}=")
@@ -308,7 +322,7 @@ def _check_call(kind: str, node: dict[str, Any], index: int, place: str) -> None
         rest = args[1:]
     elif target == "operator.getitem" and len(args) == 2 and is_key(args[1]):
         rest = args[:1]
-    for value in [*rest, *kwargs.values()]:
+    for value in [*rest, *(kwargs[key] for key in sorted(kwargs))]:
         values.check(value)
     name = target.removeprefix("aten.").partition(".")[0] if kind == "fn" else target
     if kind == "fn" and not target.startswith("aten."):

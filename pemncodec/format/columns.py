@@ -11,7 +11,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pemncodec.contents import CARRIERS, WEIGHT_DTYPES
 from pemncodec.errors import CorruptError, LimitError
@@ -19,6 +19,10 @@ from pemncodec.limits import Limits
 from pemncodec.values.philox import DISTRIBUTIONS
 
 MAX_INDEX = (1 << 63) - 1
+
+SectionKind = Literal["manifest", "prototype", "dense", "mask"]
+SECTION_KINDS: tuple[str, ...] = get_args(SectionKind)
+SINGLE_FIELDS = ("sections", "metadata", "inference_only")  # fields that are no tables
 
 Table = dict[str, list[Any]]
 
@@ -127,31 +131,68 @@ def encode_columns(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
     return tables
 
 
-def decode_columns(header: Mapping[str, Any], name: str, limits: Limits) -> Table:
+def check_fields(header: Mapping[str, Any]) -> None:
+    """Check that every field is known, before anything else: one may change what others mean.
+
+    Raises:
+        CorruptError: "unknown-field".
+    """
+    for key, table in header.items():
+        if key.startswith("?") or key in SINGLE_FIELDS:
+            continue
+        if key not in SCHEMA:
+            raise CorruptError("unknown-field", f"unknown required header field {key!r:.60}")
+        for column in table if isinstance(table, dict) else ():
+            if column not in SCHEMA[key] and not column.startswith("?"):
+                raise CorruptError(
+                    "unknown-field", f"unknown required header field {key}.{column!r:.60}"
+                )
+    runs = header.get("sections")
+    for run in runs if isinstance(runs, list) else ():
+        if isinstance(run, list) and len(run) == 2 and run[0] not in SECTION_KINDS:
+            raise CorruptError("unknown-field", f"unknown section kind {run[0]!r:.60}")
+
+
+def check_sizes(header: Mapping[str, Any], limits: Limits) -> None:
+    """Check how many rows and dimensions there are, before any of them is looked at.
+
+    Raises:
+        LimitError: more rows than `limits.tensors`, or dimensions than `limits.dimensions`.
+    """
+    for name in SCHEMA:
+        table = header.get(name)
+        for key, values in table.items() if isinstance(table, dict) else ():
+            if key.startswith("?") or not isinstance(values, list):
+                continue
+            if len(values) > limits.tensors:
+                raise LimitError("limit", f"{name}.{key} has more than {limits.tensors} rows")
+            for value in values if key == "shape" else ():
+                if isinstance(value, list) and len(value) > limits.dimensions:
+                    raise LimitError(
+                        "limit", f"a tensor of more than {limits.dimensions} dimensions"
+                    )
+
+
+def decode_columns(header: Mapping[str, Any], name: str) -> Table:
     """The columns of one of the header's tables, every value checked.
 
     Raises:
-        CorruptError: a column is unknown, no array, or has a value that it may not have.
-        LimitError: more rows than `limits.tensors`.
+        CorruptError: a column is no array, or has a value that it may not have.
     """
     table = header.get(name, {})
     if not isinstance(table, dict):
         raise CorruptError("header", f"{name} is not an object")
-    columns = SCHEMA[name]
     result: Table = {}
     for key, values in table.items():
         if key.startswith("?"):
             continue
-        if key not in columns:
-            raise CorruptError("unknown-field", f"unknown required header field {name}.{key!r:.60}")
         if not isinstance(values, list):
             raise CorruptError("header", f"{name}.{key} is not an array")
-        if len(values) > limits.tensors:
-            raise LimitError("limit", f"{name}.{key} has more than {limits.tensors} rows")
+        column = SCHEMA[name][key]
         for value in values:
-            if not columns[key].valid(value):
+            if not column.valid(value):
                 raise CorruptError(
-                    "header", f"{name}.{key} has {value!r:.60} in place of {columns[key].what}"
+                    "header", f"{name}.{key} has {value!r:.60} in place of {column.what}"
                 )
         result[key] = values
     return result

@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pemncodec.coders.canonical_json import decode_json, encode_json
 from pemncodec.contents import CARRIERS, WEIGHT_DTYPES, Fill, SeededPrototype, numel
@@ -18,7 +18,10 @@ from pemncodec.errors import CorruptError, LimitError
 from pemncodec.format.columns import (
     MAX_INDEX,
     SCHEMA,
+    SectionKind,
     Table,
+    check_fields,
+    check_sizes,
     decode_columns,
     encode_columns,
     is_int,
@@ -26,8 +29,6 @@ from pemncodec.format.columns import (
 )
 from pemncodec.limits import Limits
 
-SectionKind = Literal["manifest", "prototype", "dense", "mask"]
-SECTION_KINDS: tuple[str, ...] = get_args(SectionKind)
 Used = Literal["all", "masks"]
 
 
@@ -115,9 +116,6 @@ class Header:
     masks: tuple[MaskRow, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     inference_only: bool = False
-
-
-_SINGLE_FIELDS = ("sections", "metadata", "inference_only")
 
 
 def _broken(message: str) -> CorruptError:
@@ -212,7 +210,7 @@ def _run_lengths(kinds: Sequence[str]) -> list[list[Any]]:
 
 
 def decode_header(data: bytes, section_count: int, limits: Limits) -> Header:
-    """Checked rows of canonical JSON.
+    """Checked rows of canonical JSON: fields, limits, then what they hold (spec section 10).
 
     Args:
         data: the JSON.
@@ -226,19 +224,18 @@ def decode_header(data: bytes, section_count: int, limits: Limits) -> Header:
     value = decode_json(data, depth=limits.json_depth)
     if not isinstance(value, dict):
         raise _broken("the header is not an object")
-    for key in value:
-        if key not in SCHEMA and key not in _SINGLE_FIELDS and not key.startswith("?"):
-            raise CorruptError("unknown-field", f"unknown required header field {key!r:.60}")
-    tables = {name: decode_columns(value, name, limits) for name in SCHEMA}
+    check_fields(value)
+    check_sizes(value, limits)
+    tables = {name: decode_columns(value, name) for name in SCHEMA}
     sections = _decode_sections(value.get("sections", []), section_count)
     prototypes = _decode_prototypes(tables, sections)
-    tensors = _decode_tensors(tables, sections, prototypes, limits)
+    tensors = _decode_tensors(tables, sections, prototypes)
     masks = _decode_masks(tables, sections, tensors)
     _check_sections_used(sections, prototypes, tensors, masks)
-    _check_decoded_bytes(prototypes, tensors, limits)
     if value.get("inference_only", True) is not True:
         raise _broken("inference_only is there, but not true")
     metadata = _decode_metadata(value.get("metadata", {}))
+    _check_decoded_bytes(prototypes, tensors, limits)
     return Header(sections, prototypes, tensors, masks, metadata, "inference_only" in value)
 
 
@@ -250,8 +247,6 @@ def _decode_sections(value: Any, section_count: int) -> tuple[SectionKind, ...]:
         if not (isinstance(run, list) and len(run) == 2 and is_int(1, section_count)(run[1])):
             raise _broken("sections is not an array of [kind, count]")
         kind, count = run
-        if kind not in SECTION_KINDS:
-            raise CorruptError("unknown-field", f"unknown section kind {kind!r:.60}")
         if kinds and kinds[-1] == kind:
             raise _broken("two runs of sections of one kind follow each other")
         if len(kinds) + count > section_count:
@@ -299,7 +294,6 @@ def _decode_tensors(
     tables: Mapping[str, Table],
     sections: Sequence[SectionKind],
     prototypes: Sequence[PrototypeRow],
-    limits: Limits,
 ) -> tuple[TensorRow, ...]:
     rows = table_rows(tables, "tensors", len(tables["tensors"].get("name", ())))
     kinds = [row["kind"] for row in rows]
@@ -315,7 +309,7 @@ def _decode_tensors(
         if name in names:
             raise _broken(f"two tensors are named {name!r:.60}")
         names.add(name)
-        shape = _decode_shape(row["shape"], dtype, name, limits)
+        shape = _decode_shape(row["shape"], dtype, name)
         columns = next(own[kind])
         if kind == "alias":
             if columns["target"] not in targets:
@@ -349,9 +343,7 @@ def _decode_masks(
     return tuple(MaskRow(name, row["section"]) for name, row in zip(masked, rows, strict=True))
 
 
-def _decode_shape(dimensions: list[int], dtype: str, name: str, limits: Limits) -> tuple[int, ...]:
-    if len(dimensions) > limits.dimensions:
-        raise LimitError("limit", f"{name!r:.60} has more than {limits.dimensions} dimensions")
+def _decode_shape(dimensions: list[int], dtype: str, name: str) -> tuple[int, ...]:
     width = CARRIERS[dtype].itemsize
     if width * math.prod(max(size, 1) for size in dimensions) > MAX_INDEX:
         raise _broken(f"the shape of {name!r:.60} is out of range")

@@ -26,6 +26,7 @@ from pemncodec.contents import (
     bits_of,
     numel,
 )
+from pemncodec.format.columns import SectionKind
 from pemncodec.format.container import encode_container
 from pemncodec.format.contexts import prototype_buckets
 from pemncodec.format.header import (
@@ -35,7 +36,6 @@ from pemncodec.format.header import (
     Header,
     MaskedRow,
     MaskRow,
-    SectionKind,
     StoredRow,
     TensorRow,
     Used,

@@ -1,0 +1,117 @@
+"""Weights and masks → what the file holds: prototypes found, trained tensors shortened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from pemncodec.architecture.trace import Trace
+from pemncodec.coders.dense import shortened
+from pemncodec.contents import AliasTensor, Contents, DenseMode, DenseTensor, MaskedTensor
+from pemncodec.contents import Tensor as ContentTensor
+from pemncodec.errors import EncodeArgumentError, PrototypeMismatchError
+from pemncodec.masking.masked_state import MaskedState
+from pemncodec.options import EncodeOptions
+from pemncodec.tensors import dtype_name, tensor_to_array
+from pemncodec.values.recovery import Layer, recover_prototypes
+
+
+def dense_modes(state: MaskedState, patterns: Mapping[str, DenseMode]) -> dict[str, DenseMode]:
+    """The modes of float32 tensors that are not lossless, by name.
+
+    Args:
+        state: the tensors.
+        patterns: modes by pattern of the name, the first that fits.
+
+    Raises:
+        EncodeArgumentError: a pattern that fits no tensor.
+    """
+    for pattern in patterns:
+        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in state.tensors):
+            raise EncodeArgumentError(f"dense: no tensor is called {pattern}")
+    modes: dict[str, DenseMode] = {}
+    for name, tensor in state.tensors.items():
+        mode: DenseMode = next(
+            (mode for pattern, mode in patterns.items() if fnmatchcase(name, pattern)), "lossless"
+        )
+        plain = name not in state.masks and name not in state.aliases and tensor.numel()
+        if not plain or tensor.dtype != torch.float32 or mode == "lossless":
+            continue
+        if not (tensor == tensor.reshape(-1)[0]).all():  # else a constant, free as it is
+            modes[name] = mode
+    return modes
+
+
+def shortened_state(state: MaskedState, modes: Mapping[str, DenseMode]) -> MaskedState:
+    """With the values that come back from the file.
+
+    Raises:
+        EncodeError: a value that its mode cannot hold.
+    """
+    return state.replaced(
+        {name: _shortened(name, state.tensors[name], mode) for name, mode in modes.items()}
+    )
+
+
+def _shortened(name: str, tensor: Tensor, mode: DenseMode) -> Tensor:
+    values = shortened(tensor_to_array(tensor, name), mode, name)
+    return torch.from_numpy(values).view(tensor.shape)
+
+
+def assemble_contents(
+    state: MaskedState,
+    modes: Mapping[str, DenseMode],
+    trace: Trace | None,
+    options: EncodeOptions,
+) -> Contents:
+    """What the file holds.
+
+    Args:
+        state: weights and masks.
+        modes: of tensors that are not lossless, by name.
+        trace: the manifest and tensors of its own; None for a file without.
+        options: prototypes that are given, metadata, whether batch norms were folded.
+
+    Raises:
+        PrototypeMismatchError: no weights come from one of the given prototypes.
+        EncodeError: a tensor that cannot be encoded.
+    """
+    own = {name: tensor for name, tensor in state.tensors.items() if name not in state.aliases}
+    arrays = {name: tensor_to_array(tensor, name) for name, tensor in own.items()}
+    masked = [name for name in own if name in state.masks]
+    layers = [
+        Layer(
+            dtype_name(own[name]),
+            arrays[name].reshape(-1),
+            state.masks[name].reshape(-1),
+            state.fills.get(name),
+        )
+        for name in masked
+    ]
+    prototypes, fills = recover_prototypes(layers, options.prototypes)
+    unused = [prototype for prototype in options.prototypes if prototype not in prototypes]
+    if unused:
+        raise PrototypeMismatchError(
+            f"no masked layer comes from {unused[0]}: check seed, distribution, stream and length"
+        )
+    fill_of = dict(zip(masked, fills, strict=True))
+    tensors: list[ContentTensor] = []
+    for name in state.tensors:
+        if name in state.aliases:
+            tensors.append(AliasTensor(name, state.aliases[name]))
+            continue
+        dtype, shape = dtype_name(state.tensors[name]), tuple(state.tensors[name].shape)
+        if name in state.masks:
+            tensors.append(MaskedTensor(name, dtype, shape, fill_of[name], state.masks[name]))
+        else:
+            mode = modes.get(name, "lossless")
+            tensors.append(DenseTensor(name, dtype, shape, arrays[name], mode))
+    for name, tensor in trace.tensors.items() if trace else ():
+        value = tensor_to_array(tensor, name)
+        tensors.append(DenseTensor(name, dtype_name(tensor), tuple(tensor.shape), value))
+    manifest = trace.manifest if trace else None
+    metadata = dict(options.metadata)
+    return Contents(prototypes, tuple(tensors), manifest, metadata, options.fold_bn)

@@ -1,0 +1,76 @@
+"""A module with its effective weights → its manifest, and what the file is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from pemncodec.architecture.batch_norm import fold_batch_norms
+from pemncodec.architecture.builder import describe_builder
+from pemncodec.architecture.example import ExampleInputs, given_inputs, guessed_inputs
+from pemncodec.architecture.outputs import Reference
+from pemncodec.architecture.trace import Trace, trace_module
+from pemncodec.checkpoints.plain_module import in_module_order, plain_module
+from pemncodec.errors import EncodeArgumentError
+from pemncodec.masking.masked_state import MaskedState
+from pemncodec.options import EncodeOptions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Network:
+    """What is known of a file's network.
+
+    Attributes:
+        module: as the caller gave it.
+        state: its tensors in its order, batch norms folded where that was asked for.
+        inputs: what it takes.
+        trace: its manifest.
+        original: a plain copy with the weights as they were given, for comparisons.
+    """
+
+    module: nn.Module
+    state: MaskedState
+    inputs: ExampleInputs
+    trace: Trace
+    original: Reference
+
+
+def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptions) -> Network:
+    """Trace a module.
+
+    Args:
+        module: as the caller gave it; nothing is done to it.
+        state: its weights and masks.
+        options: example inputs, builder, whether to fold batch norms.
+
+    Raises:
+        EncodeArgumentError: options that do not fit the module.
+        UnsupportedModelError: the manifest cannot describe it, or it cannot be run.
+    """
+    plain = plain_module(module, state)
+    inputs = (
+        given_inputs(options.example_inputs, options.dynamic_axes)
+        if options.example_inputs is not None
+        else guessed_inputs(plain)
+    )
+    original = Reference(plain, inputs)
+    if options.fold_bn:
+        folded = fold_batch_norms(plain)
+        if not folded:
+            raise EncodeArgumentError("fold_bn: the module has no batch norm to fold")
+        state = state.replaced(folded)
+    traced = plain_module(module, state)
+    masked = list(state.masks)
+    if options.builder is not None:
+        described = describe_builder(*options.builder, traced, inputs.specs, masked)
+        trace = Trace(described, {}, trains=True, exported=False)
+    else:
+        trace = trace_module(
+            traced,
+            inputs.specs,
+            example=inputs,
+            train_graph=options.train_graph,
+            masked=masked,
+        )
+    return Network(module, in_module_order(state, traced), inputs, trace, original)

@@ -1,0 +1,108 @@
+"""What a caller of `encode` asks for, as one validated value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_args
+
+from pemncodec.coders.masks import PRESETS, Preset
+from pemncodec.contents import DenseMode, SeededPrototype
+from pemncodec.errors import EncodeArgumentError
+from pemncodec.values.philox import DISTRIBUTIONS, check_stream
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EncodeOptions:
+    """The options of `pemncodec.encode`, which documents them; what needs no model is checked.
+
+    Raises:
+        EncodeArgumentError: options that are out of range, or contradict each other.
+    """
+
+    masks: Mapping[str, Tensor] | None = None
+    keep: float | None = None
+    architecture: nn.Module | None = None
+    example_inputs: Tensor | Sequence[Tensor] | None = None
+    dynamic_axes: Sequence[Collection[int]] = ()
+    manifest: bool = True
+    train_graph: bool = False
+    builder: tuple[str, Mapping[str, Any]] | None = None
+    prototypes: Sequence[SeededPrototype] = ()
+    preset: Preset = "default"
+    dense: DenseMode | Mapping[str, DenseMode] = "lossless"
+    fold_bn: bool = False
+    accuracy: Callable[[nn.Module], float] | None = None
+    max_drop: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def dense_modes(self) -> Mapping[str, DenseMode]:
+        """Modes by pattern of the tensor's name, the first that fits."""
+        return self.dense if isinstance(self.dense, Mapping) else {"*": self.dense}
+
+    @property
+    def trust(self) -> tuple[str, ...]:
+        """Code that the file names and that reading it back may run."""
+        return () if self.builder is None else (self.builder[0],)
+
+    def __post_init__(self) -> None:
+        if not self.manifest:
+            self._check_without_manifest()
+        if self.dynamic_axes and self.example_inputs is None:
+            raise EncodeArgumentError("dynamic_axes needs example_inputs")
+        if self.masks is not None and not isinstance(self.masks, Mapping):
+            raise EncodeArgumentError(f"masks must be named, not {type(self.masks).__name__}")
+        if self.preset not in PRESETS:
+            raise EncodeArgumentError(
+                f"unknown preset {self.preset!r:.60}, have {', '.join(PRESETS)}"
+            )
+        for mode in self.dense_modes.values():
+            if mode not in get_args(DenseMode):
+                known = ", ".join(get_args(DenseMode))
+                raise EncodeArgumentError(f"unknown dense mode {mode!r:.60}, have {known}")
+        if self.max_drop is not None and self.accuracy is None:
+            raise EncodeArgumentError("--max-drop (max_drop) needs --accuracy (accuracy)")
+        if self.accuracy is not None and not callable(self.accuracy):
+            raise EncodeArgumentError(
+                f"accuracy must be a function of a module, not {self.accuracy!r:.60}"
+            )
+        for prototype in self.prototypes:
+            _check_prototype(prototype)
+        _check_metadata(self.metadata)
+
+    def _check_without_manifest(self) -> None:
+        if self.architecture is not None:
+            raise EncodeArgumentError("an architecture is given, but the manifest is turned off")
+        if self.builder is not None:
+            raise EncodeArgumentError("builder is stored as the architecture, which is turned off")
+        if self.fold_bn or self.accuracy is not None:
+            raise EncodeArgumentError(
+                "fold_bn and accuracy need the architecture: leave out --no-manifest "
+                "(manifest=False)"
+            )
+
+
+def _check_prototype(prototype: SeededPrototype) -> None:
+    if prototype.distribution not in DISTRIBUTIONS:
+        raise EncodeArgumentError(f"unknown distribution {prototype.distribution!r:.60}")
+    if prototype.length < 1:
+        raise EncodeArgumentError(f"a prototype's length must be positive, not {prototype.length}")
+    try:
+        check_stream(prototype.seed, prototype.stream)
+    except ValueError as error:
+        raise EncodeArgumentError(str(error)) from None
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    for key, value in metadata.items():
+        for text in (key, value):
+            if not isinstance(text, str) or (not text.isascii() and _has_surrogate(text)):
+                raise EncodeArgumentError(f"metadata must be text, not {key!r:.60}: {value!r:.60}")
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
