@@ -16,25 +16,9 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 from pemncodec import kernels
-from pemncodec.kernels import mixing_twin, numpy_twin
+from pemncodec.kernels import twins
 
 ROOT = Path(__file__).resolve().parent.parent
-TWINS = {
-    "expand": numpy_twin,
-    "expand_normal": numpy_twin,
-    "keep_largest": numpy_twin,
-    "magnitude_gradient": numpy_twin,
-    "philox4x32": numpy_twin,
-    "quantiles": numpy_twin,
-    "rans_decode": numpy_twin,
-    "rans_encode": numpy_twin,
-    "runs_decode": numpy_twin,
-    "runs_encode": numpy_twin,
-    "top_k": numpy_twin,
-    "mixing_decode": mixing_twin,
-    "mixing_encode": mixing_twin,
-}
-
 # The kernels stay exchanged for all examples of a test, so a fixture per function is right.
 settings.register_profile(
     "pemncodec", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -49,8 +33,8 @@ def native_kernels() -> ModuleType:
 
 
 def exchange_kernels(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
-    for name, twin in TWINS.items():
-        module = native_kernels() if which == "native" else twin
+    module = native_kernels() if which == "native" else twins
+    for name in twins.__all__:
         monkeypatch.setattr(kernels, name, getattr(module, name))
 
 

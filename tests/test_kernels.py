@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pemncodec import kernels
-from pemncodec.kernels import numpy_twin
+from pemncodec.kernels import twins
+from pemncodec.kernels.generator_twin import philox_block
 
 native: ModuleType | None
 try:
@@ -37,7 +38,7 @@ except ImportError:
 
 needs_native = pytest.mark.skipif(native is None, reason="the C extension is not built")
 U64 = st.integers(0, 2**64 - 1) | st.integers(0, 20) | st.integers(2**64 - 20, 2**64 - 1)
-LANES = st.sampled_from([1, 2, 3, 7, 8, 9, 64]) | st.integers(1, 64)
+LANES = st.sampled_from([1, 8])
 Frequencies = NDArray[np.uint32]
 
 
@@ -81,7 +82,16 @@ def built_for(processor: str, folder: Path) -> ModuleType:
     path = folder / "_native.so"
     sources = sorted((ROOT / "pemncodec" / "kernels").glob("*.c"))
     include = f"-I{sysconfig.get_path('include')}"
-    command = ["cc", "-O3", "-shared", "-fPIC", f"-D{VERSIONS[processor]}", include, *sources]
+    command = [
+        "cc",
+        "-O3",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        f"-D{VERSIONS[processor]}",
+        include,
+        *sources,
+    ]
     subprocess.run([*command, "-ldl", "-o", path], check=True)
     loader = ExtensionFileLoader("_native", str(path))
     spec = importlib.util.spec_from_loader("_native", loader)
@@ -94,7 +104,7 @@ def built_for(processor: str, folder: Path) -> ModuleType:
 @pytest.fixture(scope="module", params=["native", "numpy", *VERSIONS])
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     if request.param == "numpy":
-        return numpy_twin
+        return twins
     if native is None:
         pytest.skip("the C extension is not built")
     if request.param in VERSIONS:
@@ -181,7 +191,7 @@ def test_philox_block_matches_random123(
     counter: list[int], key: tuple[int, int], expected: list[int]
 ) -> None:
     column = np.array(counter, np.uint64)[:, None]
-    assert numpy_twin.philox_block(column, key).tolist() == [expected]
+    assert philox_block(column, key).tolist() == [expected]
 
 
 def test_philox_first_block_matches_random123(kernel: ModuleType) -> None:
@@ -228,10 +238,10 @@ def test_philox_refuses_part_of_a_word(kernel: ModuleType) -> None:
 @given(st.integers(0, 700), U64, U64, U64)
 def test_philox_implementations_agree(count: int, seed: int, stream: int, start: int) -> None:
     assert native is not None
-    ours, twins = bytearray(4 * count), bytearray(4 * count)
+    ours, theirs = bytearray(4 * count), bytearray(4 * count)
     result = outcome(native, "philox4x32", ours, seed, stream, start)
-    assert result == outcome(numpy_twin, "philox4x32", twins, seed, stream, start)
-    assert ours == twins
+    assert result == outcome(twins, "philox4x32", theirs, seed, stream, start)
+    assert ours == theirs
 
 
 # rANS
@@ -256,12 +266,25 @@ def decoded(kernel: ModuleType, data: bytes, table: Frequencies, lanes: int, cou
     return bytes(out[32 : 32 + count])
 
 
-def test_rans_bytes_are_those_of_the_format(kernel: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("lanes", "times", "expected"),
+    [
+        (1, 1, "90481f010000b39d"),
+        (
+            8,
+            3,
+            "f3871000810108000080ee420000bb8bb39d2200fd8b21001c022200fd8b21000000008000000000",
+        ),
+    ],
+)
+def test_rans_bytes_are_those_of_the_format(
+    kernel: ModuleType, lanes: int, times: int, expected: str
+) -> None:
     table = table_of(_3=1, _7=1000, _200=2**15 - 1001)
-    symbols = bytes([200, 7, 3, 3, 200, 200, 7])
-    coded = kernel.rans_encode(symbols, table, 2)
-    assert coded.hex() == "db0811000e0111000080fd8b"
-    assert decoded(kernel, coded, table, 2, 7) == symbols
+    symbols = bytes([200, 7, 3, 3, 200, 200, 7]) * times
+    coded = kernel.rans_encode(symbols, table, lanes)
+    assert coded.hex() == expected
+    assert decoded(kernel, coded, table, lanes, len(symbols)) == symbols
 
 
 @settings(deadline=None)
@@ -275,17 +298,17 @@ def test_rans_round_trip_and_reference(
     assert decoded(kernel, coded, table, lanes, len(symbols)) == symbols
 
 
-@pytest.mark.parametrize("lanes", range(1, 65))
-def test_rans_all_numbers_of_lanes(kernel: ModuleType, lanes: int) -> None:
+@pytest.mark.parametrize("lanes", [1, 8])
+@pytest.mark.parametrize("count", [*range(40), 1000, 1001, 1007])
+def test_rans_any_number_of_symbols(kernel: ModuleType, lanes: int, count: int) -> None:
     table = table_of(_0=1, _1=2**14, _2=3, _255=2**14 - 4)
-    rng = random.Random(lanes)
-    symbols = bytes(rng.choices([0, 1, 2, 255], [1, 60, 1, 60], k=1000 + lanes))
+    symbols = bytes(random.Random(count).choices([0, 1, 2, 255], [1, 60, 1, 60], k=count))
     coded = kernel.rans_encode(symbols, table, lanes)
     assert coded == rans_encode_reference(symbols, table, lanes)
     assert decoded(kernel, coded, table, lanes, len(symbols)) == symbols
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 8, 64])
+@pytest.mark.parametrize("lanes", [1, 8])
 def test_rans_single_symbol_takes_no_words(kernel: ModuleType, lanes: int) -> None:
     table = table_of(_9=2**15)
     coded = kernel.rans_encode(b"\x09" * 5000, table, lanes)
@@ -293,7 +316,7 @@ def test_rans_single_symbol_takes_no_words(kernel: ModuleType, lanes: int) -> No
     assert decoded(kernel, coded, table, lanes, 5000) == b"\x09" * 5000
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 8, 64])
+@pytest.mark.parametrize("lanes", [1, 8])
 def test_rans_without_symbols(kernel: ModuleType, lanes: int) -> None:
     table = table_of(_0=2**14, _1=2**14)
     coded = kernel.rans_encode(b"", table, lanes)
@@ -311,7 +334,7 @@ def test_rans_every_frequency_divides_exactly(kernel: ModuleType) -> None:
         assert coded == rans_encode_reference(symbols, table, 1)
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 8, 64])
+@pytest.mark.parametrize("lanes", [1, 8])
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
 def test_rans_refuses_symbol_without_frequency(kernel: ModuleType, lanes: int, count: int) -> None:
     table = table_of(_0=2**14, _255=2**14)
@@ -322,7 +345,7 @@ def test_rans_refuses_symbol_without_frequency(kernel: ModuleType, lanes: int, c
             kernel.rans_encode(symbols, table, lanes)
 
 
-@pytest.mark.parametrize("lanes", [0, 65, -1, 2**64, -(2**64)])
+@pytest.mark.parametrize("lanes", [0, 2, 7, 9, 64, 2**32 + 8, -1, 2**64, -(2**64)])
 def test_rans_refuses_lanes(kernel: ModuleType, lanes: int) -> None:
     table = table_of(_0=2**15)
     with pytest.raises(ValueError, match=r"^lanes$"):
@@ -352,7 +375,7 @@ def test_rans_refuses_frequencies(kernel: ModuleType, table: object) -> None:
         kernel.rans_decode(struct.pack("<I", 2**16), table, 1, bytearray(1))
 
 
-@pytest.mark.parametrize("lanes", [1, 5, 8, 64])
+@pytest.mark.parametrize("lanes", [1, 8])
 def test_rans_names_what_is_wrong_with_data(kernel: ModuleType, lanes: int) -> None:
     table = table_of(_0=2**14, _1=2**14)
     symbols = bytes(random.Random(0).choices([0, 1], k=4096))
@@ -384,7 +407,7 @@ def test_rans_names_what_is_wrong_with_data(kernel: ModuleType, lanes: int) -> N
 
 def test_rans_one_symbol_too_few_or_many(kernel: ModuleType) -> None:
     table = table_of(_0=100, _1=2**15 - 100)
-    for lanes in (1, 3, 8):
+    for lanes in (1, 8):
         coded = kernel.rans_encode(bytes([0, 1, 1]) * 100, table, lanes)
         for count in (0, 1, 299, 301, 1000):
             with pytest.raises(ValueError, match=r"^(too short|words left over|final state)$"):
@@ -398,17 +421,17 @@ def test_rans_damaged_data_gives_the_same_outcome(
     case: tuple[bytes, Frequencies, int], draw: st.DataObject
 ) -> None:
     symbols, table, lanes = case
-    coded = bytearray(numpy_twin.rans_encode(symbols, table, lanes))
+    coded = bytearray(twins.rans_encode(symbols, table, lanes))
     for _ in range(draw.draw(st.integers(0, 3))):
         coded[draw.draw(st.integers(0, len(coded) - 1))] = draw.draw(st.integers(0, 255))
     damaged = bytes(coded[: draw.draw(st.integers(0, len(coded)) | st.just(len(coded)))])
     damaged += draw.draw(st.binary(max_size=6))
     count = draw.draw(st.just(len(symbols)) | st.integers(0, 3000))
     assert native is not None
-    ours, twins = bytearray(count), bytearray(count)
+    ours, theirs = bytearray(count), bytearray(count)
     result = outcome(native, "rans_decode", damaged, table, lanes, ours)
-    assert result == outcome(numpy_twin, "rans_decode", damaged, table, lanes, twins)
-    assert result[0] != "returned" or ours == twins
+    assert result == outcome(twins, "rans_decode", damaged, table, lanes, theirs)
+    assert result[0] != "returned" or ours == theirs
 
 
 @needs_native
@@ -421,7 +444,7 @@ def test_rans_random_data_gives_the_same_outcome(
     for source in (data, valid_states):
         assert native is not None
         result = outcome(native, "rans_decode", source, table, lanes, bytearray(count))
-        assert result == outcome(numpy_twin, "rans_decode", source, table, lanes, bytearray(count))
+        assert result == outcome(twins, "rans_decode", source, table, lanes, bytearray(count))
 
 
 # expand
@@ -539,7 +562,7 @@ def test_expand_normal_is_made_of_the_others(
     kernel.expand_normal(*arguments)
     assert memory[:32] == memory[32 + 4 * count :] == b"\xaa" * 32
     words = np.empty(count, np.uint32)
-    numpy_twin.philox4x32(words, seed, stream, start)
+    twins.philox4x32(words, seed, stream, start)
     ones = np.unpackbits(np.frombuffer(mask, np.uint8), count=count, bitorder="little")
     made = np.frombuffer(memory[32 : 32 + 4 * count], np.uint32)
     assert np.array_equal(made, ((words >> 20) + 1) * ones)
@@ -603,7 +626,7 @@ def test_runs_round_trip_and_reference(kernel: ModuleType, bits: list[int], long
 @given(runs=st.binary(max_size=40), longest=st.integers(1, 255), count=st.integers(0, 400))
 def test_any_runs_give_the_same_outcome(runs: bytes, longest: int, count: int) -> None:
     results = []
-    for module in (native, numpy_twin):
+    for module in (native, twins):
         out = bytearray(-(-count // 8))
         problem = outcome(module, "runs_decode", runs, longest, count, out)
         results.append((problem, None if problem else out))
@@ -769,7 +792,7 @@ def test_keep_largest_of_subnormal_scores_is_the_same_for_any_threads(
     finally:
         torch.set_flush_denormal(False)
     assert np.array_equal(results[0], results[1])
-    if not (kernel is numpy_twin and flushes):
+    if not (kernel is twins and flushes):
         assert np.array_equal(results[0], expected)
 
 
@@ -851,7 +874,7 @@ def valid_calls() -> dict[str, list[object]]:
         "quantiles": [np.zeros(2, np.uint32), np.zeros(4096, np.float32), np.zeros(2, np.float32)],
         "runs_encode": [b"\x10", 8, 3],
         "runs_decode": [b"\3\1\3", 3, 8, np.zeros(1, np.uint8)],
-        "rans_encode": [b"\0\0", table_of(_0=2**15), 2],
+        "rans_encode": [b"\0\0", table_of(_0=2**15), 8],
         "rans_decode": [struct.pack("<I", 2**16), table_of(_0=2**15), 1, np.zeros(4, np.uint8)],
         "expand": [b"abcd", 4, 0, b"\xff", np.zeros(8, np.float32)],
         "expand_normal": [1, 2, 3, bytes(4 * 4096), b"\xff", np.zeros(8, np.float32)],
@@ -921,9 +944,9 @@ def test_unaligned_buffers(kernel: ModuleType) -> None:
     memoryview(memory)[1:1025] = table.tobytes()
     unaligned = memoryview(memory)[1:1025]
     symbols = bytes(random.Random(0).choices([0, 1], k=99))
-    coded = kernel.rans_encode(symbols, unaligned, 3)
-    assert coded == kernel.rans_encode(symbols, table, 3)
-    kernel.rans_decode(memoryview(b"\0" + coded)[1:], unaligned, 3, memoryview(memory)[3:102])
+    coded = kernel.rans_encode(symbols, unaligned, 8)
+    assert coded == kernel.rans_encode(symbols, table, 8)
+    kernel.rans_decode(memoryview(b"\0" + coded)[1:], unaligned, 8, memoryview(memory)[3:102])
     assert memory[3:102] == symbols
 
     for itemsize in (2, 4, 8, 16):
@@ -985,7 +1008,7 @@ def test_threads_do_not_disturb_each_other(kernel: ModuleType) -> None:
 
 
 def test_package_uses_the_extension_where_it_is_built() -> None:
-    chosen = numpy_twin if native is None else native
+    chosen = twins if native is None else native
     assert ("numpy" if native is None else "native") == kernels.IMPLEMENTATION
     for name in KEYWORDS:
         assert getattr(kernels, name) is getattr(chosen, name)
@@ -997,7 +1020,7 @@ def test_package_falls_back_to_the_twin(monkeypatch: pytest.MonkeyPatch) -> None
     try:
         reloaded = importlib.reload(kernels)
         assert reloaded.IMPLEMENTATION == "numpy"
-        assert reloaded.expand is numpy_twin.expand
+        assert reloaded.expand is twins.expand
     finally:
         monkeypatch.undo()
         importlib.reload(kernels)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pemncodec.coders.mixing import _tables
-from pemncodec.kernels import mixing_twin
+from pemncodec.kernels import twins
 
 STRETCH, SQUASH = 4096, 3072
 PART = (6, 3, 1, 1, 0, 128)
@@ -22,7 +22,7 @@ PART = (6, 3, 1, 1, 0, 128)
 
 @pytest.fixture(params=["native", "numpy"])
 def kernel(request: pytest.FixtureRequest) -> ModuleType:
-    return native_kernels() if request.param == "native" else mixing_twin
+    return native_kernels() if request.param == "native" else twins
 
 
 def parts(*rows: tuple[int, ...]) -> bytes:
@@ -146,7 +146,7 @@ NUMBERS = st.integers(0, 9) | st.sampled_from([1 << 16, 1 << 31, 1 << 32, 1 << 6
 )
 def test_any_layout_ends_alike(rows: list[tuple[int, ...]], data: bytes, weights: int) -> None:
     results = []
-    for module in (native_kernels(), mixing_twin):
+    for module in (native_kernels(), twins):
         out = bytearray(weights)
         result = outcome(
             module, "mixing_decode", data, bytes(weights), parts(*rows), _tables(), out
@@ -168,7 +168,7 @@ def test_blocks_from_anywhere_are_coded_alike(
 ) -> None:
     layout = parts((len(bits), columns, kernel_size, width, first, 100))
     arguments = bytes(bits), bytes(i % 32 for i in range(len(bits))), layout, _tables()
-    expected = mixing_twin.mixing_encode(*arguments)
+    expected = twins.mixing_encode(*arguments)
     assert native_kernels().mixing_encode(*arguments) == expected
     out = bytearray(len(bits))
     native_kernels().mixing_decode(expected[0], *arguments[1:], out)

@@ -1,7 +1,7 @@
 """The inner loops, in C where the extension was built and in NumPy otherwise.
 
-Both have the same results and errors; `pemncodec.kernels.numpy_twin` and `mixing_twin` document the
-functions.
+Each C file has a twin beside it, which documents its functions and has the same results and errors;
+`pemncodec.kernels.arguments` says what holds for all.
 
 Attributes:
     IMPLEMENTATION: "native" or "numpy".
@@ -28,12 +28,13 @@ try:
         top_k,
     )
 except ImportError:
-    from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
-    from pemncodec.kernels.numpy_twin import (
+    from pemncodec.kernels.twins import (
         expand,
         expand_normal,
         keep_largest,
         magnitude_gradient,
+        mixing_decode,
+        mixing_encode,
         philox4x32,
         quantiles,
         rans_decode,

@@ -1,7 +1,21 @@
-/* The extension: converters of arguments, and the table of what can be called. */
-#include "_native.h"
+/* Calls from Python: converts arguments, releases the GIL, calls a kernel and raises its error. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
 
-int refuse(const char *message)
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+/* ---- Arguments: converters for PyArg_ParseTupleAndKeywords ---- */
+
+typedef struct {
+    const char *name;
+    uint64_t least, most, value;
+} Integer;
+
+/* Sets a ValueError; returns 0, as converters do. */
+static int refuse(const char *message)
 {
     PyErr_SetString(PyExc_ValueError, message);
     return 0;
@@ -19,10 +33,10 @@ static int get_buffer(PyObject *object, Py_buffer *view, int flags)
     return refuse("buffer");
 }
 
-int readable(PyObject *object, void *to) { return get_buffer(object, to, PyBUF_SIMPLE); }
-int writable(PyObject *object, void *to) { return get_buffer(object, to, PyBUF_WRITABLE); }
+static int readable(PyObject *object, void *to) { return get_buffer(object, to, PyBUF_SIMPLE); }
+static int writable(PyObject *object, void *to) { return get_buffer(object, to, PyBUF_WRITABLE); }
 
-int integer(PyObject *object, void *argument)
+static int integer(PyObject *object, void *argument)
 {
     Integer *to = argument;
     PyObject *index = PyNumber_Index(object);
@@ -38,22 +52,290 @@ int integer(PyObject *object, void *argument)
     return !PyErr_Occurred();
 }
 
-PyObject *outcome(const char *error) /* when "" an exception is already set */
+static Bytes bytes_of(const Py_buffer *view)
 {
-    if (error == NULL)
-        return Py_NewRef(Py_None);
-    if (*error != '\0')
+    return (Bytes){view->buf, (size_t)view->len};
+}
+
+static Room room_of(const Py_buffer *view)
+{
+    return (Room){view->buf, (size_t)view->len};
+}
+
+/* ---- Results ---- */
+
+/* In place of a kernel's error: an exception is set already. */
+static const char raised[] = "";
+
+static PyObject *raise(const char *error)
+{
+    if (strcmp(error, OUT_OF_MEMORY) == 0)
+        PyErr_NoMemory();
+    else if (error != raised)
         refuse(error);
     return NULL;
 }
 
-#define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_VARARGS | METH_KEYWORDS, NULL}
+static PyObject *none_or_raise(const char *error)
+{
+    return error == NULL ? Py_NewRef(Py_None) : raise(error);
+}
+
+static PyObject *bytes_or_raise(const char *error, const Coded *coded)
+{
+    if (error != NULL)
+        return raise(error);
+    return PyBytes_FromStringAndSize((const char *)coded->at, (Py_ssize_t)coded->size);
+}
+
+static PyObject *tuple_of(const size_t *numbers, size_t count)
+{
+    PyObject *tuple = PyTuple_New((Py_ssize_t)count);
+    for (size_t i = 0; tuple != NULL && i < count; i++) {
+        PyObject *number = PyLong_FromSize_t(numbers[i]);
+        if (number == NULL || PyTuple_SetItem(tuple, (Py_ssize_t)i, number) != 0)
+            Py_CLEAR(tuple);
+    }
+    return tuple;
+}
+
+/* ---- Kernels ---- */
+
+#define CALLED(name) \
+    static PyObject *called_##name(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+#define PARSE(...) PyArg_ParseTupleAndKeywords(args, keywords, __VA_ARGS__)
+#define ANY(name) {name, 0, UINT64_MAX, 0}
+#define WITHOUT_GIL(statement) \
+    do { \
+        Py_BEGIN_ALLOW_THREADS \
+        statement; \
+        Py_END_ALLOW_THREADS \
+    } while (0)
+
+CALLED(philox4x32)
+{
+    static char *names[] = {"out", "seed", "stream", "start", NULL};
+    Py_buffer out = {0};
+    Integer seed = ANY("seed"), stream = ANY("stream"), start = ANY("start");
+    const char *error = raised;
+    if (PARSE("O&O&O&O&:philox4x32", names, writable, &out, integer, &seed, integer, &stream,
+              integer, &start))
+        WITHOUT_GIL(error = philox4x32(room_of(&out), seed.value, stream.value, start.value));
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(quantiles)
+{
+    static char *names[] = {"words", "table", "out", NULL};
+    Py_buffer words = {0}, table = {0}, out = {0};
+    const char *error = raised;
+    if (PARSE("O&O&O&:quantiles", names, readable, &words, readable, &table, writable, &out))
+        WITHOUT_GIL(error = quantiles(bytes_of(&words), bytes_of(&table), room_of(&out)));
+    PyBuffer_Release(&words);
+    PyBuffer_Release(&table);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(expand)
+{
+    static char *names[] = {"values", "itemsize", "offset", "mask", "out", NULL};
+    Py_buffer values = {0}, mask = {0}, out = {0};
+    Integer itemsize = {"itemsize", 1, 16, 0}, offset = ANY("offset");
+    const char *error = raised;
+    if (PARSE("O&O&O&O&O&:expand", names, readable, &values, integer, &itemsize, integer, &offset,
+              readable, &mask, writable, &out))
+        WITHOUT_GIL(error = expand(bytes_of(&values), itemsize.value, offset.value, bytes_of(&mask),
+                                   room_of(&out)));
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&mask);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(expand_normal)
+{
+    static char *names[] = {"seed", "stream", "start", "table", "mask", "out", NULL};
+    Integer seed = ANY("seed"), stream = ANY("stream"), start = ANY("start");
+    Py_buffer table = {0}, mask = {0}, out = {0};
+    const char *error = raised;
+    if (PARSE("O&O&O&O&O&O&:expand_normal", names, integer, &seed, integer, &stream, integer, &start,
+              readable, &table, readable, &mask, writable, &out))
+        WITHOUT_GIL(error = expand_normal(seed.value, stream.value, start.value, bytes_of(&table),
+                                          bytes_of(&mask), room_of(&out)));
+    PyBuffer_Release(&table);
+    PyBuffer_Release(&mask);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(rans_encode)
+{
+    static char *names[] = {"symbols", "frequencies", "lanes", NULL};
+    Py_buffer symbols = {0}, frequencies = {0};
+    Integer lanes = ANY("lanes");
+    Coded coded = {0};
+    const char *error = raised;
+    if (PARSE("O&O&O&:rans_encode", names, readable, &symbols, readable, &frequencies, integer,
+              &lanes))
+        WITHOUT_GIL(error = rans_encode(bytes_of(&symbols), bytes_of(&frequencies), lanes.value,
+                                        &coded));
+    PyBuffer_Release(&symbols);
+    PyBuffer_Release(&frequencies);
+    PyObject *result = bytes_or_raise(error, &coded);
+    free(coded.memory);
+    return result;
+}
+
+CALLED(rans_decode)
+{
+    static char *names[] = {"data", "frequencies", "lanes", "out", NULL};
+    Py_buffer data = {0}, frequencies = {0}, out = {0};
+    Integer lanes = ANY("lanes");
+    const char *error = raised;
+    if (PARSE("O&O&O&O&:rans_decode", names, readable, &data, readable, &frequencies, integer, &lanes,
+              writable, &out))
+        WITHOUT_GIL(error = rans_decode(bytes_of(&data), bytes_of(&frequencies), lanes.value,
+                                        room_of(&out)));
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&frequencies);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(runs_encode)
+{
+    static char *names[] = {"mask", "count", "longest", NULL};
+    Py_buffer mask = {0};
+    Integer count = ANY("count"), longest = {"longest", 1, 255, 0};
+    Coded coded = {0};
+    const char *error = raised;
+    if (PARSE("O&O&O&:runs_encode", names, readable, &mask, integer, &count, integer, &longest))
+        WITHOUT_GIL(error = runs_encode(bytes_of(&mask), count.value, longest.value, &coded));
+    PyBuffer_Release(&mask);
+    PyObject *result = bytes_or_raise(error, &coded);
+    free(coded.memory);
+    return result;
+}
+
+CALLED(runs_decode)
+{
+    static char *names[] = {"runs", "longest", "count", "out", NULL};
+    Py_buffer runs = {0}, out = {0};
+    Integer longest = {"longest", 1, 255, 0}, count = ANY("count");
+    const char *error = raised;
+    if (PARSE("O&O&O&O&:runs_decode", names, readable, &runs, integer, &longest, integer, &count,
+              writable, &out))
+        WITHOUT_GIL(error = runs_decode(bytes_of(&runs), longest.value, count.value,
+                                        room_of(&out)));
+    PyBuffer_Release(&runs);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(mixing_encode)
+{
+    static char *names[] = {"bits", "buckets", "parts", "tables", NULL};
+    Py_buffer bits = {0}, buckets = {0}, parts = {0}, tables = {0};
+    Coded coded = {0};
+    size_t *ends = NULL, count = 0;
+    const char *error = raised;
+    if (PARSE("O&O&O&O&:mixing_encode", names, readable, &bits, readable, &buckets, readable, &parts,
+              readable, &tables)) {
+        count = (size_t)parts.len / MIXING_PART;
+        ends = calloc(count + 1, sizeof *ends);
+        error = OUT_OF_MEMORY;
+        if (ends != NULL)
+            WITHOUT_GIL(error = mixing_encode(bytes_of(&bits), bytes_of(&buckets), bytes_of(&parts),
+                                              bytes_of(&tables), &coded, ends));
+    }
+    PyBuffer_Release(&bits);
+    PyBuffer_Release(&buckets);
+    PyBuffer_Release(&parts);
+    PyBuffer_Release(&tables);
+    PyObject *data = bytes_or_raise(error, &coded), *result = NULL;
+    if (data != NULL)
+        result = Py_BuildValue("(NN)", data, tuple_of(ends, count));
+    free(coded.memory);
+    free(ends);
+    return result;
+}
+
+CALLED(mixing_decode)
+{
+    static char *names[] = {"data", "buckets", "parts", "tables", "out", NULL};
+    Py_buffer data = {0}, buckets = {0}, parts = {0}, tables = {0}, out = {0};
+    const char *error = raised;
+    if (PARSE("O&O&O&O&O&:mixing_decode", names, readable, &data, readable, &buckets, readable,
+              &parts, readable, &tables, writable, &out))
+        WITHOUT_GIL(error = mixing_decode(bytes_of(&data), bytes_of(&buckets), bytes_of(&parts),
+                                          bytes_of(&tables), room_of(&out)));
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&buckets);
+    PyBuffer_Release(&parts);
+    PyBuffer_Release(&tables);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(top_k)
+{
+    static char *names[] = {"values", "kept", "out", NULL};
+    Py_buffer values = {0}, out = {0};
+    Integer kept = ANY("kept");
+    const char *error = raised;
+    if (PARSE("O&O&O&:top_k", names, readable, &values, integer, &kept, writable, &out))
+        WITHOUT_GIL(error = top_k(bytes_of(&values), kept.value, room_of(&out)));
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(keep_largest)
+{
+    static char *names[] = {"scores", "magnitude", "kept", "values", "out", "threads", NULL};
+    Py_buffer scores = {0}, values = {0}, out = {0};
+    Integer magnitude = {"magnitude", 0, 1, 0}, kept = ANY("kept");
+    Integer threads = {"threads", 1, UINT64_MAX, 0};
+    const char *error = raised;
+    if (PARSE("O&O&O&O&O&O&:keep_largest", names, readable, &scores, integer, &magnitude, integer,
+              &kept, readable, &values, writable, &out, integer, &threads))
+        WITHOUT_GIL(error = keep_largest(bytes_of(&scores), magnitude.value != 0, kept.value,
+                                         bytes_of(&values), room_of(&out), threads.value));
+    PyBuffer_Release(&scores);
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(magnitude_gradient)
+{
+    static char *names[] = {"gradient", "values", "scores", "out", "threads", NULL};
+    Py_buffer gradient = {0}, values = {0}, scores = {0}, out = {0};
+    Integer threads = {"threads", 1, UINT64_MAX, 0};
+    const char *error = raised;
+    if (PARSE("O&O&O&O&O&:magnitude_gradient", names, readable, &gradient, readable, &values,
+              readable, &scores, writable, &out, integer, &threads))
+        WITHOUT_GIL(error = magnitude_gradient(bytes_of(&gradient), bytes_of(&values),
+                                               bytes_of(&scores), room_of(&out), threads.value));
+    PyBuffer_Release(&gradient);
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&scores);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+/* ---- Module ---- */
+
+#define METHOD(name) \
+    {#name, (PyCFunction)(void (*)(void))called_##name, METH_VARARGS | METH_KEYWORDS, NULL}
 
 static PyMethodDef methods[] = {
-    METHOD(philox4x32), METHOD(quantiles), METHOD(rans_encode), METHOD(rans_decode),
-    METHOD(runs_encode), METHOD(runs_decode), METHOD(expand), METHOD(expand_normal),
-    METHOD(top_k), METHOD(keep_largest), METHOD(magnitude_gradient),
-    METHOD(mixing_encode), METHOD(mixing_decode), {0},
+    METHOD(philox4x32), METHOD(quantiles), METHOD(expand), METHOD(expand_normal),
+    METHOD(rans_encode), METHOD(rans_decode), METHOD(runs_encode), METHOD(runs_decode),
+    METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k), METHOD(keep_largest),
+    METHOD(magnitude_gradient), {0},
 };
 
 static PyModuleDef_Slot slots[] = {
@@ -66,7 +348,7 @@ static PyModuleDef_Slot slots[] = {
     {0, NULL},
 };
 
-static struct PyModuleDef definition = {
+static PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_native",
     .m_methods = methods,
@@ -75,6 +357,6 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__native(void)
 {
-    fill_kept_words();
+    prepare_kernels();
     return PyModuleDef_Init(&definition);
 }

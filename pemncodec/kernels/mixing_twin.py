@@ -1,7 +1,6 @@
-"""The context-mixing kernels in plain Python: the same results and errors as the C extension.
+"""Context-mixing coder of masks (spec/pemn.md section 6.4): the twin of mixing.c, in plain Python.
 
-Slow: about 50,000 weights a second, where C does 25 million. Buffers and errors are as
-`numpy_twin` says. Spec section 6.4 defines the model; names here are those of the spec.
+Slow: about 50,000 weights a second, where C does 25 million. Names are those of the spec.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from pemncodec.kernels.numpy_twin import Buffer
-from pemncodec.kernels.numpy_twin import _view as view_buffer
+from pemncodec.kernels.arguments import Buffer, view_buffer
 
 STRETCH, SQUASH = 4096, 3072
 BUCKETS = 32

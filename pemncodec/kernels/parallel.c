@@ -5,7 +5,11 @@
  * looked up in the process, so that nothing is linked to it, and a process without one has none. Like
  * torch's operators, a call with several threads hangs in a process that was forked after another one.
  */
-#include "_native.h"
+#define _GNU_SOURCE
+#include "parallel.h"
+
+#include <stdbool.h>
+#include <string.h>
 
 #ifndef _WIN32
 #include <dlfcn.h>

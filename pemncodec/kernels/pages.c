@@ -1,5 +1,8 @@
 /* Memory that was never touched, where the system lets us say what we want. */
-#include "_native.h"
+#define _GNU_SOURCE
+#include "pages.h"
+
+#include <stdint.h>
 
 #ifdef __linux__
 #include <sys/mman.h>

@@ -1,5 +1,11 @@
 /* Philox4x32-10 and quantiles (section 5). */
-#include "_native.h"
+#include "generator.h"
+
+#include <string.h>
+
+#include "kernels.h"
+#include "processor.h"
+#include "words.h"
 
 static void philox_blocks(uint32_t *words, uint64_t block, uint64_t stream, uint64_t seed)
 {
@@ -29,8 +35,7 @@ static void philox_blocks(uint32_t *words, uint64_t block, uint64_t stream, uint
  * and for those with AVX-512's third operand and twice the registers. GROUPS of four blocks are in
  * registers at one time, their words in 64-bit lanes; what is in the upper halves does no harm. */
 #define PHILOX_BLOCKS(NAME, TARGET, GROUPS, XOR3) \
-    TARGET static void NAME(uint32_t *words, uint64_t block, \
-                                                     uint64_t stream, uint64_t seed) \
+    TARGET static void NAME(uint32_t *words, uint64_t block, uint64_t stream, uint64_t seed) \
     { \
         const __m256i low = _mm256_set1_epi64x(UINT32_MAX); \
         const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57); \
@@ -74,58 +79,37 @@ void generate_words(uint32_t *words, uint64_t block, uint64_t stream, uint64_t s
     BEST(philox_blocks)(words, block, stream, seed);
 }
 
-KERNEL(philox4x32)
+const char *philox4x32(Room out, uint64_t seed, uint64_t stream, uint64_t start)
 {
-    static char *names[] = {"out", "seed", "stream", "start", NULL};
-    Integer seed = {"seed", 0, UINT64_MAX, 0}, stream = {"stream", 0, UINT64_MAX, 0};
-    Integer start = {"start", 0, UINT64_MAX, 0};
-    Py_buffer view = {0};
-    const char *error = "";
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&:philox4x32", names, writable, &view,
-                                    integer, &seed, integer, &stream, integer, &start)) {
-        size_t count = (size_t)view.len / 4, skip = (size_t)(start.value % 4), taken;
-        error = view.len % 4 != 0 ? "out"
-                : count > 0 && count - 1 > UINT64_MAX - start.value ? "start" : NULL;
-        Py_BEGIN_ALLOW_THREADS
-        unsigned char *out = view.buf;
-        uint64_t block = start.value / 4;
-        for (; error == NULL && count > 0; count -= taken, block += BLOCKS, skip = 0) {
-            uint32_t words[4 * BLOCKS];
-            taken = smaller(4 * BLOCKS - skip, count);
-            generate_words(words, block, stream.value, seed.value);
-            memcpy(out, words + skip, 4 * taken);
-            out += 4 * taken;
-        }
-        Py_END_ALLOW_THREADS
+    size_t count = out.size / 4, skip = (size_t)(start % 4), taken;
+    uint64_t block = start / 4;
+    if (out.size % 4 != 0)
+        return "out";
+    if (count > 0 && count - 1 > UINT64_MAX - start)
+        return "start";
+    for (; count > 0; count -= taken, block += BLOCKS, skip = 0) {
+        uint32_t words[4 * BLOCKS];
+        taken = smaller(4 * BLOCKS - skip, count);
+        generate_words(words, block, stream, seed);
+        memcpy(out.at, words + skip, 4 * taken);
+        out.at += 4 * taken;
     }
-    PyBuffer_Release(&view);
-    return outcome(error);
+    return NULL;
 }
 
-/* ---- Quantiles (section 5) ---- */
-
-KERNEL(quantiles)
+const char *quantiles(Bytes words, Bytes table, Room out)
 {
-    static char *names[] = {"words", "table", "out", NULL};
-    Py_buffer words = {0}, table = {0}, out = {0};
-    const char *error = "";
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&:quantiles", names, readable, &words,
-                                    readable, &table, writable, &out)) {
-        uint32_t copy[QUANTILES], word;
-        size_t bytes = (size_t)out.len;
-        error = words.len % 4 != 0 ? "words" : (size_t)table.len != sizeof copy ? "table"
-                : bytes != (size_t)words.len ? "out" : NULL;
-        Py_BEGIN_ALLOW_THREADS
-        if (error == NULL)
-            memcpy(copy, table.buf, sizeof copy);
-        for (size_t i = 0; error == NULL && i < bytes; i += 4) {
-            memcpy(&word, (unsigned char *)words.buf + i, 4);
-            memcpy((unsigned char *)out.buf + i, &copy[word >> 20], 4);
-        }
-        Py_END_ALLOW_THREADS
+    uint32_t copy[QUANTILES], word;
+    if (words.size % 4 != 0)
+        return "words";
+    if (table.size != sizeof copy)
+        return "table";
+    if (out.size != words.size)
+        return "out";
+    memcpy(copy, table.at, sizeof copy);
+    for (size_t i = 0; i < out.size; i += 4) {
+        memcpy(&word, words.at + i, 4);
+        memcpy(out.at + i, &copy[word >> 20], 4);
     }
-    PyBuffer_Release(&words);
-    PyBuffer_Release(&table);
-    PyBuffer_Release(&out);
-    return outcome(error);
+    return NULL;
 }

@@ -1,10 +1,14 @@
-/* Context-mixing coder of masks (spec section 6.4). mixing_twin.py documents it and gives the same
- * results and errors. */
-#include "_mixing.h"
-
+/* Context-mixing coder of masks (spec section 6.4). */
+#include <stdlib.h>
 #include <string.h>
 
+#include "kernels.h"
+
 enum {
+    STRETCH = 4096,
+    SQUASH = 3072,
+    BUCKETS = 32,
+    BLOCK = 1 << 23, /* the most weights of a block */
     INPUTS = 11,
     STEADY_INPUTS = 3, /* the first ones, whose counters adapt more slowly in the end */
     KINDS = 3,
@@ -20,7 +24,7 @@ enum {
     RATE_START = 328,
     WEIGHT_START = 1 << 17,
     WEIGHT_MOST = (1 << 21) - 1,
-    SQUASH_HALF = MIXING_SQUASH / 2,
+    SQUASH_HALF = SQUASH / 2,
 };
 
 typedef struct {
@@ -28,13 +32,13 @@ typedef struct {
     uint32_t coded; /* saturates at 64 * RATES */
     uint32_t positions[POSITIONS * 8];
     uint32_t crossings[32 * 32];
-    uint32_t near[9 * MIXING_BUCKETS];
+    uint32_t near[9 * BUCKETS];
     uint32_t around[81 * 2];
 } Kind;
 
 /* Counters of a row or of a column. */
 typedef struct {
-    uint32_t whole, signs[2], buckets[MIXING_BUCKETS];
+    uint32_t whole, signs[2], buckets[BUCKETS];
 } Line;
 
 typedef struct {
@@ -46,17 +50,19 @@ typedef struct {
     uint32_t rows[2][CHANNELS]; /* whole ones, of the part before and of this one */
 } State;
 
-size_t mixing_state_size(void) { return sizeof(State); }
+/* Of a part. */
+enum { WEIGHTS, COLUMNS, KERNEL, WIDTH, FIRST, DENSITY, FIELDS };
 
-enum { WEIGHTS, COLUMNS, KERNEL, WIDTH, FIRST, DENSITY };
+typedef char parts_have_this_size[FIELDS * sizeof(uint64_t) == MIXING_PART ? 1 : -1];
 
 #define LARGEST (UINT64_C(1) << 62)
 
-size_t mixing_check_parts(const uint64_t *parts, size_t count)
+/* The number of weights of a block; 0 if its parts break a rule. */
+static size_t check_parts(const uint64_t *parts, size_t count)
 {
     uint64_t total = 0;
-    for (size_t i = 0; i < count; i++, parts += MIXING_FIELDS) {
-        if (parts[WEIGHTS] == 0 || parts[WEIGHTS] > MIXING_BLOCK)
+    for (size_t i = 0; i < count; i++, parts += FIELDS) {
+        if (parts[WEIGHTS] == 0 || parts[WEIGHTS] > BLOCK)
             return 0;
         if (parts[COLUMNS] == 0 || parts[KERNEL] == 0 || parts[WIDTH] == 0 || parts[DENSITY] > 255)
             return 0;
@@ -65,18 +71,19 @@ size_t mixing_check_parts(const uint64_t *parts, size_t count)
         if (parts[FIRST] > 0 && count > 1) /* its rows are not all known to the part behind it */
             return 0;
         total += parts[WEIGHTS];
-        if (total > MIXING_BLOCK)
+        if (total > BLOCK)
             return 0;
     }
     return (size_t)total;
 }
 
-int mixing_check_tables(const int32_t *tables)
+/* Whether no sum overflows with these tables: stretch, then squash. */
+static bool check_tables(const int32_t *tables)
 {
-    int good = 1;
-    for (int i = 0; i < MIXING_STRETCH; i++)
+    bool good = true;
+    for (int i = 0; i < STRETCH; i++)
         good &= tables[i] >= -9999 && tables[i] <= 9999;
-    for (int i = MIXING_STRETCH; i < MIXING_STRETCH + MIXING_SQUASH; i++)
+    for (int i = STRETCH; i < STRETCH + SQUASH; i++)
         good &= tables[i] > 0 && tables[i] < 65536;
     return good;
 }
@@ -160,7 +167,7 @@ static Kind *kind_of(State *state, const uint64_t *part, uint32_t initial)
             kind->weights[i] = WEIGHT_START;
         fill(kind->positions, POSITIONS * 8, initial);
         fill(kind->crossings, 32 * 32, initial);
-        fill(kind->near, 9 * MIXING_BUCKETS, initial);
+        fill(kind->near, 9 * BUCKETS, initial);
         fill(kind->around, 81 * 2, initial);
     }
     return kind;
@@ -178,7 +185,7 @@ static inline unsigned pull(const unsigned char *bits, const unsigned char *buck
 {
     if (!there || i < back)
         return 0;
-    return 1 + ((bits[i - back] & 1) ^ (buckets[i - back] < MIXING_BUCKETS / 2));
+    return 1 + ((bits[i - back] & 1) ^ (buckets[i - back] < BUCKETS / 2));
 }
 
 /* Codes one part: `bits` are read when encoding, written when decoding. */
@@ -186,7 +193,7 @@ static inline void code_part(State *state, Coder *coder, unsigned char *bits,
                              const unsigned char *buckets, const uint64_t *part,
                              const int32_t *tables, int decoding)
 {
-    const int32_t *stretch = tables, *squash = tables + MIXING_STRETCH + SQUASH_HALF;
+    const int32_t *stretch = tables, *squash = tables + STRETCH + SQUASH_HALF;
     uint64_t columns = part[COLUMNS], kernel = part[KERNEL], width = part[WIDTH];
     uint64_t row_size = columns * kernel, count = part[WEIGHTS];
     uint64_t row = part[FIRST] / row_size, in_row = part[FIRST] % row_size;
@@ -202,14 +209,14 @@ static inline void code_part(State *state, Coder *coder, unsigned char *bits,
     int chained = state->channels_of != 0 && state->channels_of == (depthwise ? end_row : columns);
 
     Line initial_line = {initial, {initial, initial}, {0}};
-    fill(initial_line.buckets, MIXING_BUCKETS, initial);
+    fill(initial_line.buckets, BUCKETS, initial);
     Line line = initial_line; /* of the row */
     for (uint64_t i = 0; i < columns && i < CHANNELS; i++)
         state->columns[i] = initial_line;
     uint32_t fresh = initial; /* in place of a channel that nothing is known of */
 
     for (uint64_t i = 0; i < count; i++) {
-        unsigned bucket = buckets[i] % MIXING_BUCKETS, sign = bucket / (MIXING_BUCKETS / 2);
+        unsigned bucket = buckets[i] % BUCKETS, sign = bucket / (BUCKETS / 2);
         unsigned pulls[4];
         if (kernel == 1) {
             pulls[0] = pull(bits, buckets, i, column >= 1, 1);
@@ -238,7 +245,7 @@ static inline void code_part(State *state, Coder *coder, unsigned char *bits,
             &line.buckets[bucket],
             &of_column->buckets[bucket],
             &kind->positions[position % POSITIONS * 8 + bucket / 4],
-            &kind->near[near * MIXING_BUCKETS + bucket],
+            &kind->near[near * BUCKETS + bucket],
             &kind->around[around * 2 + sign],
             &fresh,
         };
@@ -289,41 +296,107 @@ static inline void code_part(State *state, Coder *coder, unsigned char *bits,
     state->channels_of = end_row;
 }
 
-size_t mixing_encode_block(unsigned char *out, const unsigned char *bits,
-                           const unsigned char *buckets, const uint64_t *parts, size_t count,
-                           const int32_t *tables, void *memory, size_t *ends)
+/* ---- Blocks ---- */
+
+typedef struct {
+    size_t count;    /* of parts */
+    uint64_t *parts; /* and tables: copies, so that they stay as they were checked */
+    int32_t tables[STRETCH + SQUASH];
+    State state;
+} Block;
+
+static unsigned char all_bits(Bytes bytes)
 {
-    State *state = memory;
-    Coder coder = {.at = out, .range = UINT32_MAX};
-    start(state);
-    for (size_t i = 0; i < count; i++, parts += MIXING_FIELDS) {
-        code_part(state, &coder, (unsigned char *)bits, buckets, parts, tables, 0);
-        bits += parts[WEIGHTS], buckets += parts[WEIGHTS];
-        ends[i] = (size_t)(coder.at - out);
-    }
-    for (int i = 0; i < 4; i++)
-        put_byte(&coder);
-    return (size_t)(coder.at - out);
+    unsigned char all = 0;
+    for (size_t i = 0; i < bytes.size; i++)
+        all |= bytes.at[i];
+    return all;
 }
 
-const char *mixing_decode_block(unsigned char *bits, const unsigned char *data, size_t size,
-                                const unsigned char *buckets, const uint64_t *parts, size_t count,
-                                const int32_t *tables, void *memory)
+static void close_block(Block *block)
 {
-    State *state = memory;
-    Coder coder = {.from = data, .end = data + size, .range = UINT32_MAX};
-    if (size < 4)
+    if (block != NULL)
+        free(block->parts);
+    free(block);
+}
+
+/* Checks all but the bits. Returns the error, or NULL; close the block after either. */
+static const char *open_block(Block **opened, size_t weights, Bytes buckets, Bytes parts, Bytes tables)
+{
+    Block *block = *opened = calloc(1, sizeof *block);
+    if (parts.size % MIXING_PART != 0)
+        return "parts";
+    if (block == NULL || (block->parts = malloc(parts.size + 1)) == NULL)
+        return OUT_OF_MEMORY;
+    block->count = parts.size / MIXING_PART;
+    memcpy(block->parts, parts.at, parts.size);
+    if (weights == 0 || check_parts(block->parts, block->count) != weights)
+        return "parts";
+    if (buckets.size != weights || all_bits(buckets) >= BUCKETS)
+        return "buckets";
+    if (tables.size != sizeof block->tables)
+        return "tables";
+    memcpy(block->tables, tables.at, tables.size);
+    if (!check_tables(block->tables))
+        return "tables";
+    start(&block->state);
+    return NULL;
+}
+
+const char *mixing_encode(Bytes bits, Bytes buckets, Bytes parts, Bytes tables, Coded *coded,
+                          size_t *ends)
+{
+    Block *block;
+    unsigned char *out = NULL;
+    const char *error = open_block(&block, bits.size, buckets, parts, tables);
+    if (error == NULL && all_bits(bits) > 1)
+        error = "bits";
+    /* A weight takes less than three bytes, the end four. */
+    if (error == NULL && (out = malloc(3 * bits.size + 4)) == NULL)
+        error = OUT_OF_MEMORY;
+    Coder coder = {.at = out, .range = UINT32_MAX};
+    if (error == NULL) {
+        const uint64_t *part = block->parts;
+        for (size_t i = 0; i < block->count; i++, part += FIELDS) {
+            code_part(&block->state, &coder, (unsigned char *)bits.at, buckets.at, part,
+                      block->tables, 0);
+            bits.at += part[WEIGHTS], buckets.at += part[WEIGHTS];
+            ends[i] = (size_t)(coder.at - out);
+        }
+        for (int i = 0; i < 4; i++)
+            put_byte(&coder);
+    }
+    *coded = (Coded){out, out, (size_t)(coder.at - out)};
+    close_block(block);
+    return error;
+}
+
+static const char *decode_block(Block *block, Bytes data, const unsigned char *buckets,
+                                unsigned char *bits)
+{
+    Coder coder = {.from = data.at, .end = data.at + data.size, .range = UINT32_MAX};
+    if (data.size < 4)
         return "too short";
     for (int i = 0; i < 4; i++)
         coder.code = coder.code << 8 | *coder.from++;
-    start(state);
-    for (size_t i = 0; i < count; i++, parts += MIXING_FIELDS) {
-        code_part(state, &coder, bits, buckets, parts, tables, 1);
+    const uint64_t *part = block->parts;
+    for (size_t i = 0; i < block->count; i++, part += FIELDS) {
+        code_part(&block->state, &coder, bits, buckets, part, block->tables, 1);
         if (coder.missing)
             return "too short";
-        bits += parts[WEIGHTS], buckets += parts[WEIGHTS];
+        bits += part[WEIGHTS], buckets += part[WEIGHTS];
     }
     if (coder.from != coder.end)
         return "bytes left over";
     return coder.code ? "final state" : NULL;
+}
+
+const char *mixing_decode(Bytes data, Bytes buckets, Bytes parts, Bytes tables, Room out)
+{
+    Block *block;
+    const char *error = open_block(&block, out.size, buckets, parts, tables);
+    if (error == NULL)
+        error = decode_block(block, data, buckets.at, out.at);
+    close_block(block);
+    return error;
 }

@@ -1,5 +1,11 @@
 /* Values of a prototype or a seed under a mask. */
-#include "_native.h"
+#include <string.h>
+
+#include "generator.h"
+#include "kernels.h"
+#include "pages.h"
+#include "processor.h"
+#include "words.h"
 
 typedef void Masker(unsigned char *out, const unsigned char *values, const unsigned char *mask,
                     size_t groups, bool past_cache);
@@ -59,7 +65,7 @@ MASKER(mask_4, uint32_t, 1)
 MASKER(mask_8, uint64_t, 1)
 MASKER(mask_16, uint64_t, 2)
 
-void fill_kept_words(void)
+void prepare_kernels(void)
 {
     for (int byte = 0; byte < 256; byte++)
         for (int i = 0; i < 8; i++)
@@ -105,40 +111,30 @@ static void expand_items(unsigned char *out, size_t count, const unsigned char *
     }
 }
 
-KERNEL(expand)
+const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask, Room out)
 {
-    static char *names[] = {"values", "itemsize", "offset", "mask", "out", NULL};
-    Py_buffer values = {0}, mask = {0}, out = {0};
-    Integer size = {"itemsize", 1, 16, 0}, offset = {"offset", 0, UINT64_MAX, 0};
-    const char *error = "";
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&:expand", names, readable, &values,
-                                    integer, &size, integer, &offset, readable, &mask,
-                                    writable, &out)) {
-        size_t item = (size_t)size.value, count = (size_t)out.len / item;
-        size_t bytes = (size_t)values.len;
-        Masker *masker = item == 1 ? mask_1 : item == 2 ? mask_2 : item == 4 ? mask_4
-                         : item == 8 ? mask_8 : item == 16 ? mask_16 : NULL;
-        error = masker == NULL ? "itemsize"
-                : bytes == 0 || bytes % item != 0 ? "values"
-                : offset.value >= bytes / item ? "offset"
-                : (size_t)out.len % item != 0 ? "out"
-                : (size_t)mask.len != (count + 7) / 8 ? "mask" : NULL;
-        Py_BEGIN_ALLOW_THREADS
-        size_t period = bytes / item, start = 0, part;
-        for (; error == NULL && start < count; start += part) {
-            unsigned char *to = (unsigned char *)out.buf + start * item;
-            part = smaller(CHUNK_ITEMS, count - start);
-            populate(to, part * item); /* a chunk at a time, which is in the cache then */
-            expand_items(to, part, values.buf, period, (offset.value + start) % period, item,
-                         (unsigned char *)mask.buf + start / 8, masker, (size_t)out.len >= PAST_CACHE_FROM);
-        }
-        finish_stores();
-        Py_END_ALLOW_THREADS
+    Masker *masker = itemsize == 1 ? mask_1 : itemsize == 2 ? mask_2 : itemsize == 4 ? mask_4
+                     : itemsize == 8 ? mask_8 : itemsize == 16 ? mask_16 : NULL;
+    if (masker == NULL)
+        return "itemsize";
+    size_t item = (size_t)itemsize, count = out.size / item, period = values.size / item, part;
+    if (period == 0 || values.size % item != 0)
+        return "values";
+    if (offset >= period)
+        return "offset";
+    if (out.size % item != 0)
+        return "out";
+    if (mask.size != (count + 7) / 8)
+        return "mask";
+    for (size_t start = 0; start < count; start += part) {
+        unsigned char *to = out.at + start * item;
+        part = smaller(CHUNK_ITEMS, count - start);
+        populate(to, part * item); /* a chunk at a time, which is in the cache then */
+        expand_items(to, part, values.at, period, (offset + start) % period, item,
+                     mask.at + start / 8, masker, out.size >= PAST_CACHE_FROM);
     }
-    PyBuffer_Release(&values);
-    PyBuffer_Release(&mask);
-    PyBuffer_Release(&out);
-    return outcome(error);
+    finish_stores();
+    return NULL;
 }
 
 /* ---- Generated values under a mask ---- */
@@ -178,31 +174,20 @@ static void generate_masked(unsigned char *out, size_t count, uint64_t seed, uin
     finish_stores();
 }
 
-KERNEL(expand_normal)
+const char *expand_normal(uint64_t seed, uint64_t stream, uint64_t start, Bytes table, Bytes mask,
+                          Room out)
 {
-    static char *names[] = {"seed", "stream", "start", "table", "mask", "out", NULL};
-    Integer seed = {"seed", 0, UINT64_MAX, 0}, stream = {"stream", 0, UINT64_MAX, 0};
-    Integer start = {"start", 0, UINT64_MAX, 0};
-    Py_buffer table = {0}, mask = {0}, out = {0};
-    const char *error = "";
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&O&:expand_normal", names, integer,
-                                    &seed, integer, &stream, integer, &start, readable, &table,
-                                    readable, &mask, writable, &out)) {
-        uint32_t copy[QUANTILES];
-        size_t count = (size_t)out.len / 4;
-        error = (size_t)table.len != sizeof copy ? "table"
-                : out.len % 4 != 0 ? "out"
-                : (size_t)mask.len != (count + 7) / 8 ? "mask"
-                : count > 0 && count - 1 > UINT64_MAX - start.value ? "start" : NULL;
-        Py_BEGIN_ALLOW_THREADS
-        if (error == NULL) {
-            memcpy(copy, table.buf, sizeof copy);
-            generate_masked(out.buf, count, seed.value, stream.value, start.value, copy, mask.buf);
-        }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&table);
-    PyBuffer_Release(&mask);
-    PyBuffer_Release(&out);
-    return outcome(error);
+    uint32_t copy[QUANTILES];
+    size_t count = out.size / 4;
+    if (table.size != sizeof copy)
+        return "table";
+    if (out.size % 4 != 0)
+        return "out";
+    if (mask.size != (count + 7) / 8)
+        return "mask";
+    if (count > 0 && count - 1 > UINT64_MAX - start)
+        return "start";
+    memcpy(copy, table.at, sizeof copy);
+    generate_masked(out.at, count, seed, stream, start, copy, mask.at);
+    return NULL;
 }

@@ -1,21 +1,24 @@
-/* rANS (section 6). */
-#include "_native.h"
+/* Static range coder, rANS (section 6.3). */
+#include <stdlib.h>
+#include <string.h>
 
-enum { SCALE_BITS = 15, SCALE = 1 << SCALE_BITS, LOWEST = 1 << 16, MAX_LANES = 64 };
+#include "kernels.h"
+#include "words.h"
 
-static int frequencies256(PyObject *object, void *copy)
+enum { SCALE_BITS = 15, SCALE = 1 << SCALE_BITS, LOWEST = 1 << 16, MANY_LANES = 8 };
+
+static bool is_number_of_lanes(uint64_t lanes) { return lanes == 1 || lanes == MANY_LANES; }
+
+/* Copies the frequencies, so that they stay as they were checked. Returns the error, or NULL. */
+static const char *copy_frequencies(uint32_t *copy, Bytes frequencies)
 {
-    Py_buffer view;
     uint64_t sum = 0;
-    if (!readable(object, &view))
-        return 0;
-    int fits = view.len == 256 * sizeof(uint32_t);
-    if (fits)
-        memcpy(copy, view.buf, 256 * sizeof(uint32_t));
-    PyBuffer_Release(&view);
-    for (int s = 0; fits && s < 256; s++)
-        sum += ((uint32_t *)copy)[s];
-    return sum == SCALE ? 1 : refuse("frequencies");
+    if (frequencies.size != 256 * sizeof *copy)
+        return "frequencies";
+    memcpy(copy, frequencies.at, frequencies.size);
+    for (int s = 0; s < 256; s++)
+        sum += copy[s];
+    return sum == SCALE ? NULL : "frequencies";
 }
 
 /* reciprocal = ceil(2^47 / f) makes (x * reciprocal) >> 47 == x / f for every x < f << 17: with
@@ -51,13 +54,13 @@ static unsigned char *encode(const unsigned char *symbols, size_t count,
                              const uint32_t *frequencies, size_t lanes, unsigned char *end)
 {
     Range ranges[256], *range;
-    uint32_t x[MAX_LANES], cumulative = 0, seen = 0;
+    uint32_t x[MANY_LANES], cumulative = 0, seen = 0;
     for (int s = 0; s < 256; cumulative += frequencies[s++]) {
         uint32_t f = frequencies[s];
         uint64_t reciprocal = f ? ((UINT64_C(1) << RECIPROCAL_BITS) + f - 1) / f : 0;
         ranges[s] = (Range){reciprocal, f, f ? cumulative : UNUSED};
     }
-    for (size_t lane = 0; lane < MAX_LANES; lane++)
+    for (size_t lane = 0; lane < MANY_LANES; lane++)
         x[lane] = LOWEST;
     while (count % lanes != 0) {
         uint32_t *state = &x[(count - 1) % lanes];
@@ -66,47 +69,35 @@ static unsigned char *encode(const unsigned char *symbols, size_t count,
     uint32_t x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5], x6 = x[6], x7 = x[7];
     while (lanes == 1 && count > 0)
         ENCODE(x0);
-    while (lanes == 8 && count > 0) {
+    while (lanes == MANY_LANES && count > 0) {
         ENCODE(x7), ENCODE(x6), ENCODE(x5), ENCODE(x4);
         ENCODE(x3), ENCODE(x2), ENCODE(x1), ENCODE(x0);
     }
     x[0] = x0, x[1] = x1, x[2] = x2, x[3] = x3, x[4] = x4, x[5] = x5, x[6] = x6, x[7] = x7;
-    while (count > 0)
-        for (size_t lane = lanes; lane-- > 0;)
-            ENCODE(x[lane]);
     end -= 4 * lanes;
     for (size_t i = 0; i < 4 * lanes; i++)
         end[i] = (unsigned char)(x[i / 4] >> (8 * (i % 4)));
     return seen & UNUSED ? NULL : end;
 }
 
-KERNEL(rans_encode)
+const char *rans_encode(Bytes symbols, Bytes frequencies, uint64_t lanes, Coded *coded)
 {
-    static char *names[] = {"symbols", "frequencies", "lanes", NULL};
-    PyObject *result = NULL;
-    Py_buffer view = {0};
-    Integer lanes = {"lanes", 1, MAX_LANES, 0};
-    uint32_t frequencies[256];
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&:rans_encode", names, readable, &view,
-                                    frequencies256, frequencies, integer, &lanes)) {
-        size_t count = (size_t)view.len, size = 4 * (size_t)lanes.value + 2 * count;
-        unsigned char *buffer = NULL, *start;
-        if (count <= (PY_SSIZE_T_MAX - 4 * MAX_LANES) / 2)
-            buffer = PyMem_Malloc(size);
-        if (buffer != NULL) {
-            Py_BEGIN_ALLOW_THREADS
-            start = encode(view.buf, count, frequencies, (size_t)lanes.value, buffer + size);
-            Py_END_ALLOW_THREADS
-            if (start != NULL)
-                result = PyBytes_FromStringAndSize((char *)start, buffer + size - start);
-            else
-                refuse("symbol without frequency");
-            PyMem_Free(buffer);
-        } else
-            PyErr_NoMemory();
-    }
-    PyBuffer_Release(&view);
-    return result;
+    uint32_t copy[256];
+    *coded = (Coded){NULL, NULL, 0};
+    if (!is_number_of_lanes(lanes))
+        return "lanes";
+    const char *error = copy_frequencies(copy, frequencies);
+    if (error != NULL)
+        return error;
+    if (symbols.size > (SIZE_MAX - 4 * MANY_LANES) / 2)
+        return OUT_OF_MEMORY;
+    size_t room = 4 * (size_t)lanes + 2 * symbols.size;
+    unsigned char *memory = malloc(room);
+    if (memory == NULL)
+        return OUT_OF_MEMORY;
+    const unsigned char *start = encode(symbols.at, symbols.size, copy, (size_t)lanes, memory + room);
+    *coded = (Coded){memory, start, start == NULL ? 0 : (size_t)(memory + room - start)};
+    return start == NULL ? "symbol without frequency" : NULL;
 }
 
 typedef struct {
@@ -141,41 +132,44 @@ static Cursor decode_rows(Cursor at, const unsigned char *last, const Tables *ta
     uint32_t x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3], x4 = x[4], x5 = x[5], x6 = x[6], x7 = x[7];
     for (; lanes == 1 && at.count > 0 && at.words <= last; at.count--)
         DECODE(x0);
-    for (; lanes == 8 && at.count >= 8 && at.words <= last; at.count -= 8) {
+    for (; lanes == MANY_LANES && at.count >= MANY_LANES && at.words <= last; at.count -= MANY_LANES) {
         DECODE(x0), DECODE(x1), DECODE(x2), DECODE(x3);
         DECODE(x4), DECODE(x5), DECODE(x6), DECODE(x7);
     }
     x[0] = x0, x[1] = x1, x[2] = x2, x[3] = x3, x[4] = x4, x[5] = x5, x[6] = x6, x[7] = x7;
-    for (; at.count >= lanes && at.words <= last; at.count -= lanes)
-        for (size_t lane = 0; lane < lanes; lane++)
-            DECODE(x[lane]);
     return at;
 }
 
-/* Returns the error, or NULL. */
-static const char *decode(const unsigned char *data, size_t size, const uint32_t *frequencies,
-                          size_t lanes, unsigned char *out, size_t count)
+const char *rans_decode(Bytes data, Bytes frequencies, uint64_t lanes_given, Room out)
 {
     Tables storage, *tables = &storage;
-    uint32_t x[MAX_LANES] = {0}, cumulative = 0;
-    unsigned char tail[4 * MAX_LANES] = {0};
-    if (size < 4 * lanes)
+    uint32_t copy[256], x[MANY_LANES] = {0}, cumulative = 0;
+    if (!is_number_of_lanes(lanes_given))
+        return "lanes";
+    size_t lanes = (size_t)lanes_given;
+    const char *error = copy_frequencies(copy, frequencies);
+    if (error != NULL)
+        return error;
+    if (data.size < 4 * lanes)
         return "too short";
-    if (size % 2 != 0)
+    if (data.size % 2 != 0)
         return "odd length";
     for (size_t i = 0; i < 4 * lanes; i++)
-        x[i / 4] |= (uint32_t)data[i] << (8 * (i % 4));
+        x[i / 4] |= (uint32_t)data.at[i] << (8 * (i % 4));
     for (size_t lane = 0; lane < lanes; lane++)
         if (x[lane] < LOWEST)
             return "initial state out of range";
-    for (int s = 0; s < 256; cumulative += frequencies[s++]) {
-        memset(tables->symbol + cumulative, s, frequencies[s]);
-        tables->range[s] = cumulative << 16 | frequencies[s];
+    for (int s = 0; s < 256; cumulative += copy[s++]) {
+        memset(tables->symbol + cumulative, s, copy[s]);
+        tables->range[s] = cumulative << 16 | copy[s];
     }
-    /* A row reads up to 2 * lanes bytes; where fewer are left, it reads from a padded copy. */
-    Cursor at = {data + 4 * lanes, out, count};
-    at = decode_rows(at, data + size - 2 * lanes, tables, x, lanes);
-    size_t left = (size_t)(data + size - at.words), copied = smaller(left, 2 * lanes);
+    const unsigned char *end = data.at + data.size;
+    Cursor at = {data.at + 4 * lanes, out.at, out.size};
+    at = decode_rows(at, end - 2 * lanes, tables, x, lanes);
+    /* A row reads at most 2 * lanes bytes. Where fewer are left, they are read from a copy with zeros
+     * behind it: its last row starts at their end at the latest, and fewer symbols than lanes follow. */
+    unsigned char tail[(2 + 2 + 2) * MANY_LANES] = {0};
+    size_t left = (size_t)(end - at.words), copied = smaller(left, 2 * lanes);
     memcpy(tail, at.words, copied);
     at.words = tail;
     at = decode_rows(at, tail + copied, tables, x, lanes);
@@ -188,23 +182,4 @@ static const char *decode(const unsigned char *data, size_t size, const uint32_t
         if (x[lane] != LOWEST)
             return "final state";
     return NULL;
-}
-
-KERNEL(rans_decode)
-{
-    static char *names[] = {"data", "frequencies", "lanes", "out", NULL};
-    Py_buffer data = {0}, out = {0};
-    Integer lanes = {"lanes", 1, MAX_LANES, 0};
-    uint32_t frequencies[256];
-    const char *error = "";
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&:rans_decode", names, readable, &data,
-                                    frequencies256, frequencies, integer, &lanes, writable, &out)) {
-        Py_BEGIN_ALLOW_THREADS
-        error = decode(data.buf, (size_t)data.len, frequencies, (size_t)lanes.value, out.buf,
-                       (size_t)out.len);
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&out);
-    return outcome(error);
 }

@@ -1,5 +1,12 @@
 /* The largest values, and what they keep of others. */
-#include "_native.h"
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "pages.h"
+#include "parallel.h"
+#include "processor.h"
+#include "words.h"
 
 enum {
     PART = 1 << 15, /* scores that are looked at together */
@@ -305,8 +312,8 @@ static size_t scratch_size(const Selection *all)
     return needed;
 }
 
-/* Writes what is kept and zeros, 0 < kept < count. False without memory. */
-static bool select_largest(Selection *all, size_t kept)
+/* Writes what is kept and zeros, 0 < kept < count. Returns the error, or NULL. */
+static const char *select_largest(Selection *all, size_t kept)
 {
     size_t rank = all->count - kept, found, below;
     all->parts = calloc(parts_of(all), sizeof *all->parts);
@@ -327,74 +334,43 @@ static bool select_largest(Selection *all, size_t kept)
     }
     free(all->parts);
     free(all->keys);
-    return allocated;
+    return allocated ? NULL : OUT_OF_MEMORY;
 }
 
-KERNEL(top_k)
+const char *top_k(Bytes values, uint64_t kept, Room out)
 {
-    static char *names[] = {"values", "kept", "out", NULL};
-    Py_buffer values = {0}, out = {0};
-    Integer kept = {"kept", 0, UINT64_MAX, 0};
-    const char *error = "";
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&:top_k", names, readable, &values,
-                                    integer, &kept, writable, &out)) {
-        size_t count = (size_t)out.len;
-        Selection all = {.scores = values.buf, .out = out.buf, .count = count, .threads = 1};
-        bool done = true;
-        error = (size_t)values.len / sizeof(float) != count
-                        || (size_t)values.len % sizeof(float) != 0 ? "values"
-                : kept.value > count ? "kept" : NULL;
-        Py_BEGIN_ALLOW_THREADS
-        if (error == NULL && kept.value > 0 && kept.value < count)
-            done = select_largest(&all, (size_t)kept.value);
-        else if (error == NULL)
-            memset(out.buf, kept.value > 0, count);
-        Py_END_ALLOW_THREADS
-        if (!done) {
-            PyErr_NoMemory();
-            error = "";
-        }
-    }
-    PyBuffer_Release(&values);
-    PyBuffer_Release(&out);
-    return outcome(error);
+    size_t count = out.size;
+    Selection all = {.scores = values.at, .out = out.at, .count = count, .threads = 1};
+    if (values.size / 4 != count || values.size % 4 != 0)
+        return "values";
+    if (kept > count)
+        return "kept";
+    if (kept > 0 && kept < count)
+        return select_largest(&all, (size_t)kept);
+    memset(out.at, kept > 0, count);
+    return NULL;
 }
 
-KERNEL(keep_largest)
+const char *keep_largest(Bytes scores, bool magnitude, uint64_t kept, Bytes values, Room out,
+                         uint64_t threads)
 {
-    static char *names[] = {"scores", "magnitude", "kept", "values", "out", "threads", NULL};
-    Py_buffer scores = {0}, values = {0}, out = {0};
-    Integer kept = {"kept", 0, UINT64_MAX, 0}, magnitude = {"magnitude", 0, 1, 0};
-    Integer threads = {"threads", 1, UINT64_MAX, 0};
-    const char *error = "";
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O&O&O&O&O&O&:keep_largest", names, readable,
-                                    &scores, integer, &magnitude, integer, &kept, readable,
-                                    &values, writable, &out, integer, &threads)) {
-        size_t size = (size_t)scores.len;
-        Selection all = {.scores = scores.buf, .values = values.buf, .out = out.buf,
-                         .count = size / 4, .threads = threads.value,
-                         .magnitude = magnitude.value != 0};
-        bool done = true;
-        error = size % 4 != 0 ? "scores" : kept.value > all.count ? "kept"
-                : (size_t)values.len != size ? "values" : (size_t)out.len != size ? "out" : NULL;
-        Py_BEGIN_ALLOW_THREADS
-        if (error == NULL) {
-            allow_large_pages(out.buf, size);
-            if (kept.value == 0)
-                memset(out.buf, 0, size);
-            else if (kept.value == all.count)
-                memmove(out.buf, values.buf, size);
-            else
-                done = select_largest(&all, (size_t)kept.value);
-        }
-        Py_END_ALLOW_THREADS
-        if (!done) {
-            PyErr_NoMemory();
-            error = "";
-        }
-    }
-    PyBuffer_Release(&scores);
-    PyBuffer_Release(&values);
-    PyBuffer_Release(&out);
-    return outcome(error);
+    size_t size = scores.size;
+    Selection all = {.scores = scores.at, .values = values.at, .out = out.at, .count = size / 4,
+                     .threads = threads, .magnitude = magnitude};
+    if (size % 4 != 0)
+        return "scores";
+    if (kept > all.count)
+        return "kept";
+    if (values.size != size)
+        return "values";
+    if (out.size != size)
+        return "out";
+    allow_large_pages(out.at, size);
+    if (kept > 0 && kept < all.count)
+        return select_largest(&all, (size_t)kept);
+    if (kept == 0)
+        memset(out.at, 0, size);
+    else
+        memmove(out.at, values.at, size);
+    return NULL;
 }

@@ -1,0 +1,91 @@
+"""Values under a mask: the twin of expand.c."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pemncodec.kernels.arguments import Buffer, check_integer, view_buffer
+from pemncodec.kernels.generator_twin import philox4x32, quantiles
+
+_CHUNK = 1 << 15  # items
+
+
+def expand(values: Buffer, itemsize: int, offset: int, mask: Buffer, out: Buffer) -> None:
+    """Writes repeated values where a mask has ones, and zeros elsewhere.
+
+    Item i of `out` is values[(offset + i) % L] if bit i % 8 of mask byte i // 8 is 1 (bit 0 is the
+    least significant), else all-zero bytes.
+
+    Args:
+        values: L >= 1 items.
+        itemsize: bytes per item: 1, 2, 4, 8 or 16.
+        offset: 0 to L - 1.
+        mask: ceil(n / 8) bytes; the bits behind the last item are ignored.
+        out: n >= 0 items.
+
+    Raises:
+        ValueError: "itemsize" or "offset" out of range; "values" empty, or not of whole items;
+            "offset" not below L; "out" not of whole items; "mask" of another length.
+    """
+    source = view_buffer(values)
+    itemsize = check_integer(itemsize, "itemsize", 1, 16)
+    offset = check_integer(offset, "offset")
+    bits = view_buffer(mask)
+    target = view_buffer(out, writable=True)
+    if itemsize & (itemsize - 1):
+        raise ValueError("itemsize")
+    if source.size == 0 or source.size % itemsize:
+        raise ValueError("values")
+    if offset >= source.size // itemsize:
+        raise ValueError("offset")
+    if target.size % itemsize:
+        raise ValueError("out")
+    if bits.size != -(-target.size // (8 * itemsize)):
+        raise ValueError("mask")
+    word = np.dtype(f"u{min(itemsize, 8)}")
+    items = source.view(word).reshape(-1, itemsize // word.itemsize)
+    result = target.view(word).reshape(-1, itemsize // word.itemsize)
+    if len(items) < _CHUNK:
+        items = np.tile(items, (-(-_CHUNK // len(items)), 1))
+    for start in range(0, len(result), _CHUNK):
+        chunk = result[start : start + _CHUNK]
+        ones = np.unpackbits(bits[start // 8 : start // 8 + _CHUNK // 8], bitorder="little")
+        before_wrap = min(len(chunk), len(items) - offset)
+        chunk[:before_wrap] = items[offset : offset + before_wrap]
+        chunk[before_wrap:] = items[: len(chunk) - before_wrap]
+        chunk *= ones[: len(chunk), None]
+        offset = (offset + len(chunk)) % len(items)
+
+
+def expand_normal(
+    seed: int, stream: int, start: int, table: Buffer, mask: Buffer, out: Buffer
+) -> None:
+    """Writes what `quantiles` makes of `philox4x32`'s words where a mask has ones, else zeros.
+
+    Args:
+        seed: as for `philox4x32`.
+        stream: likewise.
+        start: likewise.
+        table: 4096 float32.
+        mask: ceil(n / 8) bytes; the bits behind the last item are ignored.
+        out: n >= 0 float32.
+
+    Raises:
+        ValueError: "seed", "stream" or "start" out of range; "table" of another length; "out" not
+            whole; "mask" of another length; "start" if a word would have an index above 2^64 - 1.
+    """
+    seed = check_integer(seed, "seed")
+    stream = check_integer(stream, "stream")
+    start = check_integer(start, "start")
+    values, bits, target = view_buffer(table), view_buffer(mask), view_buffer(out, writable=True)
+    if values.size != 4 * 4096:
+        raise ValueError("table")
+    if target.size % 4:
+        raise ValueError("out")
+    if bits.size != -(-target.size // 32):
+        raise ValueError("mask")
+    words = np.empty(target.size // 4, np.uint32)
+    philox4x32(words, seed, stream, start)
+    quantiles(words, values, words)
+    if words.size:
+        expand(words, 4, 0, bits, target)

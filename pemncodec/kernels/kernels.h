@@ -1,0 +1,99 @@
+/* The inner loops, in C99 and without Python: `_native.c` calls them, `*_twin.py` document them.
+ *
+ * A function here has the name, the arguments, the results and the errors of its twin in NumPy. Its
+ * numbers are in the ranges that the twin states. It returns NULL, or what is wrong: a message that
+ * the twin lists, or OUT_OF_MEMORY.
+ *
+ * Other threads may write to any of the memory during a call: so what bounds an access is copied
+ * before it is checked. Memory may be unaligned and may overlap, so it is accessed as bytes or through
+ * memcpy only. Numbers in coded data are put together from bytes; all others are in native byte order.
+ */
+#ifndef PEMNCODEC_KERNELS_H
+#define PEMNCODEC_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct {
+    const unsigned char *at;
+    size_t size;
+} Bytes; /* that are read */
+
+typedef struct {
+    unsigned char *at;
+    size_t size;
+} Room; /* for bytes that are written */
+
+typedef struct {
+    void *memory; /* free() it after every call, also after one that failed */
+    const unsigned char *at;
+    size_t size;
+} Coded; /* bytes that an encoder made */
+
+#define OUT_OF_MEMORY "out of memory"
+
+/* Fills tables. Call it once, before any other function. */
+void prepare_kernels(void);
+
+/* ---- generator.c: words and values of a seed (spec section 5) ---- */
+
+/* Fills `out` with 32-bit words of a stream, from word `start` on. */
+const char *philox4x32(Room out, uint64_t seed, uint64_t stream, uint64_t start);
+
+/* Writes the entry of `table`, 4096 floats, that the upper 12 bits of each word choose. */
+const char *quantiles(Bytes words, Bytes table, Room out);
+
+/* ---- expand.c: values under a mask ---- */
+
+/* Writes items of `values` from `offset` on, again and again, and zeros where the mask's bit is 0. */
+const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask, Room out);
+
+/* Writes quantiles of the words of a stream from `start` on, and zeros where the mask's bit is 0. */
+const char *expand_normal(uint64_t seed, uint64_t stream, uint64_t start, Bytes table, Bytes mask,
+                          Room out);
+
+/* ---- rans.c: static range coder (spec section 6.3) ---- */
+
+/* Codes symbols by their frequencies, 256 of uint32, in 1 or 8 lanes. */
+const char *rans_encode(Bytes symbols, Bytes frequencies, uint64_t lanes, Coded *coded);
+
+/* Decodes as many symbols as `out` has bytes; what it holds after an error is undefined. */
+const char *rans_decode(Bytes data, Bytes frequencies, uint64_t lanes, Room out);
+
+/* ---- runs.c: masks as runs of zeros (spec section 6.3) ---- */
+
+/* Cuts a mask of `count` bits into runs of at most `longest`, 1 to 255: a byte each. */
+const char *runs_encode(Bytes mask, uint64_t count, uint64_t longest, Coded *coded);
+
+/* Puts a mask together of runs; what `out` holds after an error is undefined. */
+const char *runs_decode(Bytes runs, uint64_t longest, uint64_t count, Room out);
+
+/* ---- mixing.c: context-mixing coder of masks (spec section 6.4) ---- */
+
+enum { MIXING_PART = 48 }; /* bytes of a row of `parts` */
+
+/* Codes a block of masks, a byte for each bit. `ends`, a number for each part, tells how many bytes
+ * were written at its end. */
+const char *mixing_encode(Bytes bits, Bytes buckets, Bytes parts, Bytes tables, Coded *coded,
+                          size_t *ends);
+
+/* Decodes a block of masks; what `out` holds after an error is undefined. */
+const char *mixing_decode(Bytes data, Bytes buckets, Bytes parts, Bytes tables, Room out);
+
+/* ---- selection.c: the largest values ---- */
+
+/* Writes 1 for the `kept` largest of `values`, floats, and 0 for the others: a byte each. */
+const char *top_k(Bytes values, uint64_t kept, Room out);
+
+/* Writes the items of `values` whose scores, or their magnitudes, are the largest, and zeros. */
+const char *keep_largest(Bytes scores, bool magnitude, uint64_t kept, Bytes values, Room out,
+                         uint64_t threads);
+
+/* ---- gradient.c: the gradient of scores ---- */
+
+/* Writes gradient * value * sign(score), floats. */
+const char *magnitude_gradient(Bytes gradient, Bytes values, Bytes scores, Room out,
+                               uint64_t threads);
+
+#endif

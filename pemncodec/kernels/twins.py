@@ -1,0 +1,25 @@
+"""All kernels in NumPy: what the C extension has, where it was not built."""
+
+from pemncodec.kernels.expand_twin import expand, expand_normal
+from pemncodec.kernels.generator_twin import philox4x32, quantiles
+from pemncodec.kernels.gradient_twin import magnitude_gradient
+from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
+from pemncodec.kernels.rans_twin import rans_decode, rans_encode
+from pemncodec.kernels.runs_twin import runs_decode, runs_encode
+from pemncodec.kernels.selection_twin import keep_largest, top_k
+
+__all__ = [
+    "expand",
+    "expand_normal",
+    "keep_largest",
+    "magnitude_gradient",
+    "mixing_decode",
+    "mixing_encode",
+    "philox4x32",
+    "quantiles",
+    "rans_decode",
+    "rans_encode",
+    "runs_decode",
+    "runs_encode",
+    "top_k",
+]
