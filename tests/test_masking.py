@@ -376,11 +376,13 @@ def test_training_changes_scores_and_never_frozen_weights(
     model = mask_model(network(), strategy, selection=selection)
     before = copy.deepcopy(model.state_dict())
     train(model)
-    for name, tensor in model.state_dict().items():
-        if name.endswith((".original", "_extra_state")):
-            assert torch.equal(tensor, before[name])
-        elif name.endswith(".scores"):
-            assert not torch.equal(tensor, before[name])
+    after = model.state_dict()
+    frozen_names = [n for n in after if n.endswith((".original", "_extra_state"))]
+    scores = [n for n in after if n.endswith(".scores")]
+    assert len(scores) == 3
+    assert len(frozen_names) == 6  # three weights and their recipes
+    assert all(torch.equal(after[name], before[name]) for name in frozen_names)
+    assert not any(torch.equal(after[name], before[name]) for name in scores)
 
 
 def test_scores_decay_only_where_asked() -> None:
@@ -678,23 +680,24 @@ def test_what_cannot_be_masked_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: RandomPadding(),
-        lambda: RandomPadding(ratio=0.1, length=3),
-        lambda: RandomPadding(ratio=-1),
-        lambda: RandomPadding(length=0),
-        lambda: RandomPadding(length=3, mode="rand"),  # type: ignore[arg-type]
-        lambda: TopK("random"),  # type: ignore[arg-type]
-        lambda: Threshold(math.nan),
-        lambda: Threshold(-1.0, "magnitude"),
-        lambda: Threshold(0.0, "magnitude"),
-        lambda: KeepSchedule(1.0, 0.0, 10),
-        lambda: KeepSchedule(1.0, 0.5, 0),
+        (lambda: RandomPadding(), "either a ratio or a length"),
+        (lambda: RandomPadding(ratio=0.1, length=3), "either a ratio or a length"),
+        (lambda: RandomPadding(ratio=-1), "from 0 to 1, not -1"),
+        (lambda: RandomPadding(ratio=1.01), "from 0 to 1, not 1.01"),
+        (lambda: RandomPadding(length=0), "positive, not 0"),
+        (lambda: RandomPadding(length=3, mode="rand"), "not 'rand'"),  # type: ignore[arg-type]
+        (lambda: TopK("random"), "not 'random'"),  # type: ignore[arg-type]
+        (lambda: Threshold(math.nan), "cannot be nan"),
+        (lambda: Threshold(-1.0, "magnitude"), "magnitudes cannot be -1"),
+        (lambda: Threshold(0.0, "magnitude"), "magnitudes cannot be 0"),
+        (lambda: KeepSchedule(1.0, 0.0, 10), "above 0 and at most 1, not 0"),
+        (lambda: KeepSchedule(1.0, 0.5, 0), "steps ≥ 1"),
     ],
 )
-def test_options_out_of_range(make: Callable[[], object]) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 each has a message of its own
+def test_options_out_of_range(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()
 
 

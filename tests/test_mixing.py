@@ -308,6 +308,29 @@ def test_masks_without_structure_are_not_mixed(preset: Preset, density: float) -
     assert sum(len(s) + entry for s, _ in sections) <= sum(len(s) + entry for s, _ in static)
 
 
+@pytest.mark.parametrize(
+    ("strength", "gain", "mixes"),
+    [
+        (0.02, -0.001, {"fast": False, "default": False, "max": False}),
+        (0.08, 0.010, {"fast": False, "default": False, "max": True}),
+        (0.12, 0.033, {"fast": False, "default": True, "max": True}),
+    ],
+)
+def test_the_default_mixes_where_it_saves_enough_and_max_wherever_it_saves(
+    strength: float, gain: float, mixes: dict[Preset, bool]
+) -> None:
+    """Half of the rows keep a little more than half of their weights, the others a little less."""
+    rng = np.random.default_rng(0)
+    densities = 0.5 + strength * np.where(rng.permutation(200) < 100, 1, -1)
+    mask = rng.random((200, 200)) < densities[:, None]
+    ((alone, _),) = sections_of([mask], "fast")
+    body, _ = encode_mixing([(mask.reshape(-1), MixingTensor(mask.shape))])
+    assert 1 - (1 + len(body)) / len(alone) == pytest.approx(gain, abs=0.002)
+    for preset, mixed in mixes.items():
+        ((section, _),) = sections_of([mask], preset)
+        assert section == (bytes([MIXING]) + body if mixed else alone)
+
+
 def test_what_does_not_pay_leaves_the_stream() -> None:
     noise = random_mask(300_000, 0.2).reshape(1000, 300)
     masks = [structured((200, 150)), noise, structured((200, 150), 2)]
@@ -416,8 +439,9 @@ def test_few_bytes_do_not_cost_the_time_of_many_weights() -> None:
     tensor = context((1 << 30,), np.zeros(1, np.uint8))
     blocks = (1 << 30) // BLOCK_WEIGHTS
     data = np.full(blocks, 5, "<u4").tobytes() + (b"\x80" + b"\x55" * 4) * blocks
-    with pytest.raises(DecodeError):
+    with pytest.raises(CorruptError, match="too short") as caught:
         decode_mixing(data, [tensor])
+    assert caught.value.code == "section"
 
 
 # ---------------------------------------------------------------------------------- in files

@@ -1,0 +1,290 @@
+"""Changes the package in one place at a time and asks the tests: results/mutants.csv.
+
+A mutant is a copy of the package with one node of one module's syntax tree replaced: a comparison
+or operator by another, a condition by True or False, a number by its neighbour, a statement by
+nothing. It is killed if a test of that module fails or runs too long. A sample of all mutants is
+drawn, the same one for the same code and seed; a line is as likely as any other, however long. A
+mutant that no test can notice stands in equivalent_mutants.csv with the reason why.
+
+Two libraries do the like. cosmic-ray starts a process for each mutant, most of whose time would go
+into importing torch; mutmut leaves out tables and decorated functions, which is where much of
+`architecture` is. So here every mutant is a fork of a process that has imported torch already.
+
+    python benchmarks/mutants.py [--count N] [--seed N] [--jobs N] [--list] [PART OF A PATH…]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import itertools
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mutations import Mutant, mutants_of
+
+ROOT: Final = Path(__file__).parent.parent
+RESULTS: Final = ROOT / "benchmarks" / "results" / "mutants.csv"
+EQUIVALENT: Final = ROOT / "benchmarks" / "equivalent_mutants.csv"
+COLUMNS: Final = ("module", "line", "in", "change", "outcome", "reason")
+
+_SLOW = "--deselect=tests/test_shorter_floats.py::test_the_command_line"
+_MASKS = ("masks", "mixing")
+_DENSE = ("dense", "shorter_floats")
+_FORMAT = ("container", "vectors")
+_DESCRIPTION = ("manifest", "rebuild")
+
+_PRELOADED: Final = (
+    *("bitarray", "click.testing", "hypothesis", "pytest", "rich.console", "safetensors.torch"),
+    *("torch", "torch._dynamo", "torch.export", "torch.fx", "zstandard"),
+)
+
+# Which tests are asked, those first that are fast and nearest to the module.
+TESTS: Final[dict[str, tuple[str, ...]]] = {
+    "coders/affine": _DENSE,
+    "coders/canonical_json": ("container", "manifest"),
+    "coders/dense": _DENSE,
+    "coders/mixing": ("mixing",),
+    "coders/packed": ("masks",),
+    "coders/palette": _DENSE,
+    "coders/planes": _DENSE,
+    "coders/rans": ("masks",),
+    "coders/varint": ("masks", "shorter_floats", "container"),
+    "coders/zstd": ("manifest", "container"),
+    "format/columns": _FORMAT,
+    "format/container": _FORMAT,
+    "architecture/manifest": _DESCRIPTION,
+    "architecture/operators": _DESCRIPTION,
+    "architecture/layers": _DESCRIPTION,
+    "values/philox": ("generator", "prototype"),
+    "values/rounding": ("prototype",),
+}
+
+
+@dataclass(slots=True)
+class Trial:
+    """A running test of a mutant, or of the code as it is."""
+
+    module: str
+    mutant: Mutant | None
+    tree: Path
+    end: float
+    pipe: int
+
+
+def sample(count: int, seed: int) -> dict[str, list[Mutant]]:
+    """About `count` mutants of all modules; each has as many as its lines are of all lines.
+
+    What is drawn from a module depends on its own code alone, and a smaller sample is part of a
+    larger one.
+    """
+    every = {module: mutants_of(source_of(ROOT, module).read_text("utf-8")) for module in TESTS}
+    lines = {module: len({m.line for m in found}) for module, found in every.items()}
+    sampled = {}
+    for module, found in every.items():
+        wanted = -(-count * lines[module] // sum(lines.values()))
+        drawn = random.Random(f"{seed} {module}")
+        drawn.shuffle(found)
+        turns: Counter[int] = Counter()  # the first mutant of every line, then all the second ones
+        order = []
+        for mutant in found:
+            turns[mutant.line] += 1
+            order.append((turns[mutant.line], len(order)))
+        first = [found[number] for _, number in sorted(order)[:wanted]]
+        sampled[module] = sorted(first, key=lambda mutant: mutant.line)
+    return sampled
+
+
+def source_of(tree: Path, module: str) -> Path:
+    return tree / "pemncodec" / f"{module}.py"
+
+
+class Bench:
+    """Copies of the repository, in which mutants are tested at the same time."""
+
+    def __init__(self, folder: Path, jobs: int) -> None:
+        self.free = [folder / f"copy{job}" / "repository" for job in range(jobs)]
+        self.running: dict[int, Trial] = {}
+        self.mtimes = itertools.count(10**9)  # compiled files go by these
+        for tree in self.free:
+            ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info", "results")
+            shutil.copytree(ROOT, tree, ignore=ignored)
+            if (ROOT.parent / "shared").is_dir():
+                (tree.parent / "shared").symlink_to(ROOT.parent / "shared")
+
+    def start(self, module: str, mutant: Mutant | None, seconds: float) -> None:
+        tree = self.free.pop()
+        if mutant is not None:
+            self.write(tree, module, mutant.source())
+        reading, writing = os.pipe()
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            os.setsid()
+            ask(tree, TESTS[module], writing, int(seconds))
+        os.close(writing)
+        end = time.monotonic() + seconds
+        self.running[pid] = Trial(module, mutant, tree, end, reading)
+
+    def write(self, tree: Path, module: str, text: str) -> None:
+        path = source_of(tree, module)
+        path.write_text(text, "utf-8")
+        mtime = next(self.mtimes)
+        os.utime(path, (mtime, mtime))
+
+    def finished(self) -> Iterator[tuple[Trial, str, str]]:
+        """Trials that have ended: their outcome, and the first test that failed."""
+        for pid, trial in list(self.running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            late = time.monotonic() > trial.end
+            if not ended and not late:
+                continue
+            if not ended:
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            with open(trial.pipe, encoding="utf-8", errors="replace") as pipe:  # noqa: PTH123
+                killer = pipe.read()
+            del self.running[pid]
+            if trial.mutant is not None:
+                self.write(trial.tree, trial.module, trial.mutant.text)
+            self.free.append(trial.tree)
+            outcome = "timeout" if not ended else "survived" if status == 0 else "killed"
+            yield trial, outcome, killer
+
+
+def ask(tree: Path, tests: tuple[str, ...], pipe: int, seconds: int) -> None:
+    """Runs tests in this process, which is a fork, and ends it."""
+    import hypothesis
+    import pytest
+
+    class First:
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.failed:
+                os.write(pipe, report.nodeid.encode()[:1000])
+
+    log = os.open(tree.parent / "log", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    for stream in (0, 1, 2):
+        os.dup2(log, stream)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)
+    sys.path[:] = [
+        str(tree),
+        *(p for p in sys.path if not Path(p).is_relative_to(ROOT) or ".venv" in p),
+    ]
+    # The first counterexample is enough: no search for a smaller one.
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    health = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile(
+        "mutants", deadline=None, derandomize=True, phases=phases, suppress_health_check=health
+    )
+    already = "-Wignore:Module already imported:pytest.PytestAssertRewriteWarning"
+    options = [already, "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", _SLOW]
+    files = [f"tests/test_{name}.py" for name in tests]
+    code = 1
+    try:
+        code = int(pytest.main([*options, *files], plugins=[First()]))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(chosen: list[tuple[str, Mutant]], bench: Bench) -> list[tuple[str | int, ...]]:
+    """A row of the CSV for each mutant; progress goes to the standard output."""
+    asked = dict.fromkeys(TESTS[module] for module, _ in chosen)
+    seconds = {tests: limit_of(tests, bench) for tests in asked}
+    known, rows = reasons(), {}
+    waiting = list(enumerate(chosen))[::-1]
+    numbers = {id(mutant): number for number, (_, mutant) in enumerate(chosen)}
+    while waiting or bench.running:
+        while waiting and bench.free:
+            _, (module, mutant) = waiting.pop()
+            bench.start(module, mutant, seconds[TESTS[module]])
+        for trial, outcome, killer in bench.finished():
+            mutant = trial.mutant
+            assert mutant is not None
+            reason = known.get((trial.module, mutant.scope, mutant.change), "")
+            row = (trial.module, mutant.line, mutant.scope, mutant.change, outcome, reason)
+            rows[numbers[id(mutant)]] = row
+            print(f"{len(rows)}/{len(chosen)}", *row, killer, sep=" | ", flush=True)
+        time.sleep(0.02)
+    return [rows[number] for number in sorted(rows)]
+
+
+def limit_of(tests: tuple[str, ...], bench: Bench) -> float:
+    """Seconds that a mutant has: several times what the tests take without one."""
+    start = time.monotonic()
+    bench.start(next(module for module in TESTS if TESTS[module] == tests), None, 600)
+    while True:
+        for trial, outcome, killer in bench.finished():
+            if outcome != "survived":
+                log = (trial.tree.parent / "log").read_text()
+                raise SystemExit(f"{log}\n{tests} fail without a mutant: {killer}")
+            taken = time.monotonic() - start
+            print(*tests, f"{taken:.1f} s", flush=True)
+            return 20 + 5 * taken
+        time.sleep(0.02)
+
+
+def preload() -> None:
+    """Imports what takes long, so that forks need not; nothing of the package."""
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    assert not any(name.partition(".")[0] == "pemncodec" for name in sys.modules)
+
+
+def reasons() -> dict[tuple[str, str, str], str]:
+    """Why mutants are no others than the code, by module, function and change."""
+    with EQUIVALENT.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        return {(row["module"], row["in"], row["change"]): row["reason"] for row in rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--count", type=int, default=600, help="mutants to draw")
+    parser.add_argument("--seed", type=int, default=15)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--list", action="store_true", help="show the sample, test nothing")
+    parser.add_argument("only", nargs="*", help="parts of the names of modules; writes no CSV")
+    options = parser.parse_args()
+    modules = [m for m in TESTS if not options.only or any(part in m for part in options.only)]
+    sampled = sample(options.count, options.seed)
+    chosen = [(module, mutant) for module in modules for mutant in sampled[module]]
+    if options.list:
+        for module, mutant in chosen:
+            print(module, mutant.line, mutant.scope, mutant.change, sep=" | ")
+        return
+    preload()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = run(chosen, Bench(Path(folder), options.jobs))
+    tally = Counter(row[4] for row in rows)
+    unexplained = [row for row in rows if row[4] == "survived" and not row[5]]
+    summary = ", ".join(f"{number} {outcome}" for outcome, number in sorted(tally.items()))
+    print(f"{len(rows)} mutants: {summary}; {len(unexplained)} survived without a reason")
+    if not options.only:
+        from provenance import provenance  # imports the package, which the forks must do anew
+
+        source = provenance(["torch", "hypothesis", "pytest"])
+        with RESULTS.open("w", encoding="utf-8", newline="") as file:
+            file.write(f"# {source}; seed {options.seed}\n")
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    sys.exit(1 if unexplained else 0)
+
+
+if __name__ == "__main__":
+    main()
