@@ -30,7 +30,8 @@ from pemncodec.limits import Limits
 
 if TYPE_CHECKING:
     from pemncodec.decoding import decode, load_state_dict
-    from pemncodec.encoding import Report, encode
+    from pemncodec.encoding import encode
+    from pemncodec.proof import Report
 
 __all__ = [
     "CorruptError",
@@ -59,7 +60,7 @@ __version__ = "0.1.0"
 
 _NEEDS_TORCH = {
     "encode": "pemncodec.encoding",
-    "Report": "pemncodec.encoding",
+    "Report": "pemncodec.proof",
     "decode": "pemncodec.decoding",
     "load_state_dict": "pemncodec.decoding",
 }

@@ -3,98 +3,136 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, ExampleInputs
-from pemncodec.architecture.outputs import relative_difference, run, same_outputs
+from pemncodec.architecture.example import VERIFIED_BATCH_SIZES
+from pemncodec.architecture.outputs import Reference, compare_outputs, relative_difference, run
 from pemncodec.architecture.rebuild import named_tensors
-from pemncodec.architecture.trace import Trace
+from pemncodec.checkpoints.plain_module import plain_module
 from pemncodec.decoding import load_module, load_tensors
+from pemncodec.describing import Network
 from pemncodec.errors import (
     EncodeArgumentError,
     EncodeError,
     ManifestError,
     UnsupportedModelError,
+    first_line,
 )
-from pemncodec.format.reader import open_file
+from pemncodec.format.info import FileInfo
+from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
+from pemncodec.masking.masked_state import MaskedState
+from pemncodec.options import EncodeOptions
 from pemncodec.tensors import same_bits
 
 # What the encoder has in memory already it may also decode.
-UNLIMITED = Limits(decoded_bytes=1 << 62)
+_UNLIMITED = Limits(decoded_bytes=1 << 62)
 
 
-def verify_tensors(stream: BinaryIO, expected: Mapping[str, Tensor]) -> str:
-    """Decode a file without a manifest; what was proven, in words.
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `encode` wrote.
 
-    Raises:
-        EncodeError: a tensor differs.
+    Attributes:
+        info: the file's bytes, part by part.
+        verified: how the file was proven before it was written, in words.
+        difference: largest difference of the rebuilt module's outputs, in eval mode on the example
+            inputs, from the original's, relative to the original's largest magnitude; None where
+            nothing was to be lost or there is no module to run.
+        accuracy: what the caller's metric says of the original and of the file.
     """
-    with open_file(stream, limits=UNLIMITED) as file:
-        compare_states(load_tensors(file, "cpu"), expected)
-    return "every tensor bit for bit"
+
+    info: FileInfo
+    verified: str
+    difference: float | None = None
+    accuracy: tuple[float, float] | None = None
 
 
-def verify_module(
-    stream: BinaryIO,
-    tensors: Mapping[str, Tensor],
-    plain: nn.Module,
-    trace: Trace,
-    inputs: ExampleInputs,
-    trust: Sequence[str],
-) -> str:
-    """Rebuild a file's module and run it beside the original; what was proven, in words.
+def prove_tensors(stream: BinaryIO, state: MaskedState) -> Report:
+    """Decode a file without a manifest, and compare every tensor.
 
     Args:
         stream: the file.
-        tensors: every one of the state dict, as they must come back.
-        plain: the original module, which holds them.
-        trace: its manifest.
-        inputs: what both are called with.
-        trust: code that the file may name.
+        state: what it was made of, shortened where that was asked for.
 
     Raises:
         EncodeError: a tensor differs.
+    """
+    with open_file(stream, limits=_UNLIMITED) as file:
+        compare_states(load_tensors(file, "cpu"), state.effective())
+        return Report(file.info(), "every tensor bit for bit")
+
+
+def prove_network(
+    stream: BinaryIO,
+    state: MaskedState,
+    network: Network,
+    options: EncodeOptions,
+    step: Callable[[str, None], None],
+) -> Report:
+    """Rebuild a file's module once, compare its tensors, and run it beside the original.
+
+    Args:
+        stream: the file.
+        state: what it was made of, shortened where that was asked for.
+        network: what its manifest was made of.
+        options: what else to compare.
+        step: called with what is under way.
+
+    Raises:
+        EncodeError: a tensor differs, or the accuracy falls by more than is allowed.
+        EncodeArgumentError: the caller's metric fails.
         UnsupportedModelError: an output differs, or readers would refuse the module.
     """
-    with open_file(stream, limits=UNLIMITED) as file:
-        try:
-            rebuilt = load_module(file, "cpu", trust)
-        except ManifestError as error:
-            raise UnsupportedModelError(
-                f"readers would refuse the rebuilt module: {error}; "
-                "--no-manifest (manifest=False) stores the tensors alone"
-            ) from None
-    own = rebuilt.state_dict() if trust else named_tensors(rebuilt)
-    compare_states(own, {**tensors, **trace.tensors})
+    with open_file(stream, limits=_UNLIMITED) as file:
+        rebuilt = _rebuilt(file, options)
+        info = file.info()
+    own = rebuilt.state_dict() if options.builder else named_tensors(rebuilt)
+    compare_states(own, {**state.effective(), **network.trace.tensors})
+    as_written = network.original
+    lossy = state is not network.state or options.fold_bn
+    if lossy:
+        as_written = Reference(plain_module(network.module, state), network.inputs)
+    rounding = compare_outputs(
+        as_written,
+        rebuilt,
+        trains=network.trace.trains,
+        exported=network.trace.exported,
+        builder="".join(options.trust),
+    )
+    difference = accuracy = None
+    if lossy:
+        batch = network.inputs.batch(VERIFIED_BATCH_SIZES[-1])
+        difference = relative_difference(
+            run(network.original.original, batch, False), run(rebuilt, batch, False)
+        )
+    if options.accuracy is not None:
+        step("measuring the accuracy", None)
+        accuracy = _accuracy(options.accuracy, network.original.original, rebuilt)
+        _check_drop(*accuracy, options.max_drop)
+    return Report(info, _in_words(network, rounding), difference, accuracy)
+
+
+def _rebuilt(file: PemnFile, options: EncodeOptions) -> nn.Module:
+    try:
+        return load_module(file, "cpu", options.trust)
+    except ManifestError as error:
+        raise UnsupportedModelError(
+            f"readers would refuse the rebuilt module: {error}; "
+            "--no-manifest (manifest=False) stores the tensors alone"
+        ) from None
+
+
+def _in_words(network: Network, rounding: float) -> str:
     sizes = " and ".join(map(str, VERIFIED_BATCH_SIZES))
-    modes = ("eval", "train") if trace.trains else ("eval",)
-    rounding = 0.0
-    for mode in modes:
-        for size in VERIFIED_BATCH_SIZES:
-            training = mode == "train"
-            batch = inputs.batch(size)
-            expected = run(plain, batch, training)
-            actual = run(rebuilt, batch, training)
-            if trace.exported and same_outputs(expected, actual, rounded=True):
-                rounding = max(rounding, relative_difference(expected, actual))
-            elif not same_outputs(expected, actual):
-                cause = (
-                    f": {trust[0]} must make the same each time, also what is in no state dict"
-                    if trust
-                    else ""
-                )
-                raise UnsupportedModelError(
-                    f"the rebuilt module's output differs in {mode} mode at batch size "
-                    f"{size}{cause}; --no-manifest (manifest=False) stores the tensors alone"
-                )
+    modes = "eval and train mode" if network.trace.trains else "eval mode"
     outputs = f"outputs within {rounding:.1g} of the largest" if rounding else "outputs equal"
-    in_modes = f"{' and '.join(modes)} mode"
-    return f"every tensor bit for bit, {outputs} at batch sizes {sizes} in {in_modes}"
+    return f"every tensor bit for bit, {outputs} at batch sizes {sizes} in {modes}"
 
 
 def compare_states(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -113,41 +151,26 @@ def compare_states(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor])
             raise EncodeError(f"{name} differs")
 
 
-def output_difference(
-    original: nn.Module, stream: BinaryIO, inputs: ExampleInputs, trust: Collection[str]
-) -> float:
-    """Of a file's module from the original, as `relative_difference` has it."""
-    with open_file(stream, limits=UNLIMITED) as file:
-        rebuilt = load_module(file, "cpu", trust)
-    batch = inputs.batch(VERIFIED_BATCH_SIZES[-1])
-    return relative_difference(run(original, batch, False), run(rebuilt, batch, False))
-
-
-def accuracy_of(
-    metric: Callable[[nn.Module], float],
-    original: nn.Module,
-    stream: BinaryIO,
-    max_drop: float | None,
-    trust: Sequence[str],
+def _accuracy(
+    metric: Callable[[nn.Module], float], original: nn.Module, rebuilt: nn.Module
 ) -> tuple[float, float]:
-    """What a metric says of the original and of a file's module.
-
-    Raises:
-        EncodeArgumentError: the metric fails.
-        EncodeError: it falls by more than `max_drop`.
-    """
-    with open_file(stream, limits=UNLIMITED) as file:
-        rebuilt = load_module(file, "cpu", trust)
+    """What a metric says of the original and of a file's module."""
     try:
         with torch.no_grad():
             before = float(metric(copy.deepcopy(original).eval()))
             after = float(metric(rebuilt))
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise EncodeArgumentError(f"the accuracy function failed: {cause}") from error
+        raise EncodeArgumentError(f"the accuracy function failed: {_cause(error)}") from error
+    return before, after
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _check_drop(before: float, after: float, max_drop: float | None) -> None:
     if max_drop is not None and not before - after <= max_drop:
         raise EncodeError(
             f"the accuracy falls from {before:g} to {after:g}, by more than {max_drop:g}: "
             "use a dense mode that loses less"
         )
-    return before, after

@@ -324,11 +324,11 @@ def test_the_default_mixes_where_it_saves_enough_and_max_wherever_it_saves(
     densities = 0.5 + strength * np.where(rng.permutation(200) < 100, 1, -1)
     mask = rng.random((200, 200)) < densities[:, None]
     ((alone, _),) = sections_of([mask], "fast")
-    body, _ = encode_mixing([(mask.reshape(-1), MixingTensor(mask.shape))])
+    body, _ = encode([(mask.reshape(-1), context(mask.shape))])
     assert 1 - (1 + len(body)) / len(alone) == pytest.approx(gain, abs=0.002)
     for preset, mixed in mixes.items():
         ((section, _),) = sections_of([mask], preset)
-        assert section == (bytes([MIXING]) + body if mixed else alone)
+        assert section == (bytes([MIXING.id]) + body if mixed else alone)
 
 
 def test_what_does_not_pay_leaves_the_stream() -> None:

@@ -32,7 +32,9 @@ class MaskOptions:
     def __post_init__(self) -> None:
         keep, masks = self.keep, self.masks
         if keep is not None and not (isinstance(keep, int | float) and 0 < keep <= 1):
-            raise EncodeArgumentError(f"keep must be above 0 and at most 1, not {keep!r}")
+            raise EncodeArgumentError(
+                f"--keep (keep=…) must be above 0 and at most 1, not {keep!r}"
+            )
         if not isinstance(masks, Mapping):
             raise EncodeArgumentError(f"masks must be named, not {type(masks).__name__}")
 

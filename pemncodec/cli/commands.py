@@ -42,6 +42,7 @@ from pemncodec.errors import EncodeError, ManifestError
 from pemncodec.format.reader import PemnFile
 from pemncodec.format.writer import write_file
 from pemncodec.limits import Limits
+from pemncodec.options import EncodeOptions
 from pemncodec.report.page import report_page
 
 if TYPE_CHECKING:
@@ -151,12 +152,10 @@ def encode(
         raise click.UsageError(
             "--builder needs --arch pkg.module:factory, of code that is installed"
         )
-    if keep is not None and not 0 < keep <= 1:
-        raise click.BadParameter(f"must be above 0 and at most 1, not {keep}", param_hint="--keep")
     with steps(quiet=quiet) as step:
         step("loading torch", None)
         from pemncodec.checkpoints.files import load_checkpoint
-        from pemncodec.encoding import encode as encode_model
+        from pemncodec.encoding import encode_with
 
         architecture = load_architecture(arch, kwargs) if arch else None
         metric = load_object(accuracy, "--accuracy") if accuracy else None
@@ -164,9 +163,7 @@ def encode(
         with checkpoint_path(source) as path:
             loaded = load_checkpoint(path, trust_pickle=trust_pickle)
         with named(source), output_target(output) as target:
-            report = encode_model(
-                loaded,
-                target,
+            options = EncodeOptions(
                 keep=keep,
                 architecture=architecture,
                 example_inputs=example_inputs(shapes) if shapes else None,
@@ -182,8 +179,8 @@ def encode(
                 fold_bn=fold_bn,
                 accuracy=metric,
                 max_drop=max_drop,
-                progress=step,
             )
+            report = encode_with(options, loaded, target, step)
     if as_json:
         json_report = {
             **report.info.to_json(),

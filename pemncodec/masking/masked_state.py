@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,14 @@ class MaskedState:
         Every name by itself, ties not considered, so that comparing with it proves them too.
         """
         return {name: self._effective(name) for name in self.tensors}
+
+    def replaced(self, tensors: Mapping[str, Tensor]) -> MaskedState:
+        """With other values for unmasked tensors, also under their later names."""
+        new = {
+            name: tensors.get(self.aliases.get(name, name), tensor)
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=new)
 
     def _effective(self, name: str) -> Tensor:
         shape = self.tensors[name].shape
