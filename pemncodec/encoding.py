@@ -259,6 +259,7 @@ def _describe(
         state = _replaced(state, folded)
         plain = plain_module(module, state)
     inputs = inputs or guessed_inputs(plain)
+    untouched = plain_module(module, state)
     run(plain, inputs.batch(VERIFIED_BATCH_SIZES[0]), False)
     masked = list(state.masks)
     if builder is not None:
@@ -268,7 +269,7 @@ def _describe(
         trace = trace_module(
             plain, inputs.specs, example=inputs, train_graph=train_graph, masked=masked
         )
-    return _Network(original, plain, trace, inputs), in_module_order(state, plain)
+    return _Network(original, untouched, trace, inputs), in_module_order(state, plain)
 
 
 def _check_arguments(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, ExampleInputs
-from pemncodec.architecture.outputs import relative_difference, run, same_outputs
+from pemncodec.architecture.outputs import Reference, compare_outputs, relative_difference, run
 from pemncodec.architecture.rebuild import named_tensors
 from pemncodec.architecture.trace import Trace
 from pemncodec.decoding import load_module, load_tensors
@@ -71,27 +71,12 @@ def verify_module(
             ) from None
     own = rebuilt.state_dict() if trust else named_tensors(rebuilt)
     compare_states(own, {**tensors, **trace.tensors})
+    trains, exported = trace.trains, trace.exported
+    builder = trust[0] if trust else ""
+    original = Reference(plain, inputs)
+    rounding = compare_outputs(original, rebuilt, trains=trains, exported=exported, builder=builder)
     sizes = " and ".join(map(str, VERIFIED_BATCH_SIZES))
     modes = ("eval", "train") if trace.trains else ("eval",)
-    rounding = 0.0
-    for mode in modes:
-        for size in VERIFIED_BATCH_SIZES:
-            training = mode == "train"
-            batch = inputs.batch(size)
-            expected = run(plain, batch, training)
-            actual = run(rebuilt, batch, training)
-            if trace.exported and same_outputs(expected, actual, rounded=True):
-                rounding = max(rounding, relative_difference(expected, actual))
-            elif not same_outputs(expected, actual):
-                cause = (
-                    f": {trust[0]} must make the same each time, also what is in no state dict"
-                    if trust
-                    else ""
-                )
-                raise UnsupportedModelError(
-                    f"the rebuilt module's output differs in {mode} mode at batch size "
-                    f"{size}{cause}; --no-manifest (manifest=False) stores the tensors alone"
-                )
     outputs = f"outputs within {rounding:.1g} of the largest" if rounding else "outputs equal"
     in_modes = f"{' and '.join(modes)} mode"
     return f"every tensor bit for bit, {outputs} at batch sizes {sizes} in {in_modes}"
