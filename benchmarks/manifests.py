@@ -29,7 +29,6 @@ from pemncodec import ExportError, PemnError
 from pemncodec.architecture.rebuild import build_module
 from pemncodec.export import to_onnx, to_program
 from pemncodec.format.reader import open_file
-from pemncodec.limits import Limits
 
 RESULTS: Final = Path(__file__).parent / "results" / "manifests.csv"
 COLUMNS: Final = (
@@ -114,7 +113,7 @@ def measure(name: str) -> dict[str, Any]:
     seconds = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
-        build_module(manifest, Limits())
+        build_module(manifest)
         seconds.append(time.perf_counter() - start)
     row["rebuild ms"] = round(1e3 * statistics.median(seconds), 1)
     return row

@@ -119,7 +119,7 @@ def build_empty_module(file: PemnFile) -> nn.Module:
         )
     if file.manifest["format"] == BUILDER_FORMAT:
         build_trusted(file.manifest, ())
-    module = build_module(file.manifest, file.limits)
+    module = build_module(file.manifest)
     check_tensors(module, {name: file.shape(name) for name in file.keys()})  # noqa: SIM118
     set_dtypes(module, {name: getattr(torch, file.dtype(name)) for name in file.keys()})  # noqa: SIM118
     check_run(module, file.manifest.get("inputs", []), file.limits)

@@ -109,3 +109,8 @@ class ManifestError(DecodeError):
 
 class LimitError(DecodeError):
     """Decoding would pass a limit of this reader; see `pemncodec.Limits`."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of other code says, in one line; its class when it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

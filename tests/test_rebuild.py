@@ -351,7 +351,7 @@ def rebuild(
             seen[id(tensor)] = name
             tensors[name] = tensor.detach().clone()
     tensors |= {name: tensor.clone() for name, tensor in trace.tensors.items()}
-    rebuilt = build_module(manifest, Limits())
+    rebuilt = build_module(manifest)
     every = dict(model.state_dict()) | trace.tensors
     assert all(tensor.is_meta for tensor in named_tensors(rebuilt).values())
     check_tensors(rebuilt, {name: tuple(tensor.shape) for name, tensor in every.items()})
@@ -508,7 +508,7 @@ def test_graphs_are_shared_by_content() -> None:
     ).manifest
     assert list(manifest["graphs"]) == ["Residual"]
     assert [node.get("cls") for node in manifest["tree"]["children"]] == [None, "Other"]
-    assert "Other(" in repr(build_module(manifest, Limits()))
+    assert "Other(" in repr(build_module(manifest))
 
 
 def test_same_class_with_two_graphs() -> None:
@@ -899,7 +899,7 @@ LINEAR = {"format": "tree/1", "tree": {"cls": "Linear", "in_features": 2, "out_f
     ],
 )
 def test_tensors_that_do_not_fit(shapes: dict[str, tuple[int, ...]]) -> None:
-    module = build_module(LINEAR, Limits())
+    module = build_module(LINEAR)
     with pytest.raises(ManifestError) as caught:
         check_tensors(module, shapes)
     assert caught.value.code == "manifest-tensor"
@@ -929,7 +929,7 @@ SHARED = {
 def test_aliases_that_do_not_fit(aliases: dict[str, str]) -> None:
     tensors = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}
     with pytest.raises(ManifestError) as caught:
-        assign_tensors(build_module(SHARED, Limits()), tensors, aliases=aliases, frozen=())
+        assign_tensors(build_module(SHARED), tensors, aliases=aliases, frozen=())
     assert caught.value.code == "manifest-tensor"
 
 
@@ -938,7 +938,7 @@ def test_shared_module_takes_no_second_tensor() -> None:
         f"{i}.{n}": torch.zeros(s) for i in (0, 1) for n, s in (("weight", (3, 2)), ("bias", 3))
     }
     with pytest.raises(ManifestError) as caught:
-        assign_tensors(build_module(SHARED, Limits()), tensors, aliases={}, frozen=())
+        assign_tensors(build_module(SHARED), tensors, aliases={}, frozen=())
     assert caught.value.code == "manifest-tensor"
 
 
@@ -948,7 +948,7 @@ def test_integers_need_no_gradient() -> None:
         "graphs": {"M": [{"in": "x"}, {"attr": "p"}, {"out": "%1"}]},
         "tree": {"graph": "M", "params": [["p", [2]]]},
     }
-    module = build_module(manifest, Limits())
+    module = build_module(manifest)
     assign_tensors(module, {"p": torch.tensor([1, 2])}, aliases={}, frozen=())
     assert not module.p.requires_grad
     assert module.p.dtype is torch.int64
@@ -962,7 +962,7 @@ def test_conv_mixer_is_small() -> None:
 def graph_of(*nodes: dict[str, Any]) -> nn.Module:
     graph = [{"in": "x"}, *nodes, {"out": f"%{len(nodes)}"}]
     manifest = {"format": "tree/1", "graphs": {"M": graph}, "tree": {"graph": "M"}}
-    return build_module(manifest, Limits())
+    return build_module(manifest)
 
 
 def doubling(first: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Batch norms of a trained network as two vectors, for inference (spec section 4.1).
+"""Batch norms of a trained network as two vectors, for inference (spec section 4.2).
 
 In eval mode a batch norm computes (x − mean) / √(var + eps) · weight + bias, which is
 x · weight' + bias' with weight' = weight / √(var + eps) and bias' = bias − mean · weight'. The

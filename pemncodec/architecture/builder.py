@@ -1,4 +1,4 @@
-"""A network by the code that makes it: import path and arguments (spec/pemn.md section 8.7).
+"""A network by the code that makes it: import path and arguments (spec/pemn.md section 8.8).
 
 The one way in which reading a file can run code, and so never taken unless the caller names that
 very code.
@@ -10,10 +10,11 @@ import importlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pemncodec.architecture.manifest import BUILDER_FORMAT, validate_manifest
-from pemncodec.errors import EncodeArgumentError, ManifestError
+from pemncodec.errors import EncodeArgumentError, ManifestError, first_line
 from pemncodec.limits import Limits
 
 
@@ -83,9 +84,10 @@ def build_trusted(manifest: Mapping[str, Any], trust: Collection[str]) -> nn.Mod
         )
     name, _, attribute = builder.partition(":")
     try:
-        module = getattr(importlib.import_module(name), attribute)(**manifest.get("kwargs", {}))
+        with torch.random.fork_rng(devices=[]):  # it draws initial values, none of which stays
+            module = getattr(importlib.import_module(name), attribute)(**manifest.get("kwargs", {}))
     except Exception as error:  # whatever the code raises
-        cause = f"{type(error).__name__}: {error}".partition("\n")[0]
+        cause = f"{type(error).__name__}: {first_line(error)}"
         raise ManifestError("manifest-run", f"{builder} failed: {cause:.200}") from error
     if not isinstance(module, nn.Module):
         raise ManifestError("manifest-run", f"{builder} made a {type(module).__name__}, no module")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pemncodec.architecture.isolation import isolated, working_copy
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.tensors import dtype_name
 
@@ -97,20 +98,14 @@ def guessed_inputs(module: nn.Module) -> ExampleInputs:
     Raises:
         EncodeArgumentError: no guess fits.
     """
-    modes = [(below, below.training) for below in module.modules()]
-    module.eval()
-    try:
-        for dtype, sizes in _candidates(module):
-            example = random_input(dtype, sizes)
-            try:
-                with torch.no_grad():
-                    module(example)
-            except Exception:  # a guess that does not fit fails in ways of its own
-                continue
-            return given_inputs(example)
-    finally:
-        for below, training in modes:
-            below.training = training
+    for dtype, sizes in _candidates(module):
+        example = random_input(dtype, sizes)
+        try:
+            with isolated(module), torch.no_grad():
+                working_copy(module).eval()(example)
+        except Exception:  # a guess that does not fit fails in ways of its own
+            continue
+        return given_inputs(example)
     raise EncodeArgumentError(
         "cannot guess what the model takes, and the rebuilt module must be compared with the "
         "original: give --example-shape, such as 3,32,32 (example_inputs=…)"

@@ -26,9 +26,10 @@ from pemncodec.architecture.graph import UntraceableError, value_to_json
 from pemncodec.architecture.layers import INT_LIMIT
 from pemncodec.architecture.operators import FACTORIES, validate_graph
 from pemncodec.architecture.program import function_names
+from pemncodec.architecture.simplified import INT64_MAX, is_needed, meta, simplified
 from pemncodec.errors import ManifestError
 from pemncodec.limits import Limits
-from pemncodec.tensors import dtype_name
+from pemncodec.tensors import dtype_name, same_bits
 
 # No graph returns memory that was never written: what a file computes may not tell secrets.
 _WRITTEN_AS: Final[dict[Any, Any]] = {
@@ -40,9 +41,6 @@ _WRITTEN_AS: Final[dict[Any, Any]] = {
 }
 # A guard of torch.export that a smallest and largest size say as well.
 _BOUND: Final = re.compile(r".*\.size\(\)\[\d+\] (<=|>=|<|>|!=) \d+")
-_INT64_MAX: Final = (1 << 63) - 1
-_DROPOUTS: Final = ("aten.dropout.", "aten.feature_dropout.", "aten.alpha_dropout.")
-_STATISTICS: Final = ("batch_norm", "instance_norm")  # in train mode they change their buffers
 # Where memory lies, not what is computed.
 _PLACEMENT: Final = ("layout", "pin_memory", "memory_format", "non_blocking", "device")
 
@@ -70,17 +68,30 @@ def record_calls(module: nn.Module) -> Iterator[list[RecordedCall]]:
         hook.remove()
 
 
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """`forward` of a module, exported.
+
+    Attributes:
+        nodes: the graph for the manifest.
+        constants: its tensors, by the name of the buffer that is to hold them.
+        kept: names of buffers that the graph uses and never writes.
+    """
+
+    nodes: list[dict[str, Any]]
+    constants: dict[str, Tensor]
+    kept: list[str]
+
+
 def trace_exported(
-    module: nn.Module, calls: Sequence[RecordedCall]
-) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    module: nn.Module, calls: Sequence[RecordedCall], known: Mapping[str, Tensor]
+) -> Exported:
     """Graph of `forward` in the mode that the module is in, and tensors that it has as constants.
 
     Args:
         module: left as it is.
         calls: at two batch sizes or more; sizes in which they differ may vary.
-
-    Returns:
-        Nodes for the manifest, and constants by the name of the buffer that is to hold them.
+        known: constants of the graph for the other mode; equal ones have their names.
 
     Raises:
         UntraceableError: it cannot be described.
@@ -108,14 +119,14 @@ def trace_exported(
         except Exception as error:  # whatever the user's code raises when it is traced
             raise UntraceableError(f"torch.export cannot trace forward: {_cause(error)}") from error
     _check_guards(program)
-    writer = _Writer(module, program, first, shapes)
+    writer = _Writer(module, program, first, shapes, known)
     nodes = writer.write()
     _check_bounds(nodes, [first, *others])
     try:
         validate_graph(type(module).__name__, nodes, Limits())
     except ManifestError as error:
         raise UntraceableError(str(error)) from None
-    return nodes, writer.constants
+    return Exported(nodes, writer.constants, writer.kept)
 
 
 def _check_guards(program: ExportedProgram) -> None:
@@ -208,18 +219,21 @@ class _Writer:
         program: ExportedProgram,
         arguments: Mapping[str, Any],
         shapes: Mapping[str, list[int | None] | None],
+        known: Mapping[str, Tensor],
     ) -> None:
         self.module = module
         self.program = program
         self.arguments = arguments
         self.shapes = shapes
+        self.known = known
         self.nodes: list[dict[str, Any]] = []
         self.index: dict[fx.Node, int] = {}
         self.constants: dict[str, Tensor] = {}
+        self.kept: list[str] = []
         self.device: int | None = None
 
     def write(self) -> list[dict[str, Any]]:
-        graph = _simplified(self.program)
+        graph = simplified(self.program)
         self._write_inputs(graph)
         for node in graph.nodes:
             if node.op == "output":
@@ -260,7 +274,7 @@ class _Writer:
     def _bounded(self, placeholder: fx.Node, shape: Sequence[int | None]) -> list[Any]:
         """A shape in which sizes that decide what the code does have bounds."""
         bounded: list[Any] = list(shape)
-        for axis, size in enumerate(_meta(placeholder).shape):
+        for axis, size in enumerate(meta(placeholder).shape):
             if shape[axis] is not None or isinstance(size, int):
                 continue
             bounds = self.program.range_constraints.get(size.node.expr)
@@ -312,6 +326,8 @@ class _Writer:
         for spec in self.program.graph_signature.input_specs:
             if not isinstance(spec.arg, TensorArgument) or spec.arg.name != node.name:
                 continue
+            if spec.kind is InputKind.BUFFER and not _is_written(node):
+                self.kept.append(str(spec.target))
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                 return {"attr": str(spec.target)}
             if spec.kind is InputKind.CONSTANT_TENSOR:
@@ -319,9 +335,13 @@ class _Writer:
         raise UntraceableError(f"forward takes {node.name}, which is no tensor")
 
     def _constant(self, value: Tensor) -> str:
-        name = f"constant_{len(self.constants)}"
-        while hasattr(self.module, name):
-            name += "_"
+        for name, other in self.known.items():
+            if name not in self.constants and same_bits(value, other):
+                break
+        else:
+            name = f"constant_{len({**self.known, **self.constants})}"
+            while hasattr(self.module, name):
+                name += "_"
         self.constants[name] = value.detach()
         return name
 
@@ -341,6 +361,18 @@ class _Writer:
         return pytree.tree_unflatten(list(node.args[0]), spec)  # type: ignore[arg-type]
 
 
+def _is_written(node: fx.Node) -> bool:
+    """Whether a graph writes into a tensor, or into a view of it."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if user.op == "call_function" and is_needed(user):
+            return True
+        views = schema is not None and any(result.alias_info for result in schema.returns)
+        if views and _is_written(user):
+            return True
+    return False
+
+
 def _nodes_of(value: Any) -> Iterator[fx.Node]:
     if isinstance(value, fx.Node):
         yield value
@@ -355,95 +387,6 @@ def _nodes_of(value: Any) -> Iterator[fx.Node]:
 
 
 def _is_default(argument: Any, value: Any) -> bool:
-    if argument.name == "end" and value == _INT64_MAX:
+    if argument.name == "end" and value == INT64_MAX:
         return True
     return bool(argument.has_default_value()) and repr(argument.default_value) == repr(value)
-
-
-# ---------------------------------------------------------------------------------- simplify
-
-
-def _simplified(program: ExportedProgram) -> fx.Graph:
-    """The program's graph, flat, without what changes no value."""
-    flat = fx.Graph()
-    flat.output(_copy(flat, program.graph_module, {}))
-    flat.eliminate_dead_code(is_impure_node=_is_needed)
-    return flat
-
-
-def _copy(flat: fx.Graph, source: fx.GraphModule, values: dict[fx.Node, Any]) -> Any:
-    """Copy the nodes of `source` behind those of `flat`; returns what stands for its result."""
-
-    def value_of(node: fx.Node) -> Any:
-        return values[node]
-
-    for node in source.graph.nodes:
-        first = node.args[0] if node.args else None
-        if node in values or node.op == "get_attr":
-            continue
-        if node.op == "output":
-            return fx.node.map_arg(first, value_of)
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
-            values[node] = _copy_region(flat, source, node, values)
-        elif isinstance(first, fx.Node) and isinstance(values.get(first), tuple | list):
-            values[node] = values[first][node.args[1]]
-        elif _is_identity(node):
-            values[node] = values[node.args[0]]
-        else:
-            values[node] = flat.node_copy(node, value_of)
-    return None
-
-
-def _copy_region(
-    flat: fx.Graph, source: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]
-) -> Any:
-    """Copy what runs without gradients, or with autocast turned off."""
-    name = str(node.target)
-    without_gradients = name == "wrap_with_set_grad_enabled" and node.args[0] is False
-    plain = name == "wrap_with_autocast" and node.args[2] is False
-    if not (plain or name == "wrap_with_set_grad_enabled"):
-        raise UntraceableError(f"forward uses {name}, which is not allowed")
-    at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
-    region: Any = getattr(source, str(node.args[at].target))  # type: ignore[union-attr]
-    inputs = [inner for inner in region.graph.nodes if inner.op == "placeholder"]
-    given = [values[a] if isinstance(a, fx.Node) else a for a in node.args[at + 1 :]]
-    result = _copy(flat, region, dict(zip(inputs, given, strict=True)))
-    return pytree.tree_map(lambda v: _detached(flat, v), result) if without_gradients else result
-
-
-def _detached(flat: fx.Graph, value: Any) -> Any:
-    if not isinstance(value, fx.Node) or not isinstance(_meta(value), Tensor):
-        return value
-    detached = flat.call_function(torch.ops.aten.detach.default, (value,))
-    detached.meta = dict(value.meta)
-    return detached
-
-
-def _meta(node: Any) -> Any:
-    return node.meta.get("val") if isinstance(node, fx.Node) else None
-
-
-def _is_identity(node: fx.Node) -> bool:
-    """Whether a node returns its first argument, whatever the inputs are."""
-    name = str(node.target)
-    if name.startswith(_DROPOUTS):
-        return len(node.args) > 2 and node.args[2] is False
-    if name in ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device"):
-        first = _meta(node.args[0])
-        copies = node.kwargs.get("copy") or any(value is True for value in node.args[2:])
-        return first is not None and _meta(node).dtype == first.dtype and not copies
-    if name == "aten.slice.Tensor":
-        start, end, step = [*node.args[2:], *(None,) * 3][:3]
-        return start in (None, 0) and end in (None, _INT64_MAX) and step in (None, 1)
-    return name == "aten.alias.default"
-
-
-def _is_needed(node: fx.Node) -> bool:
-    """Whether a node stays though nothing uses its value."""
-    name = str(node.target)
-    if node.op != "call_function":
-        return True
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
-        return True
-    return any(word in name for word in _STATISTICS) and True in node.args

@@ -13,9 +13,10 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
+from pemncodec.architecture.isolation import random_states
 from pemncodec.architecture.operators import ATTRIBUTES, METHODS, is_path, reference, validate_graph
 from pemncodec.architecture.program import function_names
-from pemncodec.errors import ManifestError
+from pemncodec.errors import ManifestError, first_line
 from pemncodec.limits import Limits
 
 # They may change a statistic or draw random numbers even when nothing uses what they return.
@@ -90,6 +91,7 @@ def trace_forward(module: nn.Module, calls: Sequence[Call]) -> list[dict[str, An
         raise UntraceableError("its forward is no function of Python")
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     fixed = _fixed(parameters, calls)
+    before = random_states()
     try:
         graph = _Tracer().trace(module, concrete_args=fixed)
     except UntraceableError:
@@ -99,8 +101,10 @@ def trace_forward(module: nn.Module, calls: Sequence[Call]) -> list[dict[str, An
             "forward has control flow that depends on values or sizes of its inputs"
         ) from None
     except Exception as error:  # whatever the user's code raises when given stand-ins
-        cause = str(error).strip().partition("\n")[0]
+        cause = first_line(error)
         raise UntraceableError(f"torch.fx cannot trace forward: {cause}") from error
+    if random_states() != before:
+        raise UntraceableError("forward draws random numbers that do not depend on its inputs")
     nodes = _Writer(parameters, fixed).write(graph)
     try:
         validate_graph(type(module).__name__, nodes, Limits())

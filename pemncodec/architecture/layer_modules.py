@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from pemncodec.architecture.layers import COMPOSITES, CONTAINERS, LEAF_CLASSES, Argument, is_default
-from pemncodec.errors import ManifestError, UnsupportedModelError
+from pemncodec.errors import ManifestError, UnsupportedModelError, first_line
 
 _ACTIVATIONS: Final[dict[Any, str]] = {functional.relu: "relu", functional.gelu: "gelu"}
 
@@ -78,8 +78,7 @@ def build_layer(
                 return _build_composite(class_name, layer, arguments, children or {})
             module: nn.Module = layer(**arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
-        cause = str(error).partition("\n")[0]
-        raise ManifestError("manifest-argument", f"module {path!r}: {cause}") from None
+        raise ManifestError("manifest-argument", f"module {path!r}: {first_line(error)}") from None
     return module
 
 

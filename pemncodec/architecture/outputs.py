@@ -1,42 +1,266 @@
-"""Networks are run on example inputs and what they return is compared.
+"""The model as it was given and the rebuilt module are run, and what they return is compared.
 
-Enters: two modules, the original and the rebuilt one, and the inputs that both are called with.
-Leaves: whether their outputs are equal, and how far apart they are.
+Enters: both modules, and the inputs that they are called with. Leaves: how far their outputs are
+apart, or a refusal. Every run is one of a fresh copy, since a `forward` may leave values behind.
 """
 
 from __future__ import annotations
 
-import copy
+import functools
+import types
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from pemncodec.errors import UnsupportedModelError
+from pemncodec.architecture.changes import changes
+from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, ExampleInputs
+from pemncodec.architecture.isolation import isolated, working_copy
+from pemncodec.architecture.layer_modules import is_known
+from pemncodec.architecture.program import UserModule
+from pemncodec.errors import UnsupportedModelError, first_line
 from pemncodec.tensors import same_bits
 
 # Layers of torch.nn compute with fused kernels what an exported graph spells out.
 _ROUNDING = 1e-5
 
+# What a call returned that failed, or that was never made.
+_NOTHING: Final = object()
 
+
+@torch.no_grad()
 def run(module: nn.Module, batch: tuple[Tensor, ...], training: bool) -> Any:
     """A module's output; the module and the random state stay as they are.
 
     Raises:
         UnsupportedModelError: it fails.
     """
-    # A copy, since train mode changes running statistics; a seed, since dropout draws numbers.
-    module = copy.deepcopy(module).train(training)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        try:
-            return module(*batch)
-        except Exception as error:
-            cause = str(error).partition("\n")[0]
+    with isolated(module):
+        return _call(working_copy(module).train(training), batch)
+
+
+def _call(module: nn.Module, batch: tuple[Tensor, ...]) -> Any:
+    torch.manual_seed(len(batch[0]))  # since dropout draws numbers
+    try:
+        return _kept(module(*batch))
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"the module cannot be run on the example inputs: {first_line(error)}"
+        ) from None
+
+
+def _kept(output: Any) -> Any:
+    """An output of which a later call changes nothing, though it may be memory of the module."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    if isinstance(output, Mapping):
+        return {key: _kept(value) for key, value in output.items()}
+    return [_kept(value) for value in output] if isinstance(output, list | tuple) else output
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """Calls of one module, in one mode.
+
+    Attributes:
+        outputs: at each of `VERIFIED_BATCH_SIZES` in turn on a fresh copy, at the first of them
+            once more, and at the first of them on a copy that was called with other values before.
+        changed: attributes, and variables outside of the module, that the calls have set; without
+            those of layers of `torch.nn`.
+        after: the first copy.
+    """
+
+    outputs: tuple[Any, ...]
+    changed: tuple[str, ...]
+    after: nn.Module
+
+
+_PLACES: Final = (
+    *(f"at batch size {size}" for size in VERIFIED_BATCH_SIZES),
+    f"at batch size {VERIFIED_BATCH_SIZES[0]} when it is called again",
+    f"at batch size {VERIFIED_BATCH_SIZES[0]} when it was called with other values before",
+)
+
+
+@torch.no_grad()
+def _calls(
+    module: nn.Module, inputs: ExampleInputs, training: bool, *, brief: bool = False
+) -> _Calls:
+    """All calls; the first alone where it changes nothing, when `brief`."""
+    first, *_, last = VERIFIED_BATCH_SIZES
+    sizes = (first,) if brief else VERIFIED_BATCH_SIZES
+    fresh = working_copy(module).train(training)
+    with isolated(module) as outside:
+        outputs = [_call(fresh, inputs.batch(size)) for size in sizes]
+        own = [str(change) for change in changes(module, fresh) if not change.of_layer]
+        changed = (*own, *outside.changed())
+        if brief and not changed:
+            return _Calls(tuple(outputs), (), fresh)
+        # Calls that change nothing do not depend on those before.
+        again = _call(fresh, inputs.batch(first)) if changed else outputs[0]
+    if brief:
+        return _calls(module, inputs, training)
+    late = outputs[0]
+    if changed:
+        other = tuple(x / 2 if x.is_floating_point() else x for x in inputs.batch(last))
+        called = working_copy(module).train(training)
+        with isolated(module):
+            try:
+                _call(called, other)
+                late = _call(called, inputs.batch(first))
+            except UnsupportedModelError:  # it may demand such values as the caller gave
+                late = _NOTHING
+    return _Calls((*outputs, again, late), changed, fresh)
+
+
+class Reference:
+    """The model as it was given; what it returns is recorded once, on copies of its own.
+
+    Args:
+        original: holds the effective weights; nothing else may have run, traced or exported it.
+        inputs: what it is called with.
+    """
+
+    def __init__(self, original: nn.Module, inputs: ExampleInputs) -> None:
+        self.original = original
+        self.inputs = inputs
+        self._evaluated: _Calls | None = None
+
+    def evaluated(self) -> _Calls:
+        """Calls in eval mode.
+
+        Raises:
+            UnsupportedModelError: it cannot be run on the inputs.
+        """
+        if self._evaluated is None:
+            self._evaluated = _calls(self.original, self.inputs, training=False)
+        return self._evaluated
+
+    def trained(self, *, brief: bool) -> _Calls:
+        """Calls in train mode; the first alone where it changes nothing, when `brief`."""
+        return _calls(self.original, self.inputs, training=True, brief=brief)
+
+
+def compare_outputs(
+    original: Reference, rebuilt: nn.Module, *, trains: bool, exported: bool, builder: str = ""
+) -> float:
+    """Compare what the model as it was given and the rebuilt module return.
+
+    Both are called at all `VERIFIED_BATCH_SIZES`, in eval and in train mode; again where that can
+    make a difference, since calls have changed something. Where nothing in the rebuilt module
+    depends on the mode, its train mode is its eval mode, and the model's is compared with that at
+    one batch size.
+
+    Args:
+        original: the model.
+        rebuilt: has the same tensors, bit for bit.
+        trains: whether to compare train mode.
+        exported: whether outputs may differ by rounding.
+        builder: names the code that made `rebuilt`, if code did.
+
+    Returns:
+        The largest difference by rounding, as `relative_difference` has it; 0.0 where all is equal
+        bit for bit.
+
+    Raises:
+        UnsupportedModelError: outputs differ, or a module cannot be run.
+    """
+    evaluated = _calls(rebuilt, original.inputs, training=False)
+    comparison = _Comparison(exported, builder)
+    comparison.compare(original.evaluated(), evaluated, "eval")
+    if trains:
+        blind = is_blind(rebuilt)
+        trained = evaluated if blind else _calls(rebuilt, original.inputs, training=True)
+        comparison.compare(original.trained(brief=blind), trained, "train")
+    _check_parameters(original.original, rebuilt)
+    return comparison.rounding
+
+
+class _Comparison:
+    """Compares calls of two modules.
+
+    Attributes:
+        rounding: the largest difference by rounding so far.
+    """
+
+    def __init__(self, exported: bool, builder: str) -> None:
+        self.exported = exported
+        self.builder = builder
+        self.rounding = 0.0
+
+    def compare(self, original: _Calls, rebuilt: _Calls, mode: str) -> None:
+        pairs = zip(_PLACES, original.outputs, rebuilt.outputs, strict=False)
+        for place, expected, actual in pairs:
+            if expected is not _NOTHING and not self._fits(expected, actual):
+                raise UnsupportedModelError(
+                    f"the rebuilt module's output differs in {mode} mode {place}"
+                    f"{self._cause(original)}; --no-manifest (manifest=False) stores the tensors "
+                    "alone"
+                )
+        mine, other = (_saved_buffers(calls.after) for calls in (original, rebuilt))
+        for name in mine.keys() & other.keys():
+            if not self._fits(mine[name], other[name]):
+                raise UnsupportedModelError(
+                    f"the rebuilt module's forward changes {name} otherwise in {mode} mode; "
+                    "--no-manifest (manifest=False) stores the tensors alone"
+                )
+
+    def _fits(self, expected: Any, actual: Any) -> bool:
+        if self.exported and same_outputs(expected, actual, rounded=True):
+            self.rounding = max(self.rounding, relative_difference(expected, actual))
+            return True
+        return same_outputs(expected, actual)
+
+    def _cause(self, original: _Calls) -> str:
+        if self.builder:
+            return f": {self.builder} must make the same each time, also what is in no state dict"
+        return f": forward changes {original.changed[0]}" if original.changed else ""
+
+
+def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    saved = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name in saved}
+
+
+def _check_parameters(original: nn.Module, rebuilt: nn.Module) -> None:
+    """Refuse a forward that writes into parameters: copies share them."""
+    others = dict(rebuilt.named_parameters())
+    for name, parameter in original.named_parameters():
+        if name in others and not same_bits(parameter, others[name]):
             raise UnsupportedModelError(
-                f"the module cannot be run on the example inputs: {cause}"
-            ) from None
+                f"forward changes the parameter {name}; --no-manifest (manifest=False) stores the "
+                "tensors alone"
+            )
+
+
+def is_blind(module: nn.Module) -> bool:
+    """Whether a rebuilt module computes in train mode what it computes in eval mode."""
+    return all(map(_is_blind, module.modules()))
+
+
+def _is_blind(module: nn.Module) -> bool:
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if type(module) is UserModule:
+        return module.pemn_programs is None or module.pemn_programs[0] is module.pemn_programs[1]
+    if type(module) is nn.Dropout and module.p == 0:
+        return True
+    return is_known(module) and not _reads_mode(type(module).__name__)
+
+
+@functools.cache
+def _reads_mode(class_name: str) -> bool:
+    """Whether code of a layer of `torch.nn` looks at the mode."""
+    layer: type[nn.Module] = getattr(nn, class_name)
+    own = layer.__mro__[: layer.__mro__.index(nn.Module)]
+    functions = [value for owner in own for value in vars(owner).values()]
+    return any(
+        "training" in function.__code__.co_names
+        for function in functions
+        if isinstance(function, types.FunctionType)
+    )
 
 
 def same_outputs(expected: Any, actual: Any, *, rounded: bool = False) -> bool:

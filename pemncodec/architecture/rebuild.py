@@ -11,20 +11,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pemncodec.architecture.layer_modules import build_layer
 from pemncodec.architecture.layers import COMPOSITES, CONTAINERS
-from pemncodec.architecture.manifest import layer_arguments, validate_manifest
+from pemncodec.architecture.manifest import layer_arguments
 from pemncodec.architecture.program import Program, UserModule
-from pemncodec.errors import LimitError, ManifestError
+from pemncodec.errors import LimitError, ManifestError, first_line
 from pemncodec.limits import Limits
 
 
-def build_module(manifest: dict[str, Any], limits: Limits) -> nn.Module:
+def build_module(manifest: dict[str, Any]) -> nn.Module:
     """The module of a manifest on the meta device: shapes, but no memory for tensors.
 
+    Args:
+        manifest: has passed `validate_manifest`, as what `decode_manifest` returns has.
+
     Raises:
-        ManifestError: the manifest breaks a rule of the spec.
-        LimitError: it passes one of `limits`.
+        ManifestError: the manifest says what PyTorch does not do, or names no tensor.
     """
-    validate_manifest(manifest, limits)
     builder = _Builder(
         {name: Program(nodes) for name, nodes in manifest.get("graphs", {}).items()},
         frozenset(manifest.get("nonpersistent", [])),
@@ -88,7 +89,7 @@ def check_run(module: nn.Module, inputs: Sequence[Mapping[str, Any]], limits: Li
     """Run a module without values, so that shapes that do not fit are found before memory is used.
 
     Args:
-        module: from `build_module`, in eval mode or not.
+        module: from `build_module`; left in eval mode.
         inputs: of its manifest.
         limits: `decoded_bytes` bounds each value that the run computes.
 
@@ -104,18 +105,14 @@ def check_run(module: nn.Module, inputs: Sequence[Mapping[str, Any]], limits: Li
         )
         for item in inputs
     ]
-    modes = [(below, below.training) for below in module.modules()]
     try:
         with torch.no_grad(), _Bounded(limits.decoded_bytes):
             module.eval()(*given)
     except LimitError:
         raise
     except Exception as error:  # operators fail in ways of their own
-        cause = str(error).strip().partition("\n")[0]
+        cause = first_line(error)
         raise ManifestError("manifest-run", f"the network cannot be run: {cause:.200}") from None
-    finally:
-        for below, training in modes:
-            below.training = training
 
 
 class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -6,10 +6,11 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import prune
 
-from pemncodec.errors import EncodeError, UnsupportedModelError
+from pemncodec.architecture.isolation import detached_values
+from pemncodec.errors import EncodeError, UnsupportedModelError, first_line
 from pemncodec.masking.masked_model import bake
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.tensors import same_bits
@@ -17,18 +18,11 @@ from pemncodec.tensors import same_bits
 
 def plain_module(source: Any, state: MaskedState) -> nn.Module:
     """A copy on the CPU, pruning removed, that holds the effective weights."""
-    # Pruning keeps its result as an attribute, which is no leaf once the module has run.
-    results = {
-        id(value): value.detach().clone()
-        for child in source.modules()
-        for value in vars(child).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
     try:
-        module: nn.Module = copy.deepcopy(source, results).cpu()
+        # Pruning keeps its result as an attribute, which is no leaf once the module has run.
+        module: nn.Module = copy.deepcopy(source, detached_values(source)).cpu()
     except Exception as error:
-        cause = str(error).partition("\n")[0]
-        raise UnsupportedModelError(f"the module cannot be copied: {cause}") from None
+        raise UnsupportedModelError(f"the module cannot be copied: {first_line(error)}") from None
     bake(module)
     for child in module.modules():
         _remove_pruning(child)

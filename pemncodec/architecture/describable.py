@@ -1,0 +1,91 @@
+"""What no manifest can describe, and how it is refused: in one line that names module and cause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from pemncodec.architecture.layer_modules import is_known
+from pemncodec.architecture.layers import LEAF_CLASSES
+from pemncodec.architecture.program import UserModule
+from pemncodec.errors import UnsupportedModelError
+
+_HOOKS: Final = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+# A rebuilt module has those of nn.Module; how a checkpoint of old is read is not its matter.
+_FIXED_METHODS: Final = (
+    "__call__",
+    "state_dict",
+    "load_state_dict",
+    "_save_to_state_dict",
+    "_load_from_state_dict",
+    "get_extra_state",
+    "set_extra_state",
+)
+PARAMETER_CONTAINERS: Final = (nn.ParameterList, nn.ParameterDict)
+
+
+def refuse(module: nn.Module, path: str, cause: str) -> NoReturn:
+    name = class_name(module)
+    where = f"module {path!r} ({name})" if path else f"the model ({name})"
+    cause = cause.partition("\n")[0].rstrip(". ")
+    raise UnsupportedModelError(
+        f"cannot describe {where}: {cause}; "
+        "to store the tensors without the architecture, use manifest=False or --no-manifest"
+    )
+
+
+def class_name(module: nn.Module) -> str:
+    return module._get_name() if isinstance(module, UserModule) else type(module).__name__
+
+
+def check_plain(module: nn.Module, path: str) -> None:
+    """Refuse what a rebuilt module would silently lack."""
+    for below in layer_parts(module):
+        if parametrize.is_parametrized(below):
+            refuse(
+                module,
+                path,
+                "it has parametrizations (torch.nn.utils.parametrize.remove_parametrizations)",
+            )
+        for hooks in _HOOKS:
+            if getattr(below, hooks, None):
+                refuse(module, path, f"it has hooks ({hooks[1:]}), remove them before encoding")
+        if "forward" in vars(below):
+            refuse(module, path, "its forward was replaced on the instance")
+    if is_known(module):
+        return
+    changed = changed_method(module, _FIXED_METHODS)
+    if changed and not isinstance(module, UserModule):
+        refuse(module, path, f"its class changes {changed}")
+    of_torch = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Module
+    if of_torch and not isinstance(module, PARAMETER_CONTAINERS):
+        refuse(module, path, f"the layer {type(module).__name__} is not supported")
+
+
+def layer_parts(module: nn.Module) -> list[nn.Module]:
+    """A module, with the modules that it is built of when it is a layer."""
+    layer = is_known(module) and type(module).__name__ in LEAF_CLASSES
+    return list(module.modules()) if layer else [module]
+
+
+def changed_method(module: nn.Module, names: Sequence[str]) -> str:
+    """The first of these methods that a class outside of PyTorch has changed; or nothing."""
+    for name in names:
+        for owner in type(module).__mro__:
+            if name in vars(owner):
+                if not owner.__module__.startswith("torch.nn."):
+                    return name
+                break
+    return ""
