@@ -9,6 +9,7 @@ from torch import nn
 from pemncodec.architecture.batch_norm import fold_batch_norms
 from pemncodec.architecture.builder import describe_builder
 from pemncodec.architecture.example import ExampleInputs, given_inputs, guessed_inputs
+from pemncodec.architecture.isolation import working_copy
 from pemncodec.architecture.outputs import Reference
 from pemncodec.architecture.trace import Trace, trace_module
 from pemncodec.checkpoints.plain_module import in_module_order, plain_module
@@ -60,7 +61,8 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
         if not folded:
             raise EncodeArgumentError("fold_bn: the module has no batch norm to fold")
         state = state.replaced(folded)
-    traced = plain_module(module, state)
+        plain = plain_module(module, state)
+    traced = working_copy(plain)
     masked = list(state.masks)
     if options.builder is not None:
         described = describe_builder(*options.builder, traced, inputs.specs, masked)

@@ -11,22 +11,23 @@ from torch.nn.utils import prune
 
 from pemncodec.architecture.isolation import detached_values
 from pemncodec.errors import EncodeError, UnsupportedModelError, first_line
-from pemncodec.masking.masked_model import bake
+from pemncodec.masking.masked_model import drop_masks
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.tensors import same_bits
 
 
 def plain_module(source: Any, state: MaskedState) -> nn.Module:
     """A copy on the CPU, pruning removed, that holds the effective weights."""
+    effective = state.effective()
     try:
         # Pruning keeps its result as an attribute, which is no leaf once the module has run.
-        module: nn.Module = copy.deepcopy(source, detached_values(source)).cpu()
+        memo = {**detached_values(source), **_without_values(source)}
+        module: nn.Module = copy.deepcopy(source, memo).cpu()
     except Exception as error:
         raise UnsupportedModelError(f"the module cannot be copied: {first_line(error)}") from None
-    bake(module)
+    drop_masks(module, lambda _, like: nn.Parameter(like.data, requires_grad=False))
     for child in module.modules():
         _remove_pruning(child)
-    effective = state.effective()
     own = module.state_dict(keep_vars=True)
     for name, tensor in effective.items():
         if name not in own:
@@ -53,6 +54,17 @@ def plain_module(source: Any, state: MaskedState) -> nn.Module:
         if name in state.masks:
             target.requires_grad_(False)
     return module
+
+
+def _without_values(source: Any) -> dict[int, nn.Parameter]:
+    """A memo for `copy.deepcopy`: parameters of the state dict, which get other values anyway."""
+    return {
+        id(tensor): nn.Parameter(
+            tensor.data.new_zeros(()).expand(tensor.shape), requires_grad=tensor.requires_grad
+        )
+        for tensor in source.state_dict(keep_vars=True).values()
+        if type(tensor) is nn.Parameter
+    }
 
 
 def _remove_pruning(module: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -146,18 +146,37 @@ def bake(model: M) -> M:
         EncodeError: NaN scores, or a part of a model whose layers are ranked together.
     """
     effective = read_parametrized(model.state_dict(keep_vars=True)).effective()
-    baked: dict[nn.Module, nn.Parameter] = {}
+
+    def weight(name: str, like: Tensor) -> nn.Parameter:
+        return nn.Parameter(torch.empty_like(like).copy_(effective[name]), requires_grad=False)
+
+    return drop_masks(model, weight)
+
+
+def drop_masks(model: M, weight: Callable[[str, Tensor], nn.Parameter]) -> M:
+    """Turn a masked model into a plain one in place, whose weights a function gives.
+
+    Args:
+        model: of `mask_model`.
+        weight: a frozen weight's plain name and its values to the parameter that takes its place.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: a layer has parametrizations besides its masks.
+    """
+    plain: dict[nn.Module, nn.Parameter] = {}
     for module_name, module in list(_masked_modules(model)):
         weights: dict[str, nn.Parameter | None] = {}
         for attribute, parametrizations in module.parametrizations.items():  # type: ignore[operator, union-attr]
             masked, *others = parametrizations
             if others or not isinstance(masked, MaskedWeight):
                 raise ValueError(f"{module_name} has parametrizations besides its masks")
-            if masked not in baked:
-                weight = torch.empty_like(parametrizations.original)
-                weight.copy_(effective[f"{module_name}.{attribute}".lstrip(".")])
-                baked[masked] = nn.Parameter(weight, requires_grad=False)
-            weights[attribute] = baked[masked]
+            if masked not in plain:
+                name = f"{module_name}.{attribute}".lstrip(".")
+                plain[masked] = weight(name, parametrizations.original)
+            weights[attribute] = plain[masked]
         # Not by remove_parametrizations, which changes a class that copies of the module share.
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module._modules["parametrizations"]
