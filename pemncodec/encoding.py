@@ -17,7 +17,8 @@ from pemncodec.checkpoints.reading import described_module, read_source
 from pemncodec.coders.masks import Preset
 from pemncodec.contents import DenseMode, SeededPrototype
 from pemncodec.describing import describe_network
-from pemncodec.format.writer import encode_contents, write_file
+from pemncodec.format.atomic import write_file
+from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions
 from pemncodec.proof import Report, prove_network, prove_tensors
 

@@ -20,8 +20,8 @@ from torch.fx import GraphModule
 from pemncodec.architecture.exported import quiet
 from pemncodec.decoding import load_module
 from pemncodec.errors import ExportError
+from pemncodec.format.atomic import write_file
 from pemncodec.format.reader import open_file
-from pemncodec.format.writer import write_file
 from pemncodec.limits import Limits
 
 _BATCH: Final = 2  # sizes of 0 and 1 would be taken for constants

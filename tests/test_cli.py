@@ -272,7 +272,8 @@ def test_without_arguments_it_explains_itself(tmp_path: Path) -> None:
 def test_verify_refuses_what_decode_refuses(tmp_path: Path) -> None:
     """A manifest that does not fit the tensors of its file."""
     from pemncodec.contents import Contents, DenseTensor
-    from pemncodec.format.writer import encode_contents, write_file
+    from pemncodec.format.atomic import write_file
+    from pemncodec.format.writer import encode_contents
 
     manifest = {
         "format": "tree/1",

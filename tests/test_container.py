@@ -41,8 +41,8 @@ from pemncodec import (
 from pemncodec.coders.dense import encode_dense
 from pemncodec.coders.masks import encode_mask
 from pemncodec.coders.zstd import decode_zstd, encode_zstd
+from pemncodec.format.atomic import write_file
 from pemncodec.format.container import decode_container, encode_container, read_section
-from pemncodec.format.writer import write_file
 from pemncodec.tensors import tensor_to_array
 
 SMALL_LIMITS = Limits(decoded_bytes=1 << 20, header_bytes=1 << 20, manifest_bytes=1 << 20)

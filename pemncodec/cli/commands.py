@@ -39,8 +39,8 @@ from pemncodec.cli.streams import (
 from pemncodec.cli.terminal import print_info, print_json, print_rows, rows_as_csv, steps, visible
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.errors import EncodeError, ManifestError
+from pemncodec.format.atomic import write_file
 from pemncodec.format.reader import PemnFile
-from pemncodec.format.writer import write_file
 from pemncodec.limits import Limits
 from pemncodec.options import EncodeOptions
 from pemncodec.report.page import report_page

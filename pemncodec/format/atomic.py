@@ -1,0 +1,70 @@
+"""Files that appear under their name only when they are whole and on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write_file(
+    pieces: Iterable[bytes | memoryview], target: str | os.PathLike[str] | BinaryIO
+) -> None:
+    """Writes to a path atomically, or to a binary file object.
+
+    A file appears under its name only when it is whole and on disk; what was there before stays
+    until then.
+    """
+    if not isinstance(target, str | os.PathLike):
+        for piece in pieces:
+            target.write(piece)
+        return
+    with atomic_path(target) as temporary, temporary.open("wb") as stream:
+        for piece in pieces:
+            stream.write(piece)
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `target` that takes its name when the block ends without error."""
+    # Through symbolic links, so that a link to a file stays one.
+    path = Path(target).resolve()
+    if path.exists() and not path.is_file():
+        yield path  # a device or a pipe: nothing to replace, and a folder refuses by itself
+        return
+    descriptor, name = tempfile.mkstemp(prefix=".pemn-", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    os.close(descriptor)
+    try:
+        yield temporary
+        with contextlib.suppress(OSError):
+            temporary.chmod(_mode_of(path))
+        _fsync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        with contextlib.suppress(OSError):
+            _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mode_of(path: Path) -> int:
+    """The permissions that a plain `open(path, "w")` would leave."""
+    try:
+        return path.stat().st_mode & 0o7777
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask
