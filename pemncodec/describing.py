@@ -56,6 +56,7 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
         else guessed_inputs(plain)
     )
     original = Reference(plain, inputs)
+    original.evaluated()  # what cannot be run is refused before it is described
     if options.fold_bn:
         folded = fold_batch_norms(plain)
         if not folded:
