@@ -5,13 +5,11 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-import platform
 import random
 import shutil
 import struct
 import subprocess
 import sys
-import sysconfig
 import threading
 from collections.abc import Callable
 from importlib.machinery import ExtensionFileLoader
@@ -21,9 +19,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_builds import VERSIONS, build, can_run, has_versions
 from numpy.typing import NDArray
 
 from pemncodec import kernels
@@ -67,32 +65,17 @@ with torch.no_grad():
 print(others() - before)
 """
 
-# The versions of a function that other processors than this one would run.
-VERSIONS = {"any processor": "BEST(NAME)=NAME", "avx2": "BEST(NAME)=NAME##_avx2"}
-
 
 def built_for(processor: str, folder: Path) -> ModuleType:
     """The C extension, made to run the versions for another processor."""
-    if platform.machine() != "x86_64" or not sys.platform.startswith("linux"):
+    if not has_versions():
         pytest.skip("only x86 has several versions")
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
-    if processor not in ("any processor", *Path("/proc/cpuinfo").read_text().split()):
+    if not can_run(processor):
         pytest.skip(f"this processor has no {processor}")
     path = folder / "_native.so"
-    sources = sorted((ROOT / "pemncodec" / "kernels").glob("*.c"))
-    include = f"-I{sysconfig.get_path('include')}"
-    command = [
-        "cc",
-        "-O3",
-        "-shared",
-        "-fPIC",
-        "-fvisibility=hidden",
-        f"-D{VERSIONS[processor]}",
-        include,
-        *sources,
-    ]
-    subprocess.run([*command, "-ldl", "-o", path], check=True)
+    build(path, ["-O3"], processor)
     loader = ExtensionFileLoader("_native", str(path))
     spec = importlib.util.spec_from_loader("_native", loader)
     assert spec is not None
