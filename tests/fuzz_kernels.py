@@ -227,7 +227,14 @@ def rans_decode(random: Random) -> Arguments:
         data = kernels.rans_encode(**given)
     except ValueError:  # a symbol without frequency
         data = random.randbytes(size_up_to(random, 300))
-    if random.random() < 0.6:
+    if random.random() < 0.2:  # nearly every symbol asks for a word, and words end within a row
+        lanes = given["lanes"]
+        states = [random.choice((2**16, 2**31)), *[2**16] * (lanes - 1)]
+        words = random.choice((lanes - 1, random.randint(0, 3 * lanes)))
+        data = np.array(states, "<u4").tobytes() + bytes(2 * words)
+        count = random.choice((3 * lanes - 1, random.randint(0, 5 * lanes)))
+        given["frequencies"] = memory(random, np.array([1, 2**15 - 1] + [0] * 254, np.uint32))
+    elif random.random() < 0.6:
         data = damaged(random, data)
         count += random.choice((0, 0, -1, 1, 8, 100))
     model = {"frequencies": given["frequencies"], "lanes": given["lanes"]}

@@ -398,6 +398,19 @@ def test_rans_one_symbol_too_few_or_many(kernel: ModuleType) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("lanes", [1, 8])
+def test_rans_words_that_end_too_early(lanes: int) -> None:
+    """Every symbol asks for a word, but for the first of lane 0: nothing reads further ahead."""
+    table = table_of(_0=1, _1=2**15 - 1)
+    states = struct.pack("<I", 2**31) + struct.pack("<I", 2**16) * (lanes - 1)
+    assert native is not None
+    for words in range(3 * lanes):
+        for count in range(5 * lanes):
+            call = "rans_decode", states + bytes(2 * words), table, lanes, bytearray(count)
+            assert outcome(native, *call) == outcome(twins, *call)
+
+
+@needs_native
 @settings(deadline=None, max_examples=300)
 @given(coded_symbols(), st.data())
 def test_rans_damaged_data_gives_the_same_outcome(
