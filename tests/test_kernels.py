@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import mmap
 import random
 import shutil
 import struct
@@ -25,6 +26,7 @@ from kernel_builds import VERSIONS, build, can_run, has_versions
 from numpy.typing import NDArray
 
 from pemncodec import kernels
+from pemncodec.coders.mixing import _tables
 from pemncodec.kernels import twins
 from pemncodec.kernels.generator_twin import philox_block
 
@@ -984,6 +986,51 @@ def test_buffers_are_released(kernel: ModuleType, name: str) -> None:
         for argument in arguments:
             if isinstance(argument, bytearray):
                 argument.append(0)  # refused while a view of it exists
+
+
+@needs_native
+@pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is read from /proc")
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("name", ["rans_encode", "runs_encode", "mixing_encode", "mixing_decode",
+                                  "top_k", "keep_largest"])  # fmt: skip
+def test_allocated_memory_is_given_back(name: str, damaged: bool) -> None:
+    """Each call allocates more than half a MiB, and fails where the data is damaged."""
+    even, many = np.full(256, 2**7, np.uint32), np.arange(1 << 19)
+    ones = np.full(1 << 17, 255, np.uint8)
+    bits, layout = bytes(8), np.array([8, 1 << 14, 1, 1, 0, 128], np.uint64)
+    scores, out = many.astype(np.float32), np.empty(many.size, np.float32)
+    mixing = {"buckets": bytes(8), "parts": layout, "tables": _tables()}
+    arguments: dict[str, dict[str, object]] = {
+        "rans_encode": {"symbols": many.astype(np.uint8), "frequencies": even, "lanes": 8},
+        "runs_encode": {"mask": ones, "count": 8 * ones.size, "longest": 255},
+        "mixing_encode": {"bits": bits, **mixing},
+        "mixing_decode": {"data": bytes(4), **mixing, "out": bytearray(8)},
+        "top_k": {"values": scores, "kept": 9, "out": np.empty(many.size, np.uint8)},
+        "keep_largest": {"scores": scores, "magnitude": 0, "kept": 9, "values": scores, "out": out,
+                         "threads": 1},
+    }  # fmt: skip
+    wrong: dict[str, dict[str, object]] = {
+        "rans_encode": {"frequencies": table_of(_0=2**15)},
+        "runs_encode": {"count": 7},
+        "mixing_encode": {"bits": bytes([2] * 8)},
+        "mixing_decode": {"data": bytes(5)},
+        "top_k": {"kept": 1 << 40},
+        "keep_largest": {"kept": 1 << 40},
+    }
+    call = arguments[name] | (wrong[name] if damaged else {})
+
+    def pages() -> int:
+        for _ in range(100):
+            try:
+                getattr(native, name)(**call)
+            except ValueError:
+                assert damaged
+            else:
+                assert not damaged
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    before = pages()
+    assert (pages() - before) * mmap.PAGESIZE < 25 << 20
 
 
 def test_threads_do_not_disturb_each_other(kernel: ModuleType) -> None:
