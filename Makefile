@@ -1,17 +1,21 @@
-# Everything runs in a virtual environment of the project's own: make demo, make test, make lint.
+# Everything runs in a virtual environment of the project's own: make demo, test, sanitize, lint.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test sanitize lint format bench clean
 
 demo: $(STAMP)  ## encode the example checkpoint, inspect it, decode it elsewhere, classify images
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest
+
+ROUNDS ?= 2000
+sanitize: $(STAMP)  ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer; longer: ROUNDS=50000
+	$(BIN)/python tests/sanitize.py --rounds $(ROUNDS)
 
 lint: $(STAMP)  ## style, types, import direction
 	$(BIN)/ruff format --check .

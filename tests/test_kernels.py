@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-import platform
+import mmap
 import random
 import shutil
 import struct
 import subprocess
 import sys
-import sysconfig
 import threading
 from collections.abc import Callable
 from importlib.machinery import ExtensionFileLoader
@@ -21,12 +20,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_builds import VERSIONS, build, can_run, has_versions
 from numpy.typing import NDArray
 
 from pemncodec import kernels
+from pemncodec.coders.mixing import _tables
 from pemncodec.kernels import twins
 from pemncodec.kernels.generator_twin import philox_block
 
@@ -67,32 +67,17 @@ with torch.no_grad():
 print(others() - before)
 """
 
-# The versions of a function that other processors than this one would run.
-VERSIONS = {"any processor": "BEST(NAME)=NAME", "avx2": "BEST(NAME)=NAME##_avx2"}
-
 
 def built_for(processor: str, folder: Path) -> ModuleType:
     """The C extension, made to run the versions for another processor."""
-    if platform.machine() != "x86_64" or not sys.platform.startswith("linux"):
+    if not has_versions():
         pytest.skip("only x86 has several versions")
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
-    if processor not in ("any processor", *Path("/proc/cpuinfo").read_text().split()):
+    if not can_run(processor):
         pytest.skip(f"this processor has no {processor}")
     path = folder / "_native.so"
-    sources = sorted((ROOT / "pemncodec" / "kernels").glob("*.c"))
-    include = f"-I{sysconfig.get_path('include')}"
-    command = [
-        "cc",
-        "-O3",
-        "-shared",
-        "-fPIC",
-        "-fvisibility=hidden",
-        f"-D{VERSIONS[processor]}",
-        include,
-        *sources,
-    ]
-    subprocess.run([*command, "-ldl", "-o", path], check=True)
+    build(path, ["-O3"], processor)
     loader = ExtensionFileLoader("_native", str(path))
     spec = importlib.util.spec_from_loader("_native", loader)
     assert spec is not None
@@ -412,6 +397,19 @@ def test_rans_one_symbol_too_few_or_many(kernel: ModuleType) -> None:
         for count in (0, 1, 299, 301, 1000):
             with pytest.raises(ValueError, match=r"^(too short|words left over|final state)$"):
                 kernel.rans_decode(coded, table, lanes, bytearray(count))
+
+
+@needs_native
+@pytest.mark.parametrize("lanes", [1, 8])
+def test_rans_words_that_end_too_early(lanes: int) -> None:
+    """Every symbol asks for a word, but for the first of lane 0: nothing reads further ahead."""
+    table = table_of(_0=1, _1=2**15 - 1)
+    states = struct.pack("<I", 2**31) + struct.pack("<I", 2**16) * (lanes - 1)
+    assert native is not None
+    for words in range(3 * lanes):
+        for count in range(5 * lanes):
+            call = "rans_decode", states + bytes(2 * words), table, lanes, bytearray(count)
+            assert outcome(native, *call) == outcome(twins, *call)
 
 
 @needs_native
@@ -988,6 +986,51 @@ def test_buffers_are_released(kernel: ModuleType, name: str) -> None:
         for argument in arguments:
             if isinstance(argument, bytearray):
                 argument.append(0)  # refused while a view of it exists
+
+
+@needs_native
+@pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is read from /proc")
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("name", ["rans_encode", "runs_encode", "mixing_encode", "mixing_decode",
+                                  "top_k", "keep_largest"])  # fmt: skip
+def test_allocated_memory_is_given_back(name: str, damaged: bool) -> None:
+    """Each call allocates more than half a MiB, and fails where the data is damaged."""
+    even, many = np.full(256, 2**7, np.uint32), np.arange(1 << 19)
+    ones = np.full(1 << 17, 255, np.uint8)
+    bits, layout = bytes(8), np.array([8, 1 << 14, 1, 1, 0, 128], np.uint64)
+    scores, out = many.astype(np.float32), np.empty(many.size, np.float32)
+    mixing = {"buckets": bytes(8), "parts": layout, "tables": _tables()}
+    arguments: dict[str, dict[str, object]] = {
+        "rans_encode": {"symbols": many.astype(np.uint8), "frequencies": even, "lanes": 8},
+        "runs_encode": {"mask": ones, "count": 8 * ones.size, "longest": 255},
+        "mixing_encode": {"bits": bits, **mixing},
+        "mixing_decode": {"data": bytes(4), **mixing, "out": bytearray(8)},
+        "top_k": {"values": scores, "kept": 9, "out": np.empty(many.size, np.uint8)},
+        "keep_largest": {"scores": scores, "magnitude": 0, "kept": 9, "values": scores, "out": out,
+                         "threads": 1},
+    }  # fmt: skip
+    wrong: dict[str, dict[str, object]] = {
+        "rans_encode": {"frequencies": table_of(_0=2**15)},
+        "runs_encode": {"count": 7},
+        "mixing_encode": {"bits": bytes([2] * 8)},
+        "mixing_decode": {"data": bytes(5)},
+        "top_k": {"kept": 1 << 40},
+        "keep_largest": {"kept": 1 << 40},
+    }
+    call = arguments[name] | (wrong[name] if damaged else {})
+
+    def pages() -> int:
+        for _ in range(100):
+            try:
+                getattr(native, name)(**call)
+            except ValueError:
+                assert damaged
+            else:
+                assert not damaged
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    before = pages()
+    assert (pages() - before) * mmap.PAGESIZE < 25 << 20
 
 
 def test_threads_do_not_disturb_each_other(kernel: ModuleType) -> None:
