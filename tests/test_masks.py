@@ -101,7 +101,9 @@ def test_what_is_chosen_is_never_larger_than_another_coder(count: int) -> None:
         mask = random_mask(count, density, seed)
         packed = encode_packed(mask)
         coded = encode_rans(np.frombuffer(packed, np.uint8), count)
-        smaller = bytes([RANS.id]) + coded if len(coded) < len(packed) else bytes([PACKED.id]) + packed
+        smaller = (
+            bytes([RANS.id]) + coded if len(coded) < len(packed) else bytes([PACKED.id]) + packed
+        )
         assert encode_mask(mask) == smaller
         chosen.append(smaller[0])
     assert {PACKED, RANS} == set(chosen)
