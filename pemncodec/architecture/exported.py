@@ -23,6 +23,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from pemncodec.architecture.graph import UntraceableError, value_to_json
+from pemncodec.architecture.isolation import random_states
 from pemncodec.architecture.layers import INT_LIMIT
 from pemncodec.architecture.operators import FACTORIES, validate_graph
 from pemncodec.architecture.program import function_names
@@ -111,6 +112,7 @@ def trace_exported(
         else None
         for name, shape in shapes.items()
     }
+    before = random_states()
     with quiet():
         try:
             program = torch.export.export(
@@ -118,6 +120,8 @@ def trace_exported(
             )
         except Exception as error:  # whatever the user's code raises when it is traced
             raise UntraceableError(f"torch.export cannot trace forward: {_cause(error)}") from error
+    if random_states() != before:
+        raise UntraceableError("forward draws random numbers that do not depend on its inputs")
     _check_guards(program)
     writer = _Writer(module, program, first, shapes, known)
     nodes = writer.write()

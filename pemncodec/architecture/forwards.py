@@ -142,11 +142,11 @@ class _Exporter:
         given = self.root.get_submodule(path)
         paths = {id(below): where for where, below in self.root.named_modules()}
         for name in names:
-            value, before = module.get_buffer(name), given.get_buffer(name)
-            if same_bits(value, before):
-                continue
             below, _, leaf = name.rpartition(".")
             owner = given.get_submodule(below)
+            value, before = module.get_buffer(name), owner._buffers[leaf]
+            if before is not None and same_bits(value, before):
+                continue
             if leaf not in owner._non_persistent_buffers_set:
                 raise UntraceableError(
                     f"forward changes the buffer {name!r} when it first runs, but the state dict "
@@ -248,7 +248,8 @@ class Forwards:
         try:
             graph = self._exporter.export(path)
         except UntraceableError as other:
-            raise _FailureError(module, path, f"{error}; {other}") from None
+            causes = dict.fromkeys((str(error), str(other)))
+            raise _FailureError(module, path, "; ".join(causes)) from None
         self.exported = self.exported or graph is not None
         return graph
 

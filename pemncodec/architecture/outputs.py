@@ -167,14 +167,18 @@ def compare_outputs(
     Raises:
         UnsupportedModelError: outputs differ, or a module cannot be run.
     """
+    written = {name: tensor._version for name, tensor in rebuilt.named_parameters()}
     evaluated = _calls(rebuilt, original.inputs, training=False)
     comparison = _Comparison(exported, builder)
-    comparison.compare(original.evaluated(), evaluated, "eval")
-    if trains:
-        blind = is_blind(rebuilt)
-        trained = evaluated if blind else _calls(rebuilt, original.inputs, training=True)
-        comparison.compare(original.trained(brief=blind), trained, "train")
-    _check_parameters(original.original, rebuilt)
+    try:
+        comparison.compare(original.evaluated(), evaluated, "eval")
+        if trains:
+            blind = is_blind(rebuilt)
+            trained = evaluated if blind else _calls(rebuilt, original.inputs, training=True)
+            comparison.compare(original.trained(brief=blind), trained, "train")
+    finally:
+        # Copies share parameters, so one that was written to also explains a difference.
+        _check_parameters(original.original, rebuilt, written)
     return comparison.rounding
 
 
@@ -224,11 +228,13 @@ def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if name in saved}
 
 
-def _check_parameters(original: nn.Module, rebuilt: nn.Module) -> None:
-    """Refuse a forward that writes into parameters: copies share them."""
+def _check_parameters(original: nn.Module, rebuilt: nn.Module, versions: Mapping[str, int]) -> None:
+    """Refuse a forward that has written into parameters, which were equal and at `versions`."""
     others = dict(rebuilt.named_parameters())
     for name, parameter in original.named_parameters():
-        if name in others and not same_bits(parameter, others[name]):
+        other = others.get(name, parameter)
+        written = other._version != versions.get(name, other._version)
+        if written or not same_bits(parameter, other):
             raise UnsupportedModelError(
                 f"forward changes the parameter {name}; --no-manifest (manifest=False) stores the "
                 "tensors alone"

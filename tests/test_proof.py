@@ -1,0 +1,863 @@
+"""The proof before a file is written: the model as it was given, against what the file gives.
+
+A `forward` may keep what it computed, for its next call: in buffers, attributes, classes, globals.
+Such a model is described rightly, or refused in one line; "verified" is never said of another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import io
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_masks
+from torch import Tensor, nn
+
+import pemncodec
+from pemncodec.architecture import trace
+from pemncodec.architecture.example import VERIFIED_BATCH_SIZES
+from pemncodec.architecture.isolation import isolated, random_states
+from pemncodec.architecture.outputs import is_blind
+from pemncodec.errors import UnsupportedModelError
+
+
+def table(rows: int) -> Tensor:
+    """What the networks below compute once, and keep."""
+    return torch.arange(4.0 * rows).reshape(1, rows, 4) / 7
+
+
+class Net(nn.Module):
+    """A linear layer, and something that `setup` makes and `forward` changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.setup()
+
+    def setup(self) -> None:
+        pass
+
+
+class Rebound(Net):
+    """Puts a table of the right size in the place of a buffer of another size."""
+
+    def setup(self) -> None:
+        self.register_buffer("t", torch.zeros(1, 1, 4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.t.shape[1] != x.shape[1]:
+            self.t = table(x.shape[1])
+        return self.linear(x) + self.t
+
+
+class ReboundPersistent(Rebound):
+    def setup(self) -> None:
+        self.register_buffer("t", torch.zeros(1, 1, 4))
+
+
+class OnFirstUse(Net):
+    """Keeps a table as an attribute."""
+
+    def setup(self) -> None:
+        self.t: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.t is None:
+            self.t = table(x.shape[1])
+        return self.linear(x) + self.t
+
+
+class OnFirstUseBuffer(OnFirstUse):
+    def setup(self) -> None:
+        self.register_buffer("t", None, persistent=False)
+
+
+class OnFirstUsePersistent(OnFirstUse):
+    def setup(self) -> None:
+        self.register_buffer("t", None)
+
+
+class Filled(Net):
+    """Writes a table into a buffer, and remembers that it did."""
+
+    def setup(self) -> None:
+        self.register_buffer("t", torch.zeros(1, 3, 4), persistent=False)
+        self.ready = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.t.copy_(table(3))
+            self.ready = True
+        return self.linear(x) + self.t
+
+
+class FilledPersistent(Filled):
+    def setup(self) -> None:
+        self.register_buffer("t", torch.zeros(1, 3, 4))
+        self.ready = False
+
+
+class FilledByMode(Net):
+    """torch.fx follows both modes here; the first must not tell the second what is ready."""
+
+    def setup(self) -> None:
+        self.register_buffer("t", torch.zeros(4), persistent=False)
+        self.ready = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.t.clamp_(1.5)
+            self.ready = True
+        return self.linear(x) + self.t
+
+
+class PerSize(Net):
+    def setup(self) -> None:
+        self.tables: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[1]
+        if size not in self.tables:
+            self.tables[size] = table(size)
+        return self.linear(x) + self.tables[size]
+
+
+class PerBatch(Net):
+    def setup(self) -> None:
+        self.tables: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[0]
+        if size not in self.tables:
+            self.tables[size] = table(size).reshape(size, 1, 4)
+        return self.linear(x) + self.tables[size]
+
+
+class PerDtype(Net):
+    """Converts a buffer to the dtype of its input, once."""
+
+    def setup(self) -> None:
+        self.register_buffer("t", table(3).double() / 3, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.t.dtype != x.dtype:
+            self.t = self.t.to(x.dtype)
+        return self.linear(x) + self.t
+
+
+class PerDtypePersistent(PerDtype):
+    def setup(self) -> None:
+        self.register_buffer("t", table(3).double() / 3)
+
+
+class OfWeights(Net):
+    """Keeps what it computed from its weights."""
+
+    def setup(self) -> None:
+        self.doubled: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.doubled is None:
+            self.doubled = self.linear.weight * 2
+        return x @ self.doubled.T
+
+
+class OfData(Net):
+    """Keeps what it computed from the first inputs that it saw."""
+
+    def setup(self) -> None:
+        self.mean: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mean is None:
+            self.mean = x.mean((0, 1))
+        return self.linear(x) - self.mean
+
+
+class OfDataInBuffer(Net):
+    def setup(self) -> None:
+        self.register_buffer("mean", torch.zeros(4))
+        self.ready = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.mean.copy_(x.mean((0, 1)))
+            self.ready = True
+        return self.linear(x) - self.mean
+
+
+class Counts(Net):
+    def setup(self) -> None:
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x) * self.calls
+
+
+class CountsToThree(Counts):
+    """Differs only from the third call on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x) * (2.0 if self.calls > 2 else 1.0)
+
+
+class CountsInTraining(Counts):
+    """torch.fx sees the same in both modes; only a second call in train mode differs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        return self.linear(x) * (2.0 if self.calls > 1 else 1.0)
+
+
+class CountsForNothing(Counts):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x)
+
+
+class CountsInBuffer(Net):
+    """Rebinds its buffer."""
+
+    def setup(self) -> None:
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.linear(x) * self.calls
+
+
+class CountsInPlace(CountsInBuffer):
+    """What a graph has as well: a buffer that every call writes in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return self.linear(x) * self.calls
+
+
+class CountsInPlacePassing(CountsInPlace):
+    def setup(self) -> None:
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+
+class Grows(Net):
+    def setup(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return self.linear(x) * len(self.seen)
+
+
+class KeepsLast(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.linear(x)
+        return self.last
+
+
+class UsesLast(Net):
+    def setup(self) -> None:
+        self.last: Any = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x) + self.last
+        self.last = x.mean((0, 1))
+        return y
+
+
+class Renormalizes(Net):
+    """Gives a parameter new values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.linear.weight.data = torch.renorm(self.linear.weight.data, 2, 0, 0.1)
+        return self.linear(x)
+
+
+class Decays(Net):
+    """Writes into a parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.linear.weight.mul_(0.5)
+        return self.linear(x)
+
+
+class InTraining(Rebound):
+    """Makes its table in train mode alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.t.shape[1] != x.shape[1]:
+            self.t = table(x.shape[1])
+        return self.linear(x) + (self.t if self.training else 0)
+
+
+class OnClass(Net):
+    kept: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if OnClass.kept is None:
+            OnClass.kept = table(x.shape[1])
+        return self.linear(x) + OnClass.kept
+
+
+class OnClassOfWeights(Net):
+    """Without care, torch.fx would leave a stand-in of its own on the class."""
+
+    kept: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if OnClassOfWeights.kept is None:
+            OnClassOfWeights.kept = self.linear.bias * 2
+        return self.linear(x) + OnClassOfWeights.kept
+
+
+class OnClassOfData(Net):
+    kept: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if OnClassOfData.kept is None:
+            OnClassOfData.kept = x.mean((0, 1))
+        return self.linear(x) + OnClassOfData.kept
+
+
+class CountsOnClass(Net):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        CountsOnClass.calls += 1
+        return self.linear(x) * CountsOnClass.calls
+
+
+_TABLES: dict[int, Tensor] = {}
+_SEEN: list[int] = []
+_KINDS: set[str] = set()
+
+
+class OnGlobal(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[1]
+        if size not in _TABLES:
+            _TABLES[size] = table(size)
+        _KINDS.add("called")
+        return self.linear(x) + _TABLES[size]
+
+
+class CountsOnGlobal(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        _SEEN.append(1)
+        return self.linear(x) * len(_SEEN)
+
+
+@functools.lru_cache
+def cached_table(rows: int) -> Tensor:
+    return table(rows)
+
+
+class Cached(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + cached_table(x.shape[1])
+
+
+class Leaf(nn.Linear):
+    """A layer with a table, which the graphs around it call."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.register_buffer("t", torch.zeros(1, 1, 4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.t.shape[1] != x.shape[1]:
+            self.t = table(x.shape[1])
+        return super().forward(x) + self.t
+
+
+class Around(Net):
+    """torch.fx follows this class, and calls what it cannot follow."""
+
+    def setup(self) -> None:
+        self.first = Leaf()
+        self.second = OnFirstUse()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.second(self.first(x)))
+
+
+class AroundExported(Around):
+    """Exported as a whole, with the tables below it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 1 if x.shape[1] == 3 else x)
+
+
+class ReadsBelow(Net):
+    """Uses the table of a module below, which that makes."""
+
+    def setup(self) -> None:
+        self.first = Rebound()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.first(x)) + self.first.t
+
+
+class Twice(Net):
+    """One module in two places."""
+
+    def setup(self) -> None:
+        self.first = Rebound()
+        self.again = nn.ModuleList([self.first])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.again[0](self.first(x)))
+
+
+class FlipsMode(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x) * (2 if self.training else 1)
+        self.train(not self.training)
+        return y
+
+
+class DrawsPython(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (1 if random.random() < 0.999 else 2)
+
+
+class DrawsTorch(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (1 if torch.rand(()) < 0.999 else 2)
+
+
+DESCRIBED = [
+    Rebound,
+    OnFirstUse,
+    OnFirstUseBuffer,
+    Filled,
+    FilledByMode,
+    PerSize,
+    PerDtype,
+    OfWeights,
+    CountsForNothing,
+    CountsInPlace,
+    CountsInPlacePassing,
+    KeepsLast,
+    InTraining,
+    OnClass,
+    OnClassOfWeights,
+    OnGlobal,
+    Cached,
+    Leaf,
+    Around,
+    AroundExported,
+    ReadsBelow,
+    Twice,
+]
+REFUSED = {
+    ReboundPersistent: "forward changes the buffer 't' when it first runs",
+    OnFirstUsePersistent: "forward changes the buffer 't' when it first runs",
+    FilledPersistent: "forward changes the buffer 't' when it first runs",
+    PerDtypePersistent: "forward changes the buffer 't' when it first runs",
+    PerBatch: "the model (PerBatch)",
+    OfData: "forward changes 'mean' of the model (OfData)",
+    OfDataInBuffer: "forward changes the buffer 'mean' when it first runs",
+    Counts: "at batch size 5: forward changes 'calls' of the model (Counts)",
+    CountsToThree: "at batch size 2 when it is called again: forward changes 'calls'",
+    CountsInTraining: "in train mode at batch size 5: forward changes 'calls'",
+    CountsInBuffer: "forward changes 'calls' of the model (CountsInBuffer)",
+    Grows: "forward changes 'seen' of the model (Grows)",
+    UsesLast: "forward changes 'last' of the model (UsesLast)",
+    Renormalizes: "forward changes the parameter linear.weight",
+    Decays: "forward changes the parameter linear.weight",
+    OnClassOfData: "forward changes 'kept' of OnClassOfData",
+    CountsOnClass: "forward changes 'calls' of CountsOnClass",
+    CountsOnGlobal: "forward changes '_SEEN' of ",
+    FlipsMode: "in eval mode at batch size 5",
+    DrawsPython: "forward draws random numbers that do not depend on its inputs",
+    DrawsTorch: "forward draws random numbers that do not depend on its inputs",
+}
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process() -> Iterator[None]:
+    with isolated(nn.ModuleList([make() for make in (*DESCRIBED, *REFUSED)])):
+        yield
+    cached_table.cache_clear()
+
+
+def masked(module: nn.Module) -> dict[str, Tensor]:
+    return random_masks(module, keep=0.6)
+
+
+def effective(module: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in masks:
+                parameter.mul_(masks[name])
+    return module
+
+
+def through(module: nn.Module, **options: Any) -> tuple[nn.Module, str]:
+    """What the file of a module gives, and what was proven of it."""
+    stream = io.BytesIO()
+    options.setdefault("example_inputs", torch.randn(5, 3, 4))
+    report = pemncodec.encode(module, stream, masks=masked(module), **options)
+    stream.seek(0)
+    return pemncodec.decode(stream), report.verified
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize("make", DESCRIBED)
+def test_described_rightly(make: Callable[[], nn.Module], ran: bool) -> None:
+    torch.manual_seed(0)
+    module = make().eval()
+    if ran:
+        module(torch.randn(3, 3, 4))  # with gradients, as in training
+    fresh = make().eval() if not ran else copied(module)
+    for tensor, value in zip(
+        fresh.state_dict().values(), module.state_dict().values(), strict=True
+    ):
+        tensor.copy_(value)
+    rebuilt, verified = through(module, train_graph=True)
+    assert verified == (
+        "every tensor bit for bit, outputs equal at batch sizes 2 and 5 in eval and train mode"
+    )
+    assert list(rebuilt.state_dict()) == list(module.state_dict())
+    effective(fresh, masked(module))
+    for training in (False, True):
+        original, decoded = copied(fresh).train(training), copied(rebuilt).train(training)
+        for size in (3, 4, 2, 3):
+            x = torch.randn(size, 3, 4)
+            with torch.no_grad(), isolated(original):
+                expected = original(x)
+            assert torch.equal(decoded(x), expected)
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy, also of what was computed with gradients."""
+    with torch.no_grad():
+        for below in module.modules():
+            for name, value in vars(below).items():
+                if isinstance(value, Tensor):
+                    setattr(below, name, value.detach())
+    return copy.deepcopy(module)
+
+
+@pytest.mark.parametrize("train_graph", [False, True])
+@pytest.mark.parametrize("make", REFUSED)
+def test_refused(make: Callable[[], nn.Module], train_graph: bool) -> None:
+    torch.manual_seed(0)
+    target = io.BytesIO()
+    module = make().eval()
+    with pytest.raises(UnsupportedModelError) as caught:
+        pemncodec.encode(
+            module,
+            target,
+            masks=masked(module),
+            example_inputs=torch.randn(5, 3, 4),
+            train_graph=train_graph,
+        )
+    message = str(caught.value)
+    assert REFUSED[make] in message  # type: ignore[index]
+    assert "--no-manifest" in message
+    assert "\n" not in message
+    assert not target.getvalue()
+
+
+def test_inputs_of_one_row_do_not_hide_what_was_kept_of_them() -> None:
+    class OfLargest(OfData):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.mean is None:
+                self.mean = x.amax((0, 1))
+            return self.linear(x) - self.mean
+
+    with pytest.raises(UnsupportedModelError, match=r"called with other values before: .* 'mean'"):
+        through(OfLargest(), example_inputs=torch.randn(1, 3, 4))
+
+
+def test_inputs_that_cannot_be_halved() -> None:
+    class Demanding(OnFirstUse):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.device.type == "cpu" and not isinstance(x, torch._subclasses.FakeTensor):
+                assert (x == x.round()).all()
+            return super().forward(x)
+
+    _, verified = through(Demanding(), example_inputs=torch.full((5, 3, 4), 3.0))
+    assert "outputs equal" in verified
+
+
+@pytest.mark.parametrize("guess", [False, True])
+@pytest.mark.parametrize("make", [*DESCRIBED, *REFUSED])
+def test_the_module_stays_as_it_was(make: Callable[[], nn.Module], guess: bool) -> None:
+    torch.manual_seed(0)
+    module = make().train()
+    next(module.children(), module).eval()
+    next(module.parameters()).requires_grad_(False)
+    before = snapshot(module)
+    states = random_states()
+    spaces = globals_now()
+    inputs = {} if guess else {"example_inputs": torch.zeros(5, 3, 4) + 0.25}
+    with contextlib.suppress(pemncodec.EncodeError):
+        pemncodec.encode(module, io.BytesIO(), masks=masked(module), train_graph=True, **inputs)
+    assert random_states() == states
+    assert globals_now() == spaces
+    assert_untouched(module, before)
+
+
+def globals_now() -> list[Any]:
+    classes = [OnClass.kept, OnClassOfWeights.kept, OnClassOfData.kept, CountsOnClass.calls]
+    return [*classes, list(_TABLES), list(_SEEN), set(_KINDS)]
+
+
+def snapshot(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """All that hangs on a module and its children, with values of tensors."""
+    return {
+        path: {
+            key: {name: (item, kept(item)) for name, item in value.items()}
+            if isinstance(value, dict)
+            else (value, kept(value))
+            for key, value in vars(below).items()
+        }
+        for path, below in module.named_modules()
+    }
+
+
+def kept(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone(), value._version, value.data_ptr(), value.requires_grad
+    return copy.copy(value) if isinstance(value, list | set) else None
+
+
+def assert_untouched(module: nn.Module, before: dict[str, dict[str, Any]]) -> None:
+    after = snapshot(module)
+    assert list(after) == list(before)
+    for path, attributes in after.items():
+        assert list(attributes) == list(before[path])
+        for key, value in attributes.items():
+            old = before[path][key]
+            pairs = (
+                zip(value.values(), old.values(), strict=True)
+                if isinstance(value, dict)
+                else [(value, old)]
+            )
+            assert not isinstance(value, dict) or list(value) == list(old)
+            for (mine, content), (other, former) in pairs:
+                assert mine is other
+                if isinstance(mine, Tensor):
+                    assert torch.equal(content[0], former[0])
+                    assert content[1:] == former[1:]
+                else:
+                    assert content == former
+
+
+def test_hooks_and_gradients_of_the_module_stay(small: Any) -> None:
+    small.module(small.inputs).sum().backward()
+    before = snapshot(small.module)
+    gradients = {name: p.grad.clone() for name, p in small.module.named_parameters()}
+    generator = np.random.get_state()[1].copy()
+    small.encode(io.BytesIO())
+    assert_untouched(small.module, before)
+    assert np.array_equal(np.random.get_state()[1], generator)
+    for name, parameter in small.module.named_parameters():
+        assert torch.equal(parameter.grad, gradients[name])
+
+
+# ------------------------------------------------- rebuilt modules that differ, one way each
+
+
+class Mixed(nn.Module):
+    """A class of the user with layers of both kinds: with and without a mode of their own."""
+
+    def __init__(self, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.norm = nn.LayerNorm(6)
+        self.dropout = nn.Dropout(dropout)
+        self.second = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.dropout(torch.relu(self.norm(self.first(x)))))
+
+
+Alteration = Callable[[nn.Module, Tensor], Tensor]
+
+
+def in_train_mode(module: nn.Module, y: Tensor) -> Tensor:
+    return y + 1 if module.training else y
+
+
+def in_eval_mode(module: nn.Module, y: Tensor) -> Tensor:
+    return y if module.training else y + 1
+
+
+def of_largest_batch(_: nn.Module, y: Tensor) -> Tensor:
+    return y + 1 if len(y) == max(VERIFIED_BATCH_SIZES) else y
+
+
+def of_largest_batch_in_train_mode(module: nn.Module, y: Tensor) -> Tensor:
+    return y + 1 if module.training and len(y) == max(VERIFIED_BATCH_SIZES) else y
+
+
+def of_smallest_batch(_: nn.Module, y: Tensor) -> Tensor:
+    return y + 1 if len(y) == min(VERIFIED_BATCH_SIZES) else y
+
+
+def by_one_ulp(_: nn.Module, y: Tensor) -> Tensor:
+    return torch.where(torch.arange(y.numel()).reshape(y.shape) == 0, y * (1 + 2**-23), y)
+
+
+def by_the_sign_of_zero(_: nn.Module, y: Tensor) -> Tensor:
+    return y * -0.0
+
+
+def by_dtype(_: nn.Module, y: Tensor) -> Tensor:
+    return y.double()
+
+
+def on_the_second_call(module: nn.Module, y: Tensor) -> Tensor:
+    module.calls = getattr(module, "calls", 0) + 1  # type: ignore[assignment]
+    return y + 1 if module.calls > 1 else y  # type: ignore[operator]
+
+
+def on_the_third_call(module: nn.Module, y: Tensor) -> Tensor:
+    module.calls = getattr(module, "calls", 0) + 1  # type: ignore[assignment]
+    return y + 1 if module.calls > 2 else y  # type: ignore[operator]
+
+
+PLACES = {
+    in_train_mode: "in train mode at batch size 2",
+    in_eval_mode: "in eval mode at batch size 2",
+    of_largest_batch: "in eval mode at batch size 5",
+    of_largest_batch_in_train_mode: "in train mode at batch size 5",
+    of_smallest_batch: "in eval mode at batch size 2",
+    by_one_ulp: "in eval mode at batch size 2",
+    by_the_sign_of_zero: "in eval mode at batch size 2",
+    by_dtype: "in eval mode at batch size 2",
+    on_the_second_call: "in eval mode at batch size 5",
+    on_the_third_call: "in eval mode at batch size 2 when it is called again",
+}
+
+
+@pytest.fixture
+def rebuilt_otherwise(monkeypatch: pytest.MonkeyPatch) -> Callable[[Alteration], None]:
+    """Makes every rebuilt module return something else, once its file has been traced."""
+
+    def change(alteration: Alteration) -> None:
+        build = pemncodec.decoding.build_module
+
+        def altered(*args: Any) -> nn.Module:
+            module = build(*args)
+            kind = type(module)
+
+            class Altered(kind):  # type: ignore[misc,valid-type]
+                def __call__(self, *inputs: Tensor) -> Tensor:
+                    y = super().__call__(*inputs)
+                    return y if y.is_meta else alteration(self, y)
+
+            module.__class__ = Altered
+            return module
+
+        monkeypatch.setattr("pemncodec.decoding.build_module", altered)
+
+    return change
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("alteration", PLACES)
+def test_a_difference_is_noticed(
+    rebuilt_otherwise: Callable[[Alteration], None], alteration: Alteration, dropout: float
+) -> None:
+    torch.manual_seed(0)
+    module = Mixed(dropout)
+    if alteration is by_the_sign_of_zero:
+        nn.init.zeros_(module.second.weight)
+        nn.init.zeros_(module.second.bias)
+    rebuilt_otherwise(alteration)
+    with pytest.raises(UnsupportedModelError) as caught:
+        through(module, example_inputs=torch.rand(5, 4))
+    assert f"the rebuilt module's output differs {PLACES[alteration]}; " in str(caught.value)
+
+
+def test_an_exported_graph_may_round_but_not_differ(
+    rebuilt_otherwise: Callable[[Alteration], None],
+) -> None:
+    torch.manual_seed(0)
+    rebuilt_otherwise(lambda _, y: y * (1 + 2**-20))
+    _, verified = through(Rebound())
+    assert "outputs within 1e-06 of the largest" in verified
+    rebuilt_otherwise(lambda _, y: y * (1 + 2**-16))
+    with pytest.raises(UnsupportedModelError, match="in eval mode at batch size 2"):
+        through(Rebound())
+
+
+def test_a_train_graph_that_is_the_eval_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No layer depends on the mode, the rebuilt graphs do not, but the model does."""
+
+    class ByMode(Mixed):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (2 if self.training else 1)
+
+    real = trace.trace_forwards
+
+    def always_in_eval_mode(*args: Any, **options: Any) -> Any:
+        return real(*args, **{**options, "training": False})
+
+    rebuilt, verified = through(ByMode(0.0), example_inputs=torch.rand(5, 4))
+    assert not is_blind(rebuilt)
+    assert "eval and train mode" in verified
+    monkeypatch.setattr(trace, "trace_forwards", always_in_eval_mode)
+    with pytest.raises(UnsupportedModelError, match="in train mode at batch size 2"):
+        through(ByMode(0.0), example_inputs=torch.rand(5, 4))
+
+
+@pytest.mark.parametrize(
+    ("layer", "blind"),
+    [
+        (nn.Linear(4, 4), True),
+        (nn.LayerNorm(4), True),
+        (nn.Dropout(0.0), True),
+        (nn.Dropout(0.1), False),
+        (nn.BatchNorm1d(3), False),
+        (nn.MultiheadAttention(4, 2), False),
+        (nn.LSTM(4, 4), False),
+        (nn.RReLU(), False),
+        (nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.1)), False),
+        (Mixed(), False),  # no rebuilt class: it may do anything
+    ],
+)
+def test_what_depends_on_the_mode(layer: nn.Module, blind: bool) -> None:
+    assert is_blind(layer) == blind
+
+
+def test_statistics_that_are_counted_otherwise(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs in train mode do not depend on running statistics; they are compared as well."""
+    build = pemncodec.decoding.build_module
+
+    def slower(*args: Any) -> nn.Module:
+        module = build(*args)
+        module[1].momentum = 0.2
+        return module
+
+    monkeypatch.setattr("pemncodec.decoding.build_module", slower)
+    with pytest.raises(UnsupportedModelError, match=r"changes 1\.running_\w+ otherwise in train"):
+        small.encode(io.BytesIO())
+
+
+def test_outputs_that_are_memory_of_the_module() -> None:
+    class Accumulates(Net):
+        def setup(self) -> None:
+            self.register_buffer("sum", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.sum.add_(self.linear(x).sum((0, 1)))
+
+    rebuilt, _ = through(Accumulates())
+    x = torch.ones(2, 3, 4)
+    assert not torch.equal(rebuilt(x).clone(), rebuilt(x))
