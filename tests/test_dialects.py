@@ -121,6 +121,7 @@ def test_in_a_mixture_every_layer_is_read_as_if_alone(backwards: bool) -> None:
         }
     assert list(read.tensors) == names
     assert len(read.masks) == 6
+    assert read.fills.keys() == {"a.0.weight", "a.2.weight"}
 
 
 def test_names_that_end_like_the_dialects_own() -> None:
