@@ -121,6 +121,7 @@ def test_in_a_mixture_every_layer_is_read_as_if_alone(backwards: bool) -> None:
         }
     assert list(read.tensors) == names
     assert len(read.masks) == 6
+    assert read.fills.keys() == {"a.0.weight", "a.2.weight"}
 
 
 def test_names_that_end_like_the_dialects_own() -> None:
@@ -232,10 +233,10 @@ def test_keep_is_refused_unless_a_dialect_needs_it(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("keep", [0, -1.0, 1.01, float("nan"), "0.5"])
-def test_options_are_checked_once(keep: float) -> None:
-    with pytest.raises(EncodeArgumentError, match="keep must be"):
+def test_keep_is_a_share(keep: float) -> None:
+    with pytest.raises(EncodeArgumentError, match="must be above 0 and at most 1"):
         MaskOptions(keep)
-    with pytest.raises(EncodeArgumentError, match="keep must be"):
+    with pytest.raises(EncodeArgumentError, match="must be above 0 and at most 1"):
         read_masks(scored(), keep=keep)
 
 

@@ -23,20 +23,18 @@ class MaskOptions:
             checkpoint lacks.
 
     Raises:
-        EncodeArgumentError: `keep` is out of range, or `masks` are not named.
+        EncodeArgumentError: `keep` is out of range.
     """
 
     keep: float | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        keep, masks = self.keep, self.masks
+        keep = self.keep
         if keep is not None and not (isinstance(keep, int | float) and 0 < keep <= 1):
             raise EncodeArgumentError(
                 f"--keep (keep=…) must be above 0 and at most 1, not {keep!r}"
             )
-        if not isinstance(masks, Mapping):
-            raise EncodeArgumentError(f"masks must be named, not {type(masks).__name__}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,14 +36,15 @@ from pemncodec.cli.streams import (
     opened,
     output_target,
 )
-from pemncodec.cli.terminal import print_info, print_json, print_rows, rows_as_csv, steps, visible
+from pemncodec.cli.terminal import print_info, print_json, print_table, steps, visible
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.errors import EncodeError, ManifestError
 from pemncodec.format.atomic import write_file
 from pemncodec.format.reader import PemnFile
 from pemncodec.limits import Limits
 from pemncodec.options import EncodeOptions
-from pemncodec.report.page import report_page
+from pemncodec.report.page import costs_page
+from pemncodec.report.table import table_csv, table_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -317,9 +318,9 @@ def report(
             check_output(path, source, force=force)
     with steps(quiet=False) as step:
         step("loading torch", None)
-        from pemncodec.report.models import report_model
+        from pemncodec.report.costs import model_costs
 
-        reports = []
+        models = []
         limits = Limits(decoded_bytes=max_memory)
         for number, source in enumerate(sources, 1):
             place = f"{visible(source)} ({number} of {len(sources)})"
@@ -329,19 +330,20 @@ def report(
 
             show("reading", None)
             with named(source):
-                reports.append(report_model(Path(source), keep=keep, limits=limits, progress=show))
-    for one in reports:
-        for form, failure in one.failures.items():
-            click.echo(f"{visible(one.name)}: no {form}: {visible(failure)}", err=True)
+                models.append(model_costs(Path(source), keep=keep, limits=limits, progress=show))
+    for model in models:
+        for form, failure in model.failures.items():
+            click.echo(f"{visible(model.name)}: no {form}: {visible(failure)}", err=True)
+    rows = [table_row(model) for model in models]
     if as_json:
-        print_json({"models": [one.to_json() for one in reports]})
+        print_json({"models": [model.to_json() for model in models]})
     else:
-        print_rows([one.to_row() for one in reports])
+        print_table(rows)
     if csv_path is not None:
-        write_file([rows_as_csv([one.to_row() for one in reports]).encode()], csv_path)
+        write_file([table_csv(rows).encode()], csv_path)
     if html_path is not None:
-        title = f"What {len(reports)} model{'s' * (len(reports) != 1)} cost"
-        write_file([report_page(reports, title).encode()], html_path)
+        title = f"What {len(models)} model{'s' * (len(models) != 1)} cost"
+        write_file([costs_page(models, title).encode()], html_path)
 
 
 @cli.command()

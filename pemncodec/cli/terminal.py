@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 import click
 
 from pemncodec.format.info import FileInfo, TensorInfo
+from pemncodec.report.table import Row, titles
 
 Step = Callable[[str, float | None], None]
 
@@ -71,8 +70,7 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
         "prototype": _describe_prototypes(info.prototypes),
         "mask": _describe_masks(info),
     }
-    for part in ("header", "manifest", "prototype", "dense", "mask"):
-        size = getattr(info, f"{part}_bytes")
+    for part, size in info.parts.items():
         parts.add_row(
             part, f"{size:,}", f"{size / info.file_bytes:.1%}", escape(notes.get(part, ""))
         )
@@ -102,34 +100,24 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
     console.print(table)
 
 
-def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of equal meaning side by side: a column for each, a line for each key."""
+def print_table(rows: Sequence[Row]) -> None:
+    """Costs of models side by side: a column for each model, a line for each title."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    name, *others = titles(rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("bytes", no_wrap=True)
     for row in rows:
-        table.add_column(escape(visible(str(row[keys[0]]))), justify="right", overflow="fold")
-    for key in keys[1:]:
-        values = [row.get(key) for row in rows]
-        style = "bold" if key == ".pemn" else ""
-        table.add_row(key, *("" if v is None else f"{v:,}" for v in values), style=style)
+        table.add_column(escape(visible(str(row[name]))), justify="right", overflow="fold")
+    for title in others:
+        values = [row.get(title) for row in rows]
+        style = "bold" if title == ".pemn" else ""
+        table.add_row(title, *("" if v is None else f"{v:,}" for v in values), style=style)
     console.print(table)
-
-
-def rows_as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each row, all keys of any of them as columns."""
-    text = io.StringIO()
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 _PROTOTYPES_SHOWN = 4

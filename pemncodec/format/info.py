@@ -23,6 +23,8 @@ from pemncodec.format.header import (
 )
 from pemncodec.format.masked_sections import MaskedSections
 
+PARTS = ("header", "manifest", "prototype", "dense", "mask")
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -81,6 +83,11 @@ class FileInfo:
     metadata: dict[str, str]
     tensors: tuple[TensorInfo, ...]
     inference_only: bool = False
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part, in the order of the file."""
+        return {part: getattr(self, f"{part}_bytes") for part in PARTS}
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""

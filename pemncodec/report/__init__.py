@@ -1,1 +1,5 @@
-"""What models cost in a .pemn file and in other forms."""
+"""What models cost: as .pemn files and otherwise (`pemn report`).
+
+`costs` measures one model, `forms` and `peers` what its tensors take in other forms; `table` and
+`page` show several models side by side.
+"""

@@ -1,4 +1,4 @@
-"""A report as one HTML file: tables, and plots as SVG; no scripts, nothing from the network."""
+"""Costs of models as one HTML file: a table, plots as SVG; no scripts, nothing from the network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pemncodec.format.info import FileInfo, TensorInfo
+from pemncodec.format.info import PARTS, FileInfo, TensorInfo
+from pemncodec.report.table import Row, table_row, titles
 
 if TYPE_CHECKING:
-    from pemncodec.report.models import ModelReport
+    from pemncodec.report.costs import ModelCosts
 
-_PARTS = ("header", "manifest", "prototype", "dense", "mask")
 _ROW = 40  # pixels
 _NAME = 28  # characters that fit beside what is said of a layer on a narrow screen
 _STYLE = """
@@ -38,32 +38,32 @@ svg .soft { fill: var(--soft); } .ours-bar { fill: var(--ours); } .other-bar { f
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; font-size: .85rem; }
 .legend svg { display: inline; width: .7em; height: .7em; margin-right: .4em; }
 .bound { stroke: var(--text); stroke-width: 2; } .track { fill: var(--line); }
-""" + "".join(f".{part} {{ fill: var(--{part}); }}\n" for part in _PARTS)
+""" + "".join(f".{part} {{ fill: var(--{part}); }}\n" for part in PARTS)
 
 
-def report_page(reports: Sequence[ModelReport], title: str) -> str:
-    """The page.
+def costs_page(models: Sequence[ModelCosts], title: str) -> str:
+    """All of the page.
 
     Args:
-        reports: of the models, in order.
+        models: in order.
         title: plain text, also what and when was measured.
     """
-    body = [f"<h1>{escape(title)}</h1>", _table(reports)]
-    if any(report.errors for report in reports):
+    body = [f"<h1>{escape(title)}</h1>", _table([table_row(model) for model in models])]
+    if any(model.errors for model in models):
         body.append(
             "<p>Largest error: of any element, relative to the largest magnitude of its tensor.</p>"
         )
-    for report in reports:
-        body.append(f"<h2>{escape(report.name)}</h2>")
-        if report.info is None:
-            body.append(f"<p>A dense model: {report.file_bytes:,} bytes.</p>")
+    for model in models:
+        body.append(f"<h2>{escape(model.name)}</h2>")
+        if model.info is None:
+            body.append(f"<p>A dense model: {model.file_bytes:,} bytes.</p>")
         else:
-            body.append(f"<h3>Where its {report.info.file_bytes:,} bytes go</h3>")
-            body.append(_parts_plot(report.info))
-        body += ["<h3>In other forms</h3>", _forms_plot(report)]
-        for form, failure in report.failures.items():
+            body.append(f"<h3>Where its {model.info.file_bytes:,} bytes go</h3>")
+            body.append(_parts_plot(model.info))
+        body += ["<h3>In other forms</h3>", _forms_plot(model)]
+        for form, failure in model.failures.items():
             body.append(f"<p>No {escape(form)}: {escape(failure)}</p>")
-        masked = [t for t in report.info.tensors if t.kind == "masked"] if report.info else []
+        masked = [t for t in model.info.tensors if t.kind == "masked"] if model.info else []
         if masked:
             body.append("<h3>Masks, layer by layer</h3>")
             body.append(
@@ -80,12 +80,11 @@ def report_page(reports: Sequence[ModelReport], title: str) -> str:
     )
 
 
-def _table(reports: Sequence[ModelReport]) -> str:
-    rows = [report.to_row() for report in reports]
-    titles = list(dict.fromkeys(key for row in rows for key in row if key != "model"))
+def _table(rows: Sequence[Row]) -> str:
+    _, *others = titles(rows)
     head = "".join(f"<th>{escape(row['model'])}</th>" for row in rows)
     lines = []
-    for name in titles:
+    for name in others:
         cells = "".join(f"<td>{_number(row.get(name))}</td>" for row in rows)
         ours = ' class="ours"' if name == ".pemn" else ""
         lines.append(f"<tr{ours}><td>{escape(name)}</td>{cells}</tr>")
@@ -101,8 +100,7 @@ def _number(value: float | None) -> str:
 
 def _parts_plot(info: FileInfo) -> str:
     x, bars, legend = 0.0, [], []
-    for part in _PARTS:
-        size = getattr(info, f"{part}_bytes")
+    for part, size in info.parts.items():
         share = 100 * size / info.file_bytes
         bars.append(f'<rect class="{part}" x="{x:.2f}%" y="0" width="{share:.2f}%" height="28"/>')
         x += share
@@ -111,10 +109,10 @@ def _parts_plot(info: FileInfo) -> str:
     return _svg(28, "parts of the file", bars) + f'<p class="legend">{"".join(legend)}</p>'
 
 
-def _forms_plot(report: ModelReport) -> str:
-    forms = dict(report.alternatives)
-    if report.info is not None and report.paper_bytes is not None:
-        forms |= {"paper's count": report.paper_bytes, ".pemn": report.info.file_bytes}
+def _forms_plot(model: ModelCosts) -> str:
+    forms = dict(model.alternatives)
+    if model.info is not None and model.paper_bytes is not None:
+        forms |= {"paper's count": model.paper_bytes, ".pemn": model.info.file_bytes}
     ordered = sorted(forms.items(), key=lambda item: -item[1])
     largest = ordered[0][1] or 1
     marks = []

@@ -1,4 +1,4 @@
-"""What models cost on disk, and what they would cost in other forms (`pemn report`)."""
+"""What a model costs on disk, as a .pemn file and in other forms: the numbers of `pemn report`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pemncodec.report.peers import largest_error, measure_peers
 
 
 @dataclass(frozen=True, slots=True)
-class ModelReport:
-    """One model.
+class ModelCosts:
+    """What one model costs.
 
     Attributes:
         name: of the file.
@@ -45,44 +45,19 @@ class ModelReport:
     errors: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def pemn_bytes(self) -> int | None:
-        """Bytes as a .pemn file."""
-        return self.info.file_bytes if self.info else None
-
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
         return asdict(self)
 
-    def to_row(self) -> dict[str, Any]:
-        """One flat row, None where a dense model has nothing to say."""
-        info, dense = self.info, self.alternatives["safetensors"]
-        return {
-            "model": self.name,
-            "paper's count": self.paper_bytes,
-            "order-0 floor of the masks": round(info.order0_bytes) if info else None,
-            **{
-                part: getattr(info, f"{part}_bytes") if info else None
-                for part in ("header", "manifest", "prototype", "dense", "mask")
-            },
-            ".pemn": self.pemn_bytes,
-            "bits per weight": round(info.bits_per_weight, 4)
-            if info and info.bits_per_weight is not None
-            else None,
-            "times smaller than safetensors": round(dense / info.file_bytes, 2) if info else None,
-            **self.alternatives,
-            **{f"{form}: largest error": float(f"{e:.2g}") for form, e in self.errors.items()},
-        }
 
-
-def report_model(
+def model_costs(
     path: Path,
     *,
     keep: float | None = None,
     preset: Preset = "max",
     limits: Limits | None = None,
     progress: Progress | None = None,
-) -> ModelReport:
+) -> ModelCosts:
     """What a file costs.
 
     Args:
@@ -106,7 +81,7 @@ def report_model(
         dialects = dialects_of(state)
         needs_keep = any(dialect.needs_keep for dialect in dialects)
         if not dialects or (needs_keep and keep is None):
-            return _report(path.name, size, state, step)
+            return _costs(path.name, size, state, step)
         source = io.BytesIO()
         encode(
             state,
@@ -118,12 +93,12 @@ def report_model(
         )
     with open_file(source, limits=limits) as file:
         state = load_state(file, "cpu", lambda share: step("decoding", share))
-        return _report(path.name, size, state, step, file)
+        return _costs(path.name, size, state, step, file)
 
 
-def _report(
+def _costs(
     name: str, size: int, state: dict[str, Tensor], step: Progress, file: PemnFile | None = None
-) -> ModelReport:
+) -> ModelCosts:
     step("in other forms", None)
     forms = dense_bytes(state)
     errors = {FP16: largest_error(state, in_halves(state))}
@@ -139,6 +114,5 @@ def _report(
         failures[form] = "a value became infinite"
         del forms[form], errors[form]
     lossy = {form: error for form, error in errors.items() if error}
-    if file is None:
-        return ModelReport(name, size, None, None, forms, lossy, failures)
-    return ModelReport(name, size, file.info(), paper_bytes(file), forms, lossy, failures)
+    info, paper = (None, None) if file is None else (file.info(), paper_bytes(file))
+    return ModelCosts(name, size, info, paper, forms, lossy, failures)
