@@ -12,12 +12,14 @@ the next bit is whether a value equals one of theirs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pemncodec.contents import Mask, PackedMask
+
 Bits = npt.NDArray[np.unsignedinteger]
-Mask = npt.NDArray[np.bool_]
 
 _BLOCK = 1 << 16  # items that are compared at one time: they stay in the cache
 _FIRST_BLOCK = 1 << 12  # lengths that are no period mostly differ early
@@ -73,18 +75,22 @@ def fold(bits: Bits, known: Mask, length: int) -> Bits:
     Args:
         bits: unsigned [n].
         known: bool [n].
-        length: a period of the known items.
+        length: a period of the known items, at most n.
     """
-    if length >= bits.size:
-        folded = np.zeros(length, bits.dtype)
-        np.copyto(folded[: bits.size], bits, where=known)
-        return folded
+    if length == bits.size:
+        return bits & ~ones_where_not(known, bits.dtype)
     if length < _BLOCK:
         return _extremes_of_short(bits, known, length)[1]
     starts = range(0, length, _BLOCK)
     return np.concatenate(
         [_extremes(bits, known, length, at, min(at + _BLOCK, length))[1] for at in starts]
     )
+
+
+def ones_where_not(mask: Mask, dtype: np.dtype[Any]) -> Bits:
+    """[n] of all bits where a mask is False, else 0. To select by bits takes no branches."""
+    ones: Bits = mask.astype(dtype) - dtype.type(1)
+    return ones
 
 
 def _all_differ(bits: Bits, known: Mask) -> bool:
@@ -134,11 +140,12 @@ def _refute_distances(refuted: Mask, some: Mask, others: Mask, first: Iterable[i
     refuted |= np.unpackbits(marks, count=size, bitorder="little").view(np.bool_)
 
 
-def _shifted(plane: Mask) -> list[npt.NDArray[np.uint8]]:
+def _shifted(plane: Mask) -> list[PackedMask]:
     """Packed bits, the first 0 to 7 of them dropped."""
     packed = np.packbits(plane, bitorder="little")
     following = np.append(packed[1:], np.uint8(0))
-    return [packed >> shift | following << (8 - shift) if shift else packed for shift in range(8)]
+    later = [packed >> np.uint8(n) | following << np.uint8(8 - n) for n in range(1, 8)]
+    return [packed, *later]
 
 
 def _refute_divisors(refuted: Mask) -> None:
@@ -190,14 +197,14 @@ def _extremes(bits: Bits, known: Mask, length: int, start: int, stop: int) -> tu
 
     In a column without a known item the smallest is larger than the largest, which is 0.
     """
-    none, zero = bits.dtype.type(np.iinfo(bits.dtype).max), bits.dtype.type(0)
-    lowest = np.full(stop - start, none, bits.dtype)
+    lowest = np.full(stop - start, np.iinfo(bits.dtype).max, bits.dtype)
     highest = np.zeros(stop - start, bits.dtype)
     for row in range(start, bits.size, length):
-        part, part_known = bits[row : row + stop - start], known[row : row + stop - start]
+        part = bits[row : row + stop - start]
+        unknown = ones_where_not(known[row : row + stop - start], bits.dtype)
         low, high = lowest[: part.size], highest[: part.size]
-        np.minimum(low, np.where(part_known, part, none), out=low)
-        np.maximum(high, np.where(part_known, part, zero), out=high)
+        np.minimum(low, part | unknown, out=low)
+        np.maximum(high, part & ~unknown, out=high)
     return lowest, highest
 
 

@@ -16,15 +16,17 @@ from pemncodec.contents import (
     CARRIERS,
     Array,
     Fill,
+    Floats,
+    Mask,
     Prototype,
     SeededFill,
     SeededPrototype,
     StoredPrototype,
     bits_of,
 )
-from pemncodec.values.fill import Mask, prototype_values, scale_values
-from pemncodec.values.periods import fold, shortest_period
-from pemncodec.values.rounding import Floats, widen
+from pemncodec.values.fill import prototype_values, scale_values
+from pemncodec.values.periods import fold, ones_where_not, shortest_period
+from pemncodec.values.rounding import widen
 
 _BLOCK = 1 << 16  # weights that are compared at one time: they stay in the cache
 
@@ -132,9 +134,11 @@ class _Shared:
         return True
 
     def merge(self, layer: Layer) -> None:
-        size = layer.values.size
-        np.copyto(self.bits[:size], bits_of(layer.values), where=layer.mask)
-        self.known[:size] |= layer.mask
+        bits = bits_of(layer.values)
+        for part in _blocks(layer.values.size):
+            kept = ones_where_not(layer.mask[part], bits.dtype)
+            self.bits[part] = (self.bits[part] & kept) | (bits[part] & ~kept)
+            self.known[part] |= layer.mask[part]
 
     def shortest(self) -> StoredPrototype:
         length = shortest_period(self.bits, self.known)
