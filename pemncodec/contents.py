@@ -17,6 +17,9 @@ import numpy.typing as npt
 Distribution = Literal["uniform", "signed-constant", "normal"]
 DenseMode = Literal["lossless", "fp16", "bf16", "q8"]
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+PackedMask = npt.NDArray[np.uint8]
 
 CARRIERS: MappingProxyType[str, np.dtype[Any]] = MappingProxyType(
     {

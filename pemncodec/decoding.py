@@ -19,7 +19,6 @@ from pemncodec.architecture.rebuild import (
     check_tensors,
     set_dtypes,
 )
-from pemncodec.contents import SeededPrototype, numel
 from pemncodec.errors import ManifestError
 from pemncodec.format.filling import fill_tensors
 from pemncodec.format.header import AliasRow, MaskedRow
@@ -27,7 +26,7 @@ from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
 from pemncodec.tensors import array_to_tensor, tensor_to_array
-from pemncodec.values.on_device import generate_on, permutation_on
+from pemncodec.values.on_device import fill_masked_on
 
 Progress = Callable[[float], None]
 
@@ -172,32 +171,8 @@ def dense_on_device(
     state = {}
     for done, values in enumerate(masked):
         progress(done / len(masked))
-        state[values.row.name] = masked_on_device(values, device)
+        row = values.row
+        state[row.name] = fill_masked_on(
+            device, values.prototype(), row.fill, row.dtype, row.shape, values.packed_mask()
+        )
     return state
-
-
-def masked_on_device(masked: MaskedValues, device: torch.device) -> Tensor:
-    """Effective weights made where they are needed: only packed bits travel."""
-    row, prototype = masked.row, masked.prototype()
-    if not isinstance(prototype, SeededPrototype):
-        return dense_on_cpu([masked], lambda _: None)[row.name].to(device)
-    count = numel(row.shape)
-    offset, length = row.fill.offset, prototype.length
-    seed, stream, period = prototype.seed, prototype.stream, prototype.period
-    start, stop = (offset, offset + count) if offset + count <= length else (0, length)
-    if period:
-        values = generate_on(device, prototype.distribution, seed, 0, period, stream=stream)
-        order = permutation_on(device, seed, period, length, stream=stream)
-        values = values[order[start:stop] % period]
-    else:
-        values = generate_on(device, prototype.distribution, seed, start, stop, stream=stream)
-    values = (values * torch.tensor(row.fill.scale, dtype=torch.float32, device=device)).to(
-        getattr(torch, row.dtype)
-    )
-    if stop - start != count:
-        values = values[(torch.arange(count, device=device) + offset) % length]
-    packed = torch.from_numpy(masked.packed_mask().copy()).to(device)
-    shifts = torch.arange(8, dtype=torch.uint8, device=device)
-    used = ((packed[:, None] >> shifts) & 1).reshape(-1)[:count].bool()
-    zero = torch.zeros((), dtype=values.dtype, device=device)
-    return torch.where(used, values, zero).reshape(row.shape)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.contents import DenseMode, SeededPrototype
 from pemncodec.errors import EncodeArgumentError
-from pemncodec.values.philox import DISTRIBUTIONS, check_stream
+from pemncodec.values.generators import check_prototype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -71,7 +71,10 @@ class EncodeOptions:
                 f"accuracy must be a function of a module, not {self.accuracy!r:.60}"
             )
         for prototype in self.prototypes:
-            _check_prototype(prototype)
+            try:
+                check_prototype(prototype)
+            except ValueError as error:
+                raise EncodeArgumentError(str(error)) from None
         _check_metadata(self.metadata)
 
     def _check_without_manifest(self) -> None:
@@ -84,17 +87,6 @@ class EncodeOptions:
                 "fold_bn and accuracy need the architecture: leave out --no-manifest "
                 "(manifest=False)"
             )
-
-
-def _check_prototype(prototype: SeededPrototype) -> None:
-    if prototype.distribution not in DISTRIBUTIONS:
-        raise EncodeArgumentError(f"unknown distribution {prototype.distribution!r:.60}")
-    if prototype.length < 1:
-        raise EncodeArgumentError(f"a prototype's length must be positive, not {prototype.length}")
-    try:
-        check_stream(prototype.seed, prototype.stream)
-    except ValueError as error:
-        raise EncodeArgumentError(str(error)) from None
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:

@@ -25,7 +25,6 @@ from pemncodec.contents import (
     bits_of,
 )
 from pemncodec.values.fill import (
-    Mask,
     RepeatedValues,
     SeededValues,
     prototype_values,
@@ -33,7 +32,7 @@ from pemncodec.values.fill import (
     used_values,
 )
 from pemncodec.values.philox import DISTRIBUTIONS, generate
-from pemncodec.values.recovery import Layer, recover_prototypes, shortest_period
+from pemncodec.values.recovery import Layer, recover_prototypes
 
 RNG = np.random.default_rng
 BOTH = pytest.mark.usefixtures("kernels_implementation")
@@ -311,37 +310,6 @@ def test_odd_weights_come_from_no_seed_and_raise_no_warning(dtype: str) -> None:
 # ------------------------------------------------------------------- parts, by brute force
 
 
-def period_by_force(bits: Array, known: Mask) -> int:
-    """As documented: all of them where nothing repeats."""
-    positions = np.flatnonzero(known)
-    if np.unique(bits[known]).size == positions.size > 0:
-        return bits.size
-    for length in range(1, bits.size):
-        seen: dict[int, int] = {}
-        if all(seen.setdefault(i % length, int(bits[i])) == bits[i] for i in positions):
-            return length
-    return max(1, bits.size)
-
-
-@settings(max_examples=400)
-@given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 6), st.floats(0, 1), st.integers(0))
-def test_shortest_period(size: int, period: int, distinct: int, density: float, seed: int) -> None:
-    rng = RNG(seed)
-    bits = np.resize(rng.integers(0, distinct, period).astype("<u4"), size)
-    known = rng.random(size) < density
-    assert shortest_period(bits, known) == period_by_force(bits, known)
-
-
-def test_shortest_period_of_many() -> None:
-    for size, period in ((1 << 17, 1000), (100_003, 50_001), (1 << 17, 1 << 17)):
-        bits = np.resize(RNG(0).integers(0, 1 << 32, period).astype("<u4"), size)
-        known = RNG(1).random(size) < 0.5
-        assert shortest_period(bits, known) == period
-    bits = np.resize(np.array([1, 2, 2, 2], "<u4"), 50_000)
-    bits[-1] = 7
-    assert shortest_period(bits, np.ones(50_000, np.bool_)) == 50_000
-
-
 @given(
     st.integers(1, 40),
     st.lists(st.tuples(st.integers(0, 39), st.lists(st.booleans(), max_size=100)), max_size=4),
@@ -433,14 +401,3 @@ def test_offsets_are_honoured_when_read(with_kernels: Callable[[str], None]) -> 
             expected = np.where(mask, source[(7 + np.arange(36)) % 10].reshape(4, 9), 0)
             state = pemncodec.load_state_dict(io.BytesIO(b"".join(pieces)))
             assert state["w"].numpy().tobytes() == expected.tobytes()
-
-
-def test_two_values_are_searched_in_reasonable_time() -> None:
-    """Signed constants: half of all pairs agree at any lag, which must not make it quadratic."""
-    generator = np.random.default_rng(5)
-    vector = np.where(generator.random(1234) < 0.5, -1, 1).astype(np.float32)
-    tiled = np.resize(vector, 300_000)
-    known = generator.random(tiled.size) < 0.5
-    assert shortest_period(tiled.view(np.uint32), known) == 1234
-    independent = np.where(generator.random(300_000) < 0.5, -1, 1).astype(np.float32)
-    assert shortest_period(independent.view(np.uint32), known) > 299_000

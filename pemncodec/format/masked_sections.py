@@ -17,14 +17,15 @@ from pemncodec.coders.mask_coder import Buckets, MaskBlock, MaskCoder, MaskConte
 from pemncodec.coders.masks import blocks_of, decode_masks, mask_blocks, mask_coder
 from pemncodec.coders.packed import unpack
 from pemncodec.contents import Array, Prototype, SeededPrototype, StoredPrototype, numel
-from pemncodec.format.contexts import is_made_in_slices, prototype_buckets
+from pemncodec.format.contexts import prototype_buckets
 from pemncodec.format.header import Header, MaskedRow, StoredRow
 from pemncodec.format.sections import SectionSource, in_section
 from pemncodec.values.fill import (
     RepeatedValues,
     SeededValues,
+    is_made_in_slices,
     prototype_values,
-    scale_values,
+    tensor_values,
     used_values,
 )
 
@@ -196,18 +197,7 @@ class MaskedSections:
     def values_of(self, row: MaskedRow) -> RepeatedValues | SeededValues:
         """The values that a tensor takes, scaled."""
         prototype = self._prototype(row.fill.prototype)
-        if isinstance(prototype, SeededPrototype):
-            return SeededValues(prototype, row.fill, row.dtype)
-        values, offset = prototype.values, row.fill.offset
-        count = numel(row.shape)
-        # A tensor that is smaller than the prototype must not cost the scaling of all of it.
-        if offset + count <= values.size:
-            values, offset = values[offset : offset + max(count, 1)], 0
-        elif count < values.size:
-            values = np.concatenate([values[offset:], values[: offset + count - values.size]])
-            offset = 0
-        scaled = scale_values(values, prototype.dtype, row.fill.scale, row.dtype)
-        return RepeatedValues(scaled, offset)
+        return tensor_values(prototype, row.fill, row.dtype, numel(row.shape))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,14 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pemncodec.contents import WEIGHT_DTYPES, Distribution, SeededFill
+from pemncodec.contents import (
+    WEIGHT_DTYPES,
+    Distribution,
+    Fill,
+    Prototype,
+    SeededPrototype,
+)
 from pemncodec.masking.keep import Keep, KeepSchedule, keep_by_name
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.masking.masked_weight import MaskedWeight, Recipe
 from pemncodec.masking.parametrized import read_parametrized
 from pemncodec.masking.selection import Selection, TopK, kept_in_each
 from pemncodec.masking.strategies import Initialization, Strategy
-from pemncodec.values.fill import prototype_values, scale_values
+from pemncodec.values.fill import held, tensor_values
 
 _MASKABLE = (
     nn.Conv1d,
@@ -106,12 +112,12 @@ def mask_model(
     fills = strategy.fills([tuple(place.weight.shape) for place in places], initialization)
     is_global = isinstance(selection, TopK) and selection.scope == "global"
     together = sum(place.weight.numel() for place in places) if is_global else 0
-    values: dict[Any, Any] = {}
+    sources: dict[SeededPrototype, Prototype] = {}
     for index, (place, fill, own_keep) in enumerate(zip(places, fills, keeps, strict=True)):
         weight = place.weight.requires_grad_(False)
-        if fill.prototype not in values:
-            values = {fill.prototype: prototype_values(fill.prototype)}
-        _fill_weight(weight, fill, values[fill.prototype])
+        if fill.prototype not in sources:
+            sources = {fill.prototype: held(fill.prototype)}
+        _fill_weight(weight, sources[fill.prototype], fill.scale)
         recipe = Recipe(fill, selection, own_keep, together=together)
         masked = MaskedWeight(weight, recipe, index)
         for module, attribute in place.holders:
@@ -311,10 +317,13 @@ def _check_place(place: _Place) -> None:
 
 
 @torch.no_grad()
-def _fill_weight(weight: Tensor, fill: SeededFill, values: Any) -> None:
-    scaled = scale_values(values[: weight.numel()], "float32", fill.scale, "float32")
-    filled = np.resize(scaled, tuple(weight.shape))
-    weight.copy_(torch.from_numpy(filled))
+def _fill_weight(weight: Tensor, source: Prototype, scale: float) -> None:
+    """All values of a weight, made on the CPU."""
+    values = tensor_values(source, Fill(0, scale=scale), "float32", weight.numel())
+    filled = np.empty(weight.numel(), np.float32)
+    all_used = np.full(-(-weight.numel() // 8), 0xFF, np.uint8)
+    values.fill_masked(0, all_used, filled)
+    weight.copy_(torch.from_numpy(filled).view(weight.shape))
 
 
 def _masked_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -33,7 +33,8 @@ from pemncodec.masking.selection import (
     selection_from_json,
     selection_to_json,
 )
-from pemncodec.values.philox import DISTRIBUTIONS, check_stream, generate
+from pemncodec.values.generators import check_prototype
+from pemncodec.values.philox import generate
 
 # Streams of the weights count from 0, those of the scores from the middle of their range.
 _SCORES_STREAM = 1 << 63
@@ -119,11 +120,7 @@ def _check_prototype(prototype: SeededPrototype) -> None:
     numbers = (prototype.seed, prototype.stream, prototype.length, prototype.period)
     if not all(type(number) is int for number in numbers):
         raise TypeError
-    check_stream(prototype.seed, prototype.stream)
-    if prototype.distribution not in DISTRIBUTIONS:
-        raise ValueError
-    if not 0 <= prototype.period <= prototype.length or prototype.length < 1:
-        raise ValueError
+    check_prototype(prototype)
 
 
 class MaskedWeight(nn.Module):

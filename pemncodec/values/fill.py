@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 
 from pemncodec import kernels
 from pemncodec.contents import (
     Array,
     Fill,
+    Mask,
+    PackedMask,
     Prototype,
     SeededPrototype,
     StoredPrototype,
     bits_of,
 )
-from pemncodec.values.philox import generate, masked_normal, permutation
+from pemncodec.values.generators import generator_of, seeded_slice
 from pemncodec.values.rounding import one_nan, round_to, widen
 
-Mask = npt.NDArray[np.bool_]
-PackedMask = npt.NDArray[np.uint8]
+HELD_VALUES = 1 << 20
+"""Values of a seeded prototype; longer ones are made slice by slice where that is possible."""
 
 _SLICE = 1 << 16  # values made at one time: they and what they are made of stay in the cache
 
@@ -30,21 +32,46 @@ def prototype_values(prototype: Prototype) -> Array:
     """A prototype's values before scaling, [length]; float32 for a seeded one."""
     if isinstance(prototype, StoredPrototype):
         return prototype.values
-    if not prototype.period:
-        return seeded_slice(prototype, 0, prototype.length)
-    seed, stream, period = prototype.seed, prototype.stream, prototype.period
-    values = generate(prototype.distribution, seed, 0, period, stream=stream)
-    return values[permutation(seed, period, prototype.length, stream=stream) % period]
+    return seeded_slice(prototype, 0, prototype.length)
 
 
-def seeded_slice(
-    prototype: SeededPrototype, start: int, stop: int, scale: float = 1.0
-) -> npt.NDArray[np.float32]:
-    """Values `start` to `stop` of a prototype that is not shuffled, scaled in binary32."""
-    source = prototype
-    return generate(
-        source.distribution, source.seed, start, stop, stream=source.stream, scale=scale
+def is_made_in_slices(prototype: object) -> TypeGuard[SeededPrototype]:
+    """Whether a prototype's values are better made where they are needed than held."""
+    return (
+        isinstance(prototype, SeededPrototype)
+        and prototype.length > HELD_VALUES
+        and generator_of(prototype).is_sliceable(prototype)
     )
+
+
+def held(prototype: Prototype) -> Prototype:
+    """The prototype with its values in memory, unless they are better made in slices."""
+    if isinstance(prototype, StoredPrototype) or is_made_in_slices(prototype):
+        return prototype
+    return StoredPrototype(prototype_values(prototype), "float32")
+
+
+def tensor_values(
+    prototype: Prototype, fill: Fill, dtype: str, count: int
+) -> RepeatedValues | SeededValues:
+    """What fills a tensor of `count` weights.
+
+    Args:
+        prototype: as `held` gives it.
+        fill: of the tensor.
+        dtype: of the tensor.
+        count: of weights.
+    """
+    if isinstance(prototype, SeededPrototype):
+        return SeededValues(prototype, fill, dtype)
+    values, offset = prototype.values, fill.offset
+    # A tensor that is smaller than the prototype must not cost the scaling of all of it.
+    if offset + count <= values.size:
+        values, offset = values[offset : offset + max(count, 1)], 0
+    elif count < values.size:
+        values = np.concatenate([values[offset:], values[: offset + count - values.size]])
+        offset = 0
+    return RepeatedValues(scale_values(values, prototype.dtype, fill.scale, dtype), offset)
 
 
 def scale_values(values: Array, dtype: str, scale: float, to_dtype: str) -> Array:
@@ -89,7 +116,7 @@ class SeededValues:
     """The values of a masked tensor that are made where they are needed, a slice at a time.
 
     Attributes:
-        prototype: a seeded one that is not shuffled.
+        prototype: one whose slices are cheap.
         fill: of the tensor.
         dtype: of the tensor.
     """
@@ -100,22 +127,18 @@ class SeededValues:
 
     def fill_masked(self, start: int, packed_mask: PackedMask, out: Array) -> None:
         """As `RepeatedValues.fill_masked`."""
-        first = (self.fill.offset + start) % self.prototype.length
-        if self._is_normal and first + out.size <= self.prototype.length:
-            seed, stream = self.prototype.seed, self.prototype.stream
-            masked_normal(seed, first, packed_mask, out, stream=stream, scale=self.fill.scale)
-            return
+        source, scale = self.prototype, self.fill.scale
+        first = (self.fill.offset + start) % source.length
+        if self.dtype == "float32" and first + out.size <= source.length:
+            generator = generator_of(source)
+            if generator.fill_masked(source, first, packed_mask, out, scale):
+                return
         for done in range(0, out.size, _SLICE):
             part = out[done : done + _SLICE]
             values = self._values(self.fill.offset + start + done, part.size)
             _expand(
                 round_to(values, self.dtype), 0, packed_mask[done // 8 : (done + _SLICE) // 8], part
             )
-
-    @property
-    def _is_normal(self) -> bool:
-        """Whether words become weights by one table."""
-        return self.prototype.distribution == "normal" and self.dtype == "float32"
 
     def _values(self, start: int, count: int) -> Array:
         source, parts = self.prototype, []

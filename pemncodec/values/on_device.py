@@ -1,21 +1,146 @@
-"""The portable generator on a torch device: the bits of `pemncodec.generator` (spec section 5).
+"""Effective weights made on a torch device, with the bits that the CPU makes (spec section 5).
 
-Runs in int64 arithmetic, which every device has; the product of two 32-bit words wraps into the
-sign bit, from where the masked shift takes it back.
+Packed masks travel, seeds, and values that a file stores. Everything is made a chunk at a time, in
+int64 arithmetic, which every device has; the product of two 32-bit words wraps into the sign bit,
+from where the masked shift takes it back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from pemncodec.contents import Distribution
+from pemncodec.contents import (
+    Distribution,
+    Fill,
+    PackedMask,
+    Prototype,
+    SeededPrototype,
+    StoredPrototype,
+    numel,
+)
+from pemncodec.tensors import array_to_tensor
+from pemncodec.values.fill import RepeatedValues, is_made_in_slices, tensor_values
+from pemncodec.values.generators import seeded_slice
 from pemncodec.values.philox import DISTRIBUTIONS, check_stream, normal_quantiles
 
+_CHUNK = 1 << 20  # values made at one time; a multiple of 8
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+
+
+def fill_masked_on(
+    device: torch.device | str,
+    prototype: Prototype,
+    fill: Fill,
+    dtype: str,
+    shape: tuple[int, ...],
+    packed_mask: PackedMask,
+) -> Tensor:
+    """Effective weights [*shape], made on `device`: +0.0 where the mask has zeros.
+
+    Args:
+        device: where they are made and stay.
+        prototype: where their values come from.
+        fill: how they take them.
+        dtype: of the weights.
+        shape: of the weights, n in all.
+        packed_mask: uint8 [ceil(n / 8)].
+    """
+    device, count = torch.device(device), numel(shape)
+    out = torch.empty(count, dtype=getattr(torch, dtype), device=device)
+    packed = torch.from_numpy(packed_mask.copy()).to(device)
+    zero = torch.zeros((), dtype=out.dtype, device=device)
+    values = _values_on(device, prototype, fill, dtype, count)
+    for start in range(0, count, _CHUNK):
+        part = out[start : start + _CHUNK]
+        used = _unpack_on(packed[start // 8 : (start + _CHUNK) // 8], part.numel())
+        part.copy_(torch.where(used, values(start, part.numel()), zero))
+    return out.reshape(shape)
+
+
+def _values_on(
+    device: torch.device, prototype: Prototype, fill: Fill, dtype: str, count: int
+) -> Callable[[int, int], Tensor]:
+    """What makes a tensor's values from an index on, so many of them, in the tensor's dtype."""
+    if isinstance(prototype, StoredPrototype):
+        stored = tensor_values(prototype, fill, dtype, count)
+        assert isinstance(stored, RepeatedValues)
+        return _repeat(array_to_tensor(stored.values, dtype, device), stored.offset)
+    make = SEEDED_ON.get(type(prototype), _made_on_the_host)
+    scale = torch.tensor(fill.scale, dtype=torch.float32, device=device)
+
+    def scaled(start: int, stop: int) -> Tensor:
+        return (make(device, prototype, start, stop) * scale).to(getattr(torch, dtype))
+
+    length, offset = prototype.length, fill.offset
+    if not is_made_in_slices(prototype):
+        if offset + count <= length:
+            return _repeat(scaled(offset, offset + count), 0)
+        return _repeat(scaled(0, length), offset)
+
+    def sliced(start: int, size: int) -> Tensor:
+        first = (offset + start) % length
+        parts = []
+        while size:
+            parts.append(scaled(first, min(first + size, length)))
+            size -= parts[-1].numel()
+            first = 0
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    return sliced
+
+
+def _repeat(values: Tensor, offset: int) -> Callable[[int, int], Tensor]:
+    length = values.numel()
+
+    def repeated(start: int, size: int) -> Tensor:
+        first = (offset + start) % length
+        if first + size <= length:
+            return values[first : first + size]
+        return values[(torch.arange(size, device=values.device) + first) % length]
+
+    return repeated
+
+
+def _unpack_on(packed: Tensor, count: int) -> Tensor:
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, None] >> shifts) & 1).reshape(-1)[:count].bool()
+
+
+# ---------------------------------------------------------------- prototypes of each kind
+
+
+def _portable_on(device: torch.device, prototype: SeededPrototype, start: int, stop: int) -> Tensor:
+    kind, seed, stream = prototype.distribution, prototype.seed, prototype.stream
+    if not prototype.period:
+        return generate_on(device, kind, seed, start, stop, stream=stream)
+    period = prototype.period
+    values = generate_on(device, kind, seed, 0, period, stream=stream)
+    order = permutation_on(device, seed, period, prototype.length, stream=stream)
+    return values[order[start:stop] % period]
+
+
+def _made_on_the_host(
+    device: torch.device, prototype: SeededPrototype, start: int, stop: int
+) -> Tensor:
+    return torch.from_numpy(seeded_slice(prototype, start, stop)).to(device)
+
+
+SEEDED_ON: Mapping[type, Callable[[torch.device, Any, int, int], Tensor]] = MappingProxyType(
+    {SeededPrototype: _portable_on}
+)
+"""What makes values [stop - start] before scaling, by the class of the prototype; the CPU does for
+a kind that is not here."""
+
+
+# --------------------------------------------------------------------- portable generator
 
 
 def generate_on(
@@ -35,23 +160,34 @@ def generate_on(
     if not 0 <= start <= stop < 1 << 63:
         raise ValueError(f"not a slice of a stream: {start}:{stop}")
     check_stream(seed, stream)
-    words = philox_on(torch.device(device), seed, start, stop, stream=stream)
-    if distribution == "uniform":
-        odd = 2 * (words >> 8) + (1 - (1 << 24))
-        return odd.to(torch.float32) * 2.0**-24
-    if distribution == "signed-constant":
-        return 1.0 - 2.0 * (words >> 31).to(torch.float32)
-    if distribution == "normal":
-        table = torch.from_numpy(normal_quantiles().copy()).to(device)
-        return table[words >> 20]
-    raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
+    device = torch.device(device)
+    table = torch.from_numpy(normal_quantiles().copy()).to(device)
+    out = torch.empty(stop - start, dtype=torch.float32, device=device)
+    for at in range(start, stop, _CHUNK):
+        words = philox_on(device, seed, at, min(at + _CHUNK, stop), stream=stream)
+        part = out[at - start : at - start + _CHUNK]
+        if distribution == "uniform":
+            odd = 2 * (words >> 8) + (1 - (1 << 24))
+            torch.mul(odd.to(torch.float32), 2.0**-24, out=part)
+        elif distribution == "signed-constant":
+            torch.sub(1.0, (words >> 31).to(torch.float32), alpha=2, out=part)
+        else:
+            torch.index_select(table, 0, words >> 20, out=part)
+    return out
 
 
 def permutation_on(
     device: torch.device | str, seed: int, start: int, count: int, *, stream: int = 0
 ) -> Tensor:
     """0 … count − 1 in the order of words `start` to `start + count`, int64 [count]."""
-    words = philox_on(torch.device(device), seed, start, start + count, stream=stream)
+    device = torch.device(device)
+    words = torch.empty(count, dtype=torch.int32, device=device)
+    for at in range(0, count, _CHUNK):
+        size = min(_CHUNK, count - at)
+        part = philox_on(device, seed, start + at, start + at + size, stream=stream)
+        words[at : at + size] = part - (1 << 31)  # in the order of unsigned words
     return torch.argsort(words, stable=True)
 
 

@@ -7,26 +7,28 @@ value or was baked (multiplied by its mask).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from pemncodec.contents import (
     CARRIERS,
     Array,
     Fill,
+    Floats,
+    Mask,
     Prototype,
     SeededFill,
     SeededPrototype,
     StoredPrototype,
     bits_of,
 )
-from pemncodec.values.fill import Mask, prototype_values, scale_values
+from pemncodec.values.fill import prototype_values, scale_values
+from pemncodec.values.periods import fold, ones_where_not, shortest_period
 from pemncodec.values.rounding import widen
 
-_FIRST_PART = 1 << 20
+_BLOCK = 1 << 16  # weights that are compared at one time: they stay in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,124 +126,86 @@ class _Shared:
     def agrees(self, layer: Layer) -> bool:
         if layer.dtype != self.dtype:
             return False
-        # A look at the start settles nearly every case in which they differ.
-        size = layer.values.size
-        return all(self._agrees(layer, slice(0, end)) for end in (min(4096, size), size))
-
-    def _agrees(self, layer: Layer, part: slice) -> bool:
-        both = self.known[part] & layer.mask[part]
-        return bool(np.array_equal(self.bits[part][both], bits_of(layer.values)[part][both]))
+        bits = bits_of(layer.values)
+        for part in _blocks(layer.values.size):
+            differs = self.bits[part] != bits[part]
+            if (differs & self.known[part] & layer.mask[part]).any():
+                return False
+        return True
 
     def merge(self, layer: Layer) -> None:
-        size = layer.values.size
-        np.copyto(self.bits[:size], bits_of(layer.values), where=layer.mask)
-        self.known[:size] |= layer.mask
+        bits = bits_of(layer.values)
+        for part in _blocks(layer.values.size):
+            kept = ones_where_not(layer.mask[part], bits.dtype)
+            self.bits[part] = (self.bits[part] & kept) | (bits[part] & ~kept)
+            self.known[part] |= layer.mask[part]
 
     def shortest(self) -> StoredPrototype:
         length = shortest_period(self.bits, self.known)
-        values = np.zeros(length, self.bits.dtype)
-        positions = np.flatnonzero(self.known)
-        values[positions % length] = self.bits[positions]
+        values = fold(self.bits, self.known, length)
         return StoredPrototype(values.view(CARRIERS[self.dtype]), self.dtype)
 
 
-def shortest_period(bits: npt.NDArray[np.unsignedinteger], known: Mask) -> int:
-    """The smallest L such that known items whose positions are equal modulo L are equal.
-
-    Args:
-        bits: unsigned [n].
-        known: bool [n]; other items match anything.
-
-    Returns:
-        L, 1 to n (1 when n is 0); n when nothing repeats.
-
-    Candidates come from an autocorrelation: give every distinct value a random sign; at a lag of
-    the true period all pairs of known signs agree, at another one about half of them. What passes
-    is checked exactly.
-    """
-    size = bits.size
-    if not known.any():
-        return 1
-    distinct, inverse = np.unique(bits[known], return_inverse=True)
-    if distinct.size == np.count_nonzero(known):
-        return size
-    # As many of one sign as of the other, also where there are but two values.
-    sign_of = np.ones(distinct.size)
-    sign_of[np.random.default_rng(0).permutation(distinct.size)[: distinct.size // 2]] = -1.0
-    signs = np.zeros(size)
-    signs[known] = sign_of[inverse]
-    # A short period shows in the first values already, where the transform costs little.
-    for part in (min(_FIRST_PART, size), size):
-        for lag in np.flatnonzero(_disagreements(known[:part], signs[:part]) < 0.5):
-            if lag and _has_period(bits, known, int(lag)):
-                return int(lag)
-        if part == size:
-            break
-    return size
-
-
-def _disagreements(known: Mask, signs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """For every lag, twice the number of pairs of known signs that differ."""
-    padded = 1 << (2 * signs.size - 1).bit_length()
-    difference = np.zeros(padded // 2 + 1)
-    for signal, sign in ((known.astype(np.float64), 1.0), (signs, -1.0)):
-        spectrum = np.fft.rfft(signal, padded)
-        difference += sign * (spectrum.real**2 + spectrum.imag**2)
-    return np.fft.irfft(difference, padded)[: signs.size]
-
-
-def _has_period(bits: npt.NDArray[np.unsignedinteger], known: Mask, length: int) -> bool:
-    folded = np.zeros(length, bits.dtype)
-    seen = np.zeros(length, np.bool_)
-    for start in range(0, bits.size, length):
-        part = bits[start : start + length]
-        part_known = known[start : start + length]
-        first, first_seen = folded[: part.size], seen[: part.size]
-        if (part_known & first_seen & (part != first)).any():
+def _comes_from(values: Floats, scale: float, layer: Layer) -> bool:
+    """Whether a seeded prototype's values at a known scale make the layer's used ones."""
+    bits = bits_of(layer.values)
+    for repeated, part in _repeated(values, layer.values.size):
+        made = bits_of(scale_values(repeated, "float32", scale, layer.dtype))
+        if ((made != bits[part]) & layer.mask[part]).any():
             return False
-        np.copyto(first, part, where=part_known & ~first_seen)
-        first_seen |= part_known
     return True
 
 
-def _comes_from(values: Array, scale: float, layer: Layer) -> bool:
-    """Whether a seeded prototype's values at a known scale make the layer's used ones."""
-    values = scale_values(values[: layer.values.size], "float32", scale, layer.dtype)
-    positions = np.flatnonzero(layer.mask)
-    made = bits_of(values)[positions % values.size]
-    return np.array_equal(made, bits_of(layer.values)[positions])
-
-
-def _seeded_scale(values: Array, layer: Layer) -> float | None:
+def _seeded_scale(values: Floats, layer: Layer) -> float | None:
     """The scale at which a seeded prototype's values make the layer's used ones; None if none."""
-    positions = np.flatnonzero(layer.mask)
-    if not positions.size:
-        return None
-    used = values[positions % values.size]
-    wanted = bits_of(layer.values)[positions]
-    for scale in _scale_candidates(used, layer.values[positions], layer.dtype):
-        if np.array_equal(bits_of(scale_values(used, "float32", scale, layer.dtype)), wanted):
+    for scale in _scale_candidates(values, layer):
+        if _comes_from(values, scale, layer):
             return scale
     return None
 
 
-def _scale_candidates(used: npt.NDArray[np.float32], weights: Array, dtype: str) -> list[float]:
-    """binary32 scales that could have made `weights` of `used`, the likeliest first.
+def _scale_candidates(values: Floats, layer: Layer) -> list[float]:
+    """binary32 scales that could have made a layer of `values`, the likeliest first.
 
     A weight was rounded, so it allows an interval of scales; all weights together allow the
     intersection, which has one or a few binary32 numbers, more where weights are short.
     """
+    low, high, signs = 0.0, np.inf, set[bool]()
+    for repeated, part in _repeated(values, layer.values.size):
+        mask = layer.mask[part]
+        bounds = _scale_bounds(repeated[mask], layer.values[part][mask], layer.dtype)
+        if bounds is None:
+            continue
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+        signs |= bounds[2]
+        if not low <= high or len(signs) > 1:
+            return []
+    if not signs:
+        return []
+    with np.errstate(over="ignore"):  # to infinity, which is no scale
+        middle = np.float32((low + high) / 2 * (-1 if signs.pop() else 1))
+        candidates = [middle]
+        lower = higher = middle
+        for _ in range(8):
+            lower = np.nextafter(lower, np.float32(-np.inf))
+            higher = np.nextafter(higher, np.float32(np.inf))
+            candidates += [lower, higher]
+    return [float(scale) for scale in candidates if np.isfinite(scale) and scale]
+
+
+def _scale_bounds(
+    used: Floats, weights: Array, dtype: str
+) -> tuple[float, float, set[bool]] | None:
+    """Between which absolute scales `used` makes `weights`, and which signs; None: any."""
     if dtype == "bfloat16":
         weights = widen(weights, dtype)
     with np.errstate(invalid="ignore"):  # signaling NaNs
         exact = weights.astype(np.float64)
     tells = np.isfinite(exact) & (used != 0)
     if not tells.any():
-        return []
+        return None
     exact, made_of = exact[tells], used[tells].astype(np.float64)
     negative = np.signbit(exact) ^ np.signbit(made_of)
-    if (negative != negative[0]).any():
-        return []
     exact, made_of = np.abs(exact), np.abs(made_of)
     precision = {"bfloat16": 8, "float16": 11}.get(dtype, 24)
     lowest = -13 if dtype == "float16" else -125  # of normal numbers; smaller ones have its steps
@@ -253,14 +217,18 @@ def _scale_candidates(used: npt.NDArray[np.float32], weights: Array, dtype: str)
         once = np.ldexp(0.5, exponent - 24)
         below, above = below + once, above + once
     low, high = np.max((exact - below) / made_of), np.min((exact + above) / made_of)
-    if not low <= high:
-        return []
-    with np.errstate(over="ignore"):  # to infinity, which is no scale
-        middle = np.float32((max(low, 0.0) + high) / 2 * (-1 if negative[0] else 1))
-        candidates = [middle]
-        lower = higher = middle
-        for _ in range(8):
-            lower = np.nextafter(lower, np.float32(-np.inf))
-            higher = np.nextafter(higher, np.float32(np.inf))
-            candidates += [lower, higher]
-    return [float(scale) for scale in candidates if np.isfinite(scale) and scale]
+    return float(low), float(high), set(negative.tolist())
+
+
+def _repeated(values: Floats, size: int) -> Iterator[tuple[Floats, slice]]:
+    """`values`, repeated to `size` or cut to it, a block at a time, and where the block lies."""
+    length = values.size
+    if length < size:
+        values = np.resize(values, length + _BLOCK)
+    for part in _blocks(size):
+        start = part.start % length
+        yield values[start : start + part.stop - part.start], part
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))

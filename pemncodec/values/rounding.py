@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from pemncodec.contents import CARRIERS, Array
-
-Floats = npt.NDArray[np.float32]
+from pemncodec.contents import CARRIERS, Array, Floats
 
 
 def widen(values: Array, dtype: str) -> Floats:

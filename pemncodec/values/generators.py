@@ -1,0 +1,60 @@
+"""Every kind of prototype that is made from a seed, and what makes its values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from pemncodec.contents import Floats, PackedMask, SeededPrototype
+from pemncodec.values import portable
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """What makes the values of one kind of prototype.
+
+    Attributes:
+        values: (prototype, start, stop, scale) to float32 [stop - start], each value multiplied by
+            the scale in binary32.
+        is_sliceable: whether a slice of a prototype costs what its own values cost. Others are
+            made whole, and held.
+        fill_masked: (prototype, start, packed mask, out float32 [n], scale) writes values where
+            the mask has ones and +0.0 elsewhere, or returns False where it has no faster way than
+            `values`.
+        check: raises ValueError where a field of a prototype is out of range.
+    """
+
+    values: Callable[[Any, int, int, float], Floats]
+    is_sliceable: Callable[[Any], bool]
+    fill_masked: Callable[[Any, int, PackedMask, Floats, float], bool]
+    check: Callable[[Any], None]
+
+
+GENERATORS: Mapping[type, Generator] = MappingProxyType(
+    {
+        SeededPrototype: Generator(
+            portable.make_values,
+            portable.is_sliceable,
+            portable.fill_masked,
+            portable.check_prototype,
+        ),
+    }
+)
+"""By the class of the prototype. What makes values on a device is in `values/on_device.py`."""
+
+
+def generator_of(prototype: SeededPrototype) -> Generator:
+    """What makes a prototype's values."""
+    return GENERATORS[type(prototype)]
+
+
+def seeded_slice(prototype: SeededPrototype, start: int, stop: int, scale: float = 1.0) -> Floats:
+    """Values `start` to `stop` of a prototype, scaled in binary32, float32 [stop - start]."""
+    return generator_of(prototype).values(prototype, start, stop, scale)
+
+
+def check_prototype(prototype: SeededPrototype) -> None:
+    """Raises ValueError unless every field of a prototype is in its range."""
+    generator_of(prototype).check(prototype)

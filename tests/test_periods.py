@@ -1,0 +1,178 @@
+"""The shortest period of known items, against its definition and in the cases that are hard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pemncodec.values.periods import fold, shortest_period
+
+RNG = np.random.default_rng
+Bits = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+densities = st.sampled_from([0.02, 0.2, 0.5, 0.9, 1.0])
+
+
+def is_period(bits: Bits, known: Mask, length: int) -> bool:
+    """By definition, a column at a time."""
+    padded = -(-bits.size // length) * length
+    rows = np.resize(bits.astype(object), padded).reshape(-1, length)
+    used = np.zeros(padded, np.bool_)
+    used[: bits.size] = known
+    rows_used = used.reshape(-1, length)
+    return all(len(set(rows[rows_used[:, c], c])) <= 1 for c in range(length))
+
+
+def period_by_force(bits: Bits, known: Mask) -> int:
+    """As documented: all of them where nothing repeats."""
+    if np.unique(bits[known]).size == np.count_nonzero(known) > 0:
+        return bits.size
+    return next((n for n in range(1, bits.size) if is_period(bits, known, n)), max(1, bits.size))
+
+
+def period_by_sorting(bits: Bits, known: Mask) -> int:
+    """The same by another way, for a few thousand items."""
+    places, values = np.flatnonzero(known), bits[known]
+    if np.unique(values).size == values.size > 0:
+        return bits.size
+    for length in range(1, bits.size):
+        order = np.argsort(places % length, kind="stable")
+        columns, sorted_values = (places % length)[order], values[order]
+        if (sorted_values[1:] == sorted_values[:-1])[columns[1:] == columns[:-1]].all():
+            return length
+    return max(1, bits.size)
+
+
+def check_fold(bits: Bits, known: Mask, period: int) -> None:
+    expected = np.zeros(period, bits.dtype)
+    places = np.flatnonzero(known)
+    expected[places % period] = bits[places]
+    assert np.array_equal(fold(bits, known, period), expected)
+
+
+@settings(max_examples=400)
+@given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 6), st.floats(0, 1), st.integers(0))
+def test_shortest_period(size: int, period: int, distinct: int, density: float, seed: int) -> None:
+    rng = RNG(seed)
+    bits = np.resize(rng.integers(0, distinct, period).astype("<u4"), size)
+    known = rng.random(size) < density
+    assert shortest_period(bits, known) == period_by_force(bits, known)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.integers(1, 3000),
+    period=st.integers(1, 3000) | st.integers(1, 20),
+    distinct=st.sampled_from([1, 2, 3, 200, 1 << 16]),
+    run=st.integers(1, 40),
+    odd=st.integers(0, 6),
+    density=densities,
+    step=st.sampled_from([1, 2, 3, 7, 50]),
+    dtype=st.sampled_from(["<u2", "<u4", "<u8"]),
+    seed=st.integers(0, 2**32),
+)
+def test_shortest_period_with_items_that_spoil_it(
+    size: int,
+    period: int,
+    distinct: int,
+    run: int,
+    odd: int,
+    density: float,
+    step: int,
+    dtype: str,
+    seed: int,
+) -> None:
+    """Few values, runs of one value, single items that differ, masks that are regular."""
+    rng = RNG(seed)
+    values = rng.integers(0, distinct, period) * rng.integers(1, 1 << 16)
+    bits = np.resize(np.repeat(values, run), size).astype(dtype)
+    bits[rng.integers(0, size, odd)] = rng.integers(0, 1 << 16, odd)
+    known = (rng.random(size) < density) & (np.arange(size) % step == 0)
+    found = shortest_period(bits, known)
+    assert found == period_by_sorting(bits, known)
+    check_fold(bits, known, found)
+
+
+def test_shortest_period_of_many() -> None:
+    for size, period in ((1 << 17, 1000), (100_003, 50_001), (1 << 17, 1 << 17), (300_000, 80_000)):
+        bits = np.resize(RNG(0).integers(0, 1 << 32, period).astype("<u4"), size)
+        known = RNG(1).random(size) < 0.5
+        assert shortest_period(bits, known) == period
+        check_fold(bits, known, period)
+
+
+@pytest.mark.parametrize("place", [0, 17, 25_000, 49_999])
+def test_one_item_that_differs(place: int) -> None:
+    """A constant but for it: every length that reaches another item from it is refuted."""
+    bits, known = np.full(50_000, 5, "<u4"), np.ones(50_000, np.bool_)
+    bits[place] = 7
+    assert shortest_period(bits, known) == max(place + 1, 50_000 - place)
+    known[place] = False
+    assert shortest_period(bits, known) == 1
+
+
+def test_a_length_whose_multiples_alone_are_refuted() -> None:
+    """No two known items are an odd distance apart, nor one that 1009 does not divide."""
+    for step in (2, 1009):
+        size = 100_000
+        known = np.arange(size) % step == 0
+        bits = RNG(0).integers(0, 2, size).astype("<u4")
+        few = bits[::step]
+        shortest = shortest_period(few, np.ones(few.size, np.bool_))
+        lengths = (
+            length
+            for length in range(1, size)
+            if length // np.gcd(length, step) % shortest == 0
+            or length // np.gcd(length, step) >= few.size
+        )
+        assert shortest_period(bits, known) == next(lengths)
+
+
+def test_two_values() -> None:
+    """Half of all pairs agree at any distance."""
+    generator = RNG(5)
+    vector = np.where(generator.random(1234) < 0.5, -1, 1).astype(np.float32)
+    tiled = np.resize(vector, 300_000)
+    known = generator.random(tiled.size) < 0.5
+    assert shortest_period(tiled.view(np.uint32), known) == 1234
+    independent = np.where(generator.random(300_000) < 0.5, -1, 1).astype(np.float32)
+    assert shortest_period(independent.view(np.uint32), known) > 299_000
+
+
+def test_a_period_that_many_items_spoil() -> None:
+    """Each of them has a value of its own, and all are needed to see which lengths are left."""
+    size, rng = 200_000, RNG(2)
+    bits = np.resize(rng.integers(0, 1 << 16, 30).astype("<u4"), size)
+    odd = np.sort(rng.choice(np.arange(40_000, 160_000), 12, replace=False))
+    bits[odd] = (1 << 20) + np.arange(12)
+    known = np.ones(size, np.bool_)
+    # From each of them a multiple of 30 reaches an item with another value, until it leaves.
+    least = max(max(place + 1, size - place) for place in odd.tolist())
+    assert shortest_period(bits, known) == -(-least // 30) * 30
+
+
+@pytest.mark.parametrize("value", [0, 1, 0xFFFF])
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<u8"])
+def test_extreme_values(dtype: str, value: int) -> None:
+    """0 and the largest are what unknown items count as where rows are compared."""
+    most = np.iinfo(dtype).max
+    for other in (0, most, most - 1):
+        bits = np.resize(np.array([value, other, other], dtype), 5000)
+        known = RNG(3).random(5000) < 0.5
+        period = 1 if value == other else 3
+        assert shortest_period(bits, known) == period
+        check_fold(bits, known, period)
+
+
+@example(size=1, seed=0)
+@given(st.integers(1, 300), st.integers(0, 2**32))
+def test_nothing_known_and_nothing_twice(size: int, seed: int) -> None:
+    bits = RNG(seed).permutation(size).astype("<u4")
+    assert shortest_period(bits, np.zeros(size, np.bool_)) == 1
+    assert shortest_period(bits, np.ones(size, np.bool_)) == size
