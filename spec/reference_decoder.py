@@ -17,6 +17,7 @@ import struct
 import sys
 import unicodedata
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -220,10 +221,11 @@ def numel(row: dict[str, Any]) -> int:
 class Decoder:
     """A whole file. `tensors` is name -> dtype, shape, bytes; `manifest` is JSON or None.
 
-    `classes` is path -> class of the modules that a manifest describes.
+    `classes` is path -> class of the modules that a manifest describes. With `as_module` the reader
+    is asked for the module, and `trust` is the code that its user allows (8.8).
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, as_module: bool = False, trust: Sequence[str] = ()) -> None:
         self.data = data
         self.entries: list[tuple[int, int, int]] = []  # of each section: start, stop, CRC-32
         self.items: dict[int, list[int]] = {}  # of dense sections, those not yet taken
@@ -234,6 +236,8 @@ class Decoder:
             frame = self.payload(self.kinds.index("manifest"))
             self.manifest = read_json(read_frame(frame, None, MANIFEST_BYTES))
             self.classes = check_manifest(self.manifest)
+        if as_module:
+            check_asked_for(self.manifest, trust)
         self.masks: dict[str, list[int]] = {}
         self.values: dict[int, list[int]] = {}
         for index in range(len(self.prototypes)):
@@ -241,11 +245,6 @@ class Decoder:
         self.tensors: dict[str, tuple[str, list[int], bytes]] = {}
         for row in self.rows:
             self.tensors[row["name"]] = self.read_tensor(row)
-
-    def architecture(self, trust: tuple[str, ...] = ()) -> dict[str, str]:
-        """8: what a reader is asked for that is to make a module; returns `classes`."""
-        check_asked_for(self.manifest, trust)
-        return self.classes
 
     def read_container(self, data: bytes) -> Any:
         """4.1: front and sections; returns the header's JSON."""

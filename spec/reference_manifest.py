@@ -9,6 +9,7 @@ trial run (8.7).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -289,7 +290,7 @@ def check_builder(manifest: Json) -> None:
     naming(all(map(is_identifier, kwargs)), "an argument's name")
 
 
-def check_asked_for(manifest: Any, trust: tuple[str, ...] = ()) -> None:
+def check_asked_for(manifest: Any, trust: Sequence[str]) -> None:
     """8 and 8.8: what a reader checks first that is asked for a module."""
     require(manifest is not None, "no-manifest", "the file has only tensors")
     if manifest["format"] == "builder/1":

@@ -58,14 +58,7 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
     """The independent decoder of the specification."""
-    spec = importlib.util.spec_from_file_location(
-        "reference", ROOT / "spec" / "reference_decoder.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("reference_decoder")
 
 
 def shared_folder(name: str) -> Path:
