@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test sanitize lint format bench clean
+.PHONY: demo test mutants sanitize lint format bench clean
 
 demo: $(STAMP)  ## encode the example checkpoint, inspect it, decode it elsewhere, classify images
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest
+
+mutants: $(STAMP)  ## damages copies of the package in 640 places, one at a time: do the tests notice?
+	$(BIN)/python benchmarks/mutants.py
 
 ROUNDS ?= 2000
 sanitize: $(STAMP)  ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer; longer: ROUNDS=50000

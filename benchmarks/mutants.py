@@ -10,7 +10,7 @@ Two libraries do the like. cosmic-ray starts a process for each mutant, most of 
 into importing torch; mutmut leaves out tables and decorated functions, which is where much of
 `architecture` is. So here every mutant is a fork of a process that has imported torch already.
 
-    python benchmarks/mutants.py [--count N] [--seed N] [--jobs N] [--list] [PART OF A PATH…]
+    python benchmarks/mutants.py [--count N] [--seed N] [--jobs N] [--list] [--rest] [PART…]
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import csv
 import importlib
 import itertools
 import os
-import random
 import resource
 import shutil
 import signal
@@ -28,8 +27,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,63 +40,135 @@ RESULTS: Final = ROOT / "benchmarks" / "results" / "mutants.csv"
 EQUIVALENT: Final = ROOT / "benchmarks" / "equivalent_mutants.csv"
 COLUMNS: Final = ("module", "line", "in", "change", "outcome", "reason")
 
-_SLOW = "--deselect=tests/test_shorter_floats.py::test_the_command_line"
-_MASKS = ("masks", "mixing")
-_DENSE = ("dense", "shorter_floats")
-_FORMAT = ("container", "vectors")
-_DESCRIPTION = ("manifest", "rebuild")
-
+# Tests that take seconds, and ask what the others of their file ask too.
+_LEFT_OUT: Final = (
+    "test_shorter_floats.py::test_the_command_line",
+    "test_container.py::test_encoding_twice_gives_the_same_bytes",
+    "test_mixing.py::test_round_trip[numpy]",
+    "test_mixing.py::test_damaged_sections[numpy]",
+    "test_mixing.py::test_both_implementations_write_the_same_bytes",
+    "test_mixing.py::test_both_implementations_refuse_alike",
+)
 _PRELOADED: Final = (
     *("bitarray", "click.testing", "hypothesis", "pytest", "rich.console", "safetensors.torch"),
     *("torch", "torch._dynamo", "torch.export", "torch.fx", "zstandard"),
 )
 
+_MASKS = ("masks", "mixing")
+_DENSE = ("dense", "shorter_floats")
+_FILES = ("container", "encode", "mixing", "shorter_floats")
+_DESCRIPTION = ("manifest", "rebuild")
+_VALUES = ("generator", "prototype")
+_ENCODING = ("encode", "shorter_floats", "architectures", "container")
+_DIALECTS = ("dialects", "encode")
+
 # Which tests are asked, those first that are fast and nearest to the module.
 TESTS: Final[dict[str, tuple[str, ...]]] = {
     "coders/affine": _DENSE,
-    "coders/canonical_json": ("container", "manifest"),
+    "coders/buckets": ("mixing",),
+    "coders/canonical_json": ("manifest", "container"),
+    "coders/constant": _MASKS,
     "coders/dense": _DENSE,
+    "coders/lossless": _DENSE,
+    "coders/mask_coder": _MASKS,
+    "coders/masks": _MASKS,
     "coders/mixing": ("mixing",),
-    "coders/packed": ("masks",),
+    "coders/packed": _MASKS,
     "coders/palette": _DENSE,
     "coders/planes": _DENSE,
     "coders/rans": ("masks",),
+    "coders/raw": _DENSE,
+    "coders/shortening": _DENSE,
     "coders/varint": ("masks", "shorter_floats", "container"),
     "coders/zstd": ("manifest", "container"),
-    "format/columns": _FORMAT,
-    "format/container": _FORMAT,
+    "values/fill": _VALUES,
+    "values/philox": _VALUES,
+    "values/recovery": _VALUES,
+    "values/rounding": _VALUES,
+    "format/columns": _FILES,
+    "format/container": _FILES,
+    "format/contexts": ("mixing", "container", "encode"),
+    "format/dense_sections": ("shorter_floats", "dense", "container", "encode"),
+    "format/header": _FILES,
+    "format/masked_sections": _FILES,
+    "format/reader": _FILES,
+    "format/sections": _FILES,
+    "format/writer": _FILES,
+    "architecture/layers": _DESCRIPTION,
     "architecture/manifest": _DESCRIPTION,
     "architecture/operators": _DESCRIPTION,
-    "architecture/layers": _DESCRIPTION,
-    "values/philox": ("generator", "prototype"),
-    "values/rounding": ("prototype",),
+    "checkpoints/dialect": _DIALECTS,
+    "checkpoints/dialects": _DIALECTS,
+    "checkpoints/files": _DIALECTS,
+    "checkpoints/given_masks": _DIALECTS,
+    "checkpoints/names": _DIALECTS,
+    "checkpoints/official_scores": _DIALECTS,
+    "checkpoints/plain_module": _DIALECTS,
+    "checkpoints/reading": _DIALECTS,
+    "checkpoints/torch_prune": _DIALECTS,
+    "assembling": _ENCODING,
+    "encoding": _ENCODING,
+    "options": _ENCODING,
+    "proof": _ENCODING,
 }
 
 
-@dataclass(slots=True)
-class Trial:
-    """A running test of a mutant, or of the code as it is."""
+Row = tuple[str, ...]
+"""Of the CSV, in the order of its columns."""
 
-    module: str
-    mutant: Mutant | None
+Key = tuple[str, str, str]
+"""What tells a mutant from others, also when lines move: module, function, change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Files of tests to run, and what to change before.
+
+    Attributes:
+        tests: their names, in order.
+        seconds: how long they may take.
+        module: what the mutant is of.
+        mutant: None for the code as it is.
+    """
+
+    tests: tuple[str, ...]
+    seconds: float
+    module: str = ""
+    mutant: Mutant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A trial under way: its number, its copy of the repository, its start, where it reports."""
+
+    number: int
     tree: Path
-    end: float
+    start: float
     pipe: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a trial ended: "killed", "survived" or "timeout"; the first test that failed."""
+
+    number: int
+    verdict: str
+    killer: str
+    seconds: float
 
 
 def sample(count: int, seed: int) -> dict[str, list[Mutant]]:
     """About `count` mutants of all modules; each has as many as its lines are of all lines.
 
-    What is drawn from a module depends on its own code alone, and a smaller sample is part of a
-    larger one.
+    The order in which they are drawn goes by a hash of each, so that a small change to the code
+    leaves most of the sample as it was.
     """
     every = {module: mutants_of(source_of(ROOT, module).read_text("utf-8")) for module in TESTS}
     lines = {module: len({m.line for m in found}) for module, found in every.items()}
     sampled = {}
     for module, found in every.items():
         wanted = -(-count * lines[module] // sum(lines.values()))
-        drawn = random.Random(f"{seed} {module}")
-        drawn.shuffle(found)
+        found.sort(key=lambda m: blake2b(f"{seed} {module} {m.scope} {m.change}".encode()).digest())
         turns: Counter[int] = Counter()  # the first mutant of every line, then all the second ones
         order = []
         for mutant in found:
@@ -112,11 +184,10 @@ def source_of(tree: Path, module: str) -> Path:
 
 
 class Bench:
-    """Copies of the repository, in which mutants are tested at the same time."""
+    """Copies of the repository, in which trials run at the same time."""
 
     def __init__(self, folder: Path, jobs: int) -> None:
         self.free = [folder / f"copy{job}" / "repository" for job in range(jobs)]
-        self.running: dict[int, Trial] = {}
         self.mtimes = itertools.count(10**9)  # compiled files go by these
         for tree in self.free:
             ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info", "results")
@@ -124,48 +195,60 @@ class Bench:
             if (ROOT.parent / "shared").is_dir():
                 (tree.parent / "shared").symlink_to(ROOT.parent / "shared")
 
-    def start(self, module: str, mutant: Mutant | None, seconds: float) -> None:
+    def outcomes(self, trials: list[Trial]) -> Iterator[Outcome]:
+        """Runs all trials; the outcome of each as it ends."""
+        waiting = list(enumerate(trials))[::-1]
+        running: dict[int, Running] = {}
+        while waiting or running:
+            while waiting and self.free:
+                number, trial = waiting.pop()
+                pid, started = self._start(number, trial)
+                running[pid] = started
+            for pid, started in list(running.items()):
+                outcome = self._outcome(pid, started, trials[started.number])
+                if outcome is not None:
+                    del running[pid]
+                    yield outcome
+            time.sleep(0.02)
+
+    def _start(self, number: int, trial: Trial) -> tuple[int, Running]:
         tree = self.free.pop()
-        if mutant is not None:
-            self.write(tree, module, mutant.source())
+        if trial.mutant is not None:
+            self._write(tree, trial.module, trial.mutant.source())
         reading, writing = os.pipe()
         sys.stdout.flush()
         pid = os.fork()
         if not pid:
             os.setsid()
-            ask(tree, TESTS[module], writing, int(seconds))
+            ask(tree, trial, writing)
         os.close(writing)
-        end = time.monotonic() + seconds
-        self.running[pid] = Trial(module, mutant, tree, end, reading)
+        return pid, Running(number, tree, time.monotonic(), reading)
 
-    def write(self, tree: Path, module: str, text: str) -> None:
+    def _outcome(self, pid: int, started: Running, trial: Trial) -> Outcome | None:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        seconds = time.monotonic() - started.start
+        if not ended and seconds < trial.seconds:
+            return None
+        if not ended:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        with open(started.pipe, encoding="utf-8", errors="replace") as pipe:  # noqa: PTH123
+            killer = pipe.read()
+        if trial.mutant is not None:
+            self._write(started.tree, trial.module, trial.mutant.text)
+        self.free.append(started.tree)
+        verdict = "timeout" if not ended else "survived" if status == 0 else "killed"
+        return Outcome(started.number, verdict, killer, seconds)
+
+    def _write(self, tree: Path, module: str, text: str) -> None:
         path = source_of(tree, module)
         path.write_text(text, "utf-8")
         mtime = next(self.mtimes)
         os.utime(path, (mtime, mtime))
 
-    def finished(self) -> Iterator[tuple[Trial, str, str]]:
-        """Trials that have ended: their outcome, and the first test that failed."""
-        for pid, trial in list(self.running.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            late = time.monotonic() > trial.end
-            if not ended and not late:
-                continue
-            if not ended:
-                os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            with open(trial.pipe, encoding="utf-8", errors="replace") as pipe:  # noqa: PTH123
-                killer = pipe.read()
-            del self.running[pid]
-            if trial.mutant is not None:
-                self.write(trial.tree, trial.module, trial.mutant.text)
-            self.free.append(trial.tree)
-            outcome = "timeout" if not ended else "survived" if status == 0 else "killed"
-            yield trial, outcome, killer
 
-
-def ask(tree: Path, tests: tuple[str, ...], pipe: int, seconds: int) -> None:
-    """Runs tests in this process, which is a fork, and ends it."""
+def ask(tree: Path, trial: Trial, pipe: int) -> None:
+    """Runs a trial in this process, which is a fork, and ends it."""
     import hypothesis
     import pytest
 
@@ -174,10 +257,12 @@ def ask(tree: Path, tests: tuple[str, ...], pipe: int, seconds: int) -> None:
             if report.failed:
                 os.write(pipe, report.nodeid.encode()[:1000])
 
+        pytest_collectreport = pytest_runtest_logreport
+
     log = os.open(tree.parent / "log", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     for stream in (0, 1, 2):
         os.dup2(log, stream)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(trial.seconds), int(trial.seconds)))
     resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)
@@ -192,52 +277,41 @@ def ask(tree: Path, tests: tuple[str, ...], pipe: int, seconds: int) -> None:
         "mutants", deadline=None, derandomize=True, phases=phases, suppress_health_check=health
     )
     already = "-Wignore:Module already imported:pytest.PytestAssertRewriteWarning"
-    options = [already, "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", _SLOW]
-    files = [f"tests/test_{name}.py" for name in tests]
+    options = [already, "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
+    options += [f"--deselect=tests/{test}" for test in _LEFT_OUT]
     code = 1
     try:
-        code = int(pytest.main([*options, *files], plugins=[First()]))
+        for name in trial.tests:  # a file at a time, since collecting them takes a while too
+            code = int(pytest.main([*options, f"tests/test_{name}.py"], plugins=[First()]))
+            if code:
+                break
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def run(chosen: list[tuple[str, Mutant]], bench: Bench) -> list[tuple[str | int, ...]]:
+def run(chosen: list[tuple[str, Mutant]], bench: Bench) -> list[Row]:
     """A row of the CSV for each mutant; progress goes to the standard output."""
-    asked = dict.fromkeys(TESTS[module] for module, _ in chosen)
-    seconds = {tests: limit_of(tests, bench) for tests in asked}
+    names = list(dict.fromkeys(name for module, _ in chosen for name in TESTS[module]))
+    taken = {}
+    for ended in bench.outcomes([Trial((name,), 600) for name in names]):
+        if ended.verdict != "survived":
+            raise SystemExit(f"tests fail without a mutant: {ended.killer or names[ended.number]}")
+        taken[names[ended.number]] = ended.seconds
+        print(f"test_{names[ended.number]}: {ended.seconds:.1f} s", flush=True)
+    trials = []
+    for module, mutant in chosen:
+        seconds = 20 + 5 * sum(taken[name] for name in TESTS[module])
+        trials.append(Trial(TESTS[module], seconds, module, mutant))
     known, rows = reasons(), {}
-    waiting = list(enumerate(chosen))[::-1]
-    numbers = {id(mutant): number for number, (_, mutant) in enumerate(chosen)}
-    while waiting or bench.running:
-        while waiting and bench.free:
-            _, (module, mutant) = waiting.pop()
-            bench.start(module, mutant, seconds[TESTS[module]])
-        for trial, outcome, killer in bench.finished():
-            mutant = trial.mutant
-            assert mutant is not None
-            reason = known.get((trial.module, mutant.scope, mutant.change), "")
-            row = (trial.module, mutant.line, mutant.scope, mutant.change, outcome, reason)
-            rows[numbers[id(mutant)]] = row
-            print(f"{len(rows)}/{len(chosen)}", *row, killer, sep=" | ", flush=True)
-        time.sleep(0.02)
+    for ended in bench.outcomes(trials):
+        module, mutant = chosen[ended.number]
+        reason = known.get((module, mutant.scope, mutant.change), "")
+        row = (module, str(mutant.line), mutant.scope, mutant.change, ended.verdict, reason)
+        rows[ended.number] = row
+        print(f"{len(rows)}/{len(chosen)}", *row, ended.killer, sep=" | ", flush=True)
     return [rows[number] for number in sorted(rows)]
-
-
-def limit_of(tests: tuple[str, ...], bench: Bench) -> float:
-    """Seconds that a mutant has: several times what the tests take without one."""
-    start = time.monotonic()
-    bench.start(next(module for module in TESTS if TESTS[module] == tests), None, 600)
-    while True:
-        for trial, outcome, killer in bench.finished():
-            if outcome != "survived":
-                log = (trial.tree.parent / "log").read_text()
-                raise SystemExit(f"{log}\n{tests} fail without a mutant: {killer}")
-            taken = time.monotonic() - start
-            print(*tests, f"{taken:.1f} s", flush=True)
-            return 20 + 5 * taken
-        time.sleep(0.02)
 
 
 def preload() -> None:
@@ -247,42 +321,68 @@ def preload() -> None:
     assert not any(name.partition(".")[0] == "pemncodec" for name in sys.modules)
 
 
-def reasons() -> dict[tuple[str, str, str], str]:
-    """Why mutants are no others than the code, by module, function and change."""
+def reasons() -> dict[Key, str]:
+    """Why mutants are no others than the code."""
     with EQUIVALENT.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         return {(row["module"], row["in"], row["change"]): row["reason"] for row in rows}
 
 
+def read_results() -> dict[Key, Row]:
+    if not RESULTS.exists():
+        return {}
+    with RESULTS.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[2:]
+    return {(row[0], row[2], row[3]): tuple(row) for row in rows}
+
+
+def write_results(rows: Iterable[Row], seed: int) -> None:
+    from provenance import provenance  # imports the package, which the forks must do anew
+
+    source = provenance(["torch", "hypothesis", "pytest"])
+    with RESULTS.open("w", encoding="utf-8", newline="") as file:
+        file.write(f"# {source}; seed {seed}\n")
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--count", type=int, default=600, help="mutants to draw")
+    parser.add_argument("--count", type=int, default=640, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--list", action="store_true", help="show the sample, test nothing")
-    parser.add_argument("only", nargs="*", help="parts of the names of modules; writes no CSV")
+    parser.add_argument(
+        "--rest", action="store_true", help="only those that survived, or were not tested"
+    )
+    parser.add_argument("only", nargs="*", metavar="part", help="of the names of modules")
     options = parser.parse_args()
-    modules = [m for m in TESTS if not options.only or any(part in m for part in options.only)]
-    sampled = sample(options.count, options.seed)
-    chosen = [(module, mutant) for module in modules for mutant in sampled[module]]
+    sampled = {
+        (module, mutant.scope, mutant.change): (module, mutant)
+        for module, mutants in sample(options.count, options.seed).items()
+        for mutant in mutants
+    }
+    known = read_results()
+    chosen = [
+        (module, mutant)
+        for key, (module, mutant) in sampled.items()
+        if not options.only or any(part in module for part in options.only)
+        if not options.rest or key not in known or known[key][4] == "survived"
+    ]
     if options.list:
         for module, mutant in chosen:
             print(module, mutant.line, mutant.scope, mutant.change, sep=" | ")
         return
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
     preload()
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(chosen, Bench(Path(folder), options.jobs))
+        tested = run(chosen, Bench(Path(folder), options.jobs))
+    known |= {(row[0], row[2], row[3]): row for row in tested}
+    rows = [known[key] for key in sampled if key in known]
     tally = Counter(row[4] for row in rows)
     unexplained = [row for row in rows if row[4] == "survived" and not row[5]]
-    summary = ", ".join(f"{number} {outcome}" for outcome, number in sorted(tally.items()))
+    summary = ", ".join(f"{number} {verdict}" for verdict, number in sorted(tally.items()))
     print(f"{len(rows)} mutants: {summary}; {len(unexplained)} survived without a reason")
-    if not options.only:
-        from provenance import provenance  # imports the package, which the forks must do anew
-
-        source = provenance(["torch", "hypothesis", "pytest"])
-        with RESULTS.open("w", encoding="utf-8", newline="") as file:
-            file.write(f"# {source}; seed {options.seed}\n")
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_results(rows, options.seed)
     sys.exit(1 if unexplained else 0)
 
 
