@@ -1,6 +1,7 @@
 """How long a .pemn file takes to load, against the dense file that it replaces.
 
-python benchmarks/load_time.py [--weights 1e6 --weights 25e6] [--rounds 7] [-o FILE.csv]
+    python benchmarks/load_time.py [--weights 1e6 --weights 25e6] [--rounds 7] [-o FILE.csv]
+    python benchmarks/load_time.py --print     # the table of README, from its CSV
 
 All .pemn files of one size have the same masks, whose rows have densities of their own as those of
 trained networks do: RP and independent weights, by the presets fast and max. The dense files have
@@ -42,6 +43,7 @@ from pemncodec.masking import Independent, RandomPadding, mask_model
 ROOT = Path(__file__).parent.parent
 MEBIBYTE = 1 << 20
 BASELINE = "safetensors + clone"
+QUOTED = ROOT / "benchmarks" / "results" / "load_time_25M.csv"
 
 LOADERS = r"""
 import json, re, sys, time
@@ -166,11 +168,15 @@ def run(worker: str, *arguments: str) -> Any:
 @click.command()
 @click.option("--weights", type=float, multiple=True, default=(1e6, 25e6), show_default=True)
 @click.option("--rounds", default=7, show_default=True)
+@click.option("--print", "print_only", is_flag=True, help="Measure nothing: print README's table.")
 @click.option(
     "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "load_time.csv"
 )
-def main(weights: tuple[float, ...], rounds: int, output: Path) -> None:
+def main(weights: tuple[float, ...], rounds: int, print_only: bool, output: Path) -> None:
     """Measure, print and write the table."""
+    if print_only:
+        click.echo(markdown(QUOTED))
+        return
     measured_on = provenance(("torch", "safetensors"))  # before the output changes what git sees
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -222,6 +228,22 @@ def summarize(
         row["more MiB"] = round(over / MEBIBYTE, 1)
         rows.append(row)
     return rows
+
+
+def markdown(path: Path) -> str:
+    """The state dicts of a CSV: what README quotes."""
+    with path.open(newline="") as stream:
+        next(stream)  # where it was measured
+        rows = list(csv.DictReader(stream))
+    lines = ["| form | file | warm cache | cold cache | memory |", "|---|---:|---:|---:|---:|"]
+    for row in rows:
+        if not row["form"].endswith(", module"):
+            warm, cold, memory = (float(row[key]) for key in ("warm ms", "cold ms", "more MiB"))
+            size = f"{int(row['bytes']) / 1e6:.1f} MB"
+            lines.append(
+                f"| {row['form']} | {size} | {warm:.0f} ms | {cold:.0f} ms | {memory:.0f} MiB |"
+            )
+    return "\n".join(lines)
 
 
 def show(rows: list[dict[str, object]], title: str) -> None:
