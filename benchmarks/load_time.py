@@ -1,14 +1,18 @@
 """How long a .pemn file takes to load, against the dense file that it replaces.
 
-python benchmarks/load_time.py [--weights 1e6 --weights 25e6] [--rounds 7] [-o FILE.csv]
+    python benchmarks/load_time.py [--weights 1e6 --weights 25e6] [--rounds 7] [-o FILE.csv]
+    python benchmarks/load_time.py --print     # the table of README, from its CSV
+
+All .pemn files of one size have the same masks, whose rows have densities of their own as those of
+trained networks do: RP and independent weights, by the presets fast and max. The dense files have
+the effective weights of the independent ones.
 
 Warm and cold loads each run in a process of their own, as in a program that starts up, after a
 small file of the same kind has been loaded, so that no import is timed. Every page of the result is
 touched. Warm: the file is in the page cache. Cold: it was dropped from there. Loop: one process
 loads everything in turn, each file twice, and the second load is timed, whose memory is mapped
-already. Rounds are interleaved; the table shows medians, the time relative to `safetensors` +
-`clone()`, and by how much the process grew beyond the tensors themselves. The masks of preset `max`
-are mixed, the others independent bits.
+already. Rounds are interleaved. The table shows medians, the time relative to `safetensors` +
+`clone()`, and by how much the process grew beyond the tensors themselves.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from pemncodec.masking import Independent, RandomPadding, mask_model
 ROOT = Path(__file__).parent.parent
 MEBIBYTE = 1 << 20
 BASELINE = "safetensors + clone"
+QUOTED = ROOT / "benchmarks" / "results" / "load_time_25M.csv"
 
 LOADERS = r"""
 import json, re, sys, time
@@ -105,20 +110,16 @@ def write_models(folder: Path, weights: int) -> dict[str, tuple[str, Path]]:
         return nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(10)))
 
     forms: dict[str, tuple[str, Path]] = {}
-    for name, strategy, preset in (
-        ("RP 1e-3", RandomPadding(1e-3), "max"),
-        ("RP 1e-3", RandomPadding(1e-3), "fast"),
-        ("independent", Independent(), "fast"),
-    ):
+    for name, strategy in (("RP 1e-3", RandomPadding(1e-3)), ("independent", Independent())):
         model = mask_model(network(), strategy, keep=0.2)
-        if preset == "max":
-            give_structure(model)
-        path = folder / f"{name}-{preset}-{weights}.pemn"
-        side = model[0].in_features
-        pemncodec.encode(model, path, preset=preset, example_inputs=torch.zeros(5, side))
-        forms[f".pemn {name}, {preset}"] = ("state dict", path)
-        if preset == "fast":
-            forms[f".pemn {name}, {preset}, module"] = ("module", path)
+        give_scores(model)
+        for preset in ("fast", "max"):
+            path = folder / f"{name}-{preset}-{weights}.pemn"
+            inputs = torch.zeros(5, model[0].in_features)
+            pemncodec.encode(model, path, preset=preset, example_inputs=inputs)
+            forms[f".pemn {name}, {preset}"] = ("state dict", path)
+            if preset == "fast":
+                forms[f".pemn {name}, {preset}, module"] = ("module", path)
     state = pemncodec.load_state_dict(path)
     dense, pickled = folder / f"{weights}.safetensors", folder / f"{weights}.pt"
     safetensors.torch.save_file(state, dense)
@@ -126,11 +127,13 @@ def write_models(folder: Path, weights: int) -> dict[str, tuple[str, Path]]:
     return {BASELINE: (BASELINE, dense), "torch.load": ("torch.load", pickled)} | forms
 
 
-def give_structure(model: nn.Sequential) -> None:
-    """Rows of their own densities, so that mixing pays."""
+def give_scores(model: nn.Sequential) -> None:
+    """The same scores whatever the strategy: random ones, in rows of densities of their own."""
+    generator = torch.Generator().manual_seed(0)
     for layer in model:
         scores = layer.parametrizations["weight"][0].scores.data
-        scores.mul_(torch.rand(len(scores), 1, generator=torch.Generator().manual_seed(0)) + 0.1)
+        scale = torch.rand(len(scores), 1, generator=generator) + 0.1
+        scores.copy_((torch.rand(scores.shape, generator=generator) * 2 - 1) * scale)
 
 
 def measure(kind: str, small: Path, path: Path, cold: bool) -> dict[str, float]:
@@ -165,11 +168,15 @@ def run(worker: str, *arguments: str) -> Any:
 @click.command()
 @click.option("--weights", type=float, multiple=True, default=(1e6, 25e6), show_default=True)
 @click.option("--rounds", default=7, show_default=True)
+@click.option("--print", "print_only", is_flag=True, help="Measure nothing: print README's table.")
 @click.option(
     "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "load_time.csv"
 )
-def main(weights: tuple[float, ...], rounds: int, output: Path) -> None:
+def main(weights: tuple[float, ...], rounds: int, print_only: bool, output: Path) -> None:
     """Measure, print and write the table."""
+    if print_only:
+        click.echo(markdown(QUOTED))
+        return
     measured_on = provenance(("torch", "safetensors"))  # before the output changes what git sees
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -223,16 +230,30 @@ def summarize(
     return rows
 
 
+def markdown(path: Path) -> str:
+    """The state dicts of a CSV: what README quotes."""
+    with path.open(newline="") as stream:
+        next(stream)  # where it was measured
+        rows = list(csv.DictReader(stream))
+    lines = ["| form | file | warm cache | cold cache | memory |", "|---|---:|---:|---:|---:|"]
+    for row in rows:
+        if not row["form"].endswith(", module"):
+            warm, cold, memory = (float(row[key]) for key in ("warm ms", "cold ms", "more MiB"))
+            size = f"{int(row['bytes']) / 1e6:.1f} MB"
+            lines.append(
+                f"| {row['form']} | {size} | {warm:.0f} ms | {cold:.0f} ms | {memory:.0f} MiB |"
+            )
+    return "\n".join(lines)
+
+
 def show(rows: list[dict[str, object]], title: str) -> None:
     """The table on the terminal."""
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
-        table.add_column(
-            column, justify="left" if column == "form" else "right", no_wrap=column == "form"
-        )
+        table.add_column(column, justify="left" if column == "form" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
-    Console(width=110).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Every network is masked at random, encoded, and decoded in this process without 
 is compared with the original at two batch sizes, trained a step, moved, and exported again.
 
     python benchmarks/manifests.py [NAME…]
-    python benchmarks/manifests.py --print     # the table of README, from the CSV
+    python benchmarks/manifests.py --print     # README's table and what is refused, from the CSV
 """
 
 from __future__ import annotations
@@ -191,23 +191,25 @@ def exported(stream: io.BytesIO, rebuilt: nn.Module, inputs: Inputs) -> str:
 
 
 def print_table() -> None:
-    """The CSV as Markdown."""
+    """The CSV as a Markdown table, and the networks that were refused."""
     with RESULTS.open(newline="") as file:
         next(file)  # where it was measured
         rows = list(csv.DictReader(file))
-    heads = ("network", "forward", "manifest bytes", "differs", "gradients", "ONNX", "torch.export")
+    heads = ("network", "forward", "bytes", "outputs", "gradients", "ONNX", "torch.export")
     print(f"| {' | '.join(heads)} |\n|---|---|{'---:|' * 5}")
     for row in rows:
         if row["kind"].startswith("refused"):
-            print(f"| {row['network']} | {row['kind']} | | | | | |")
             continue
         differs = max(float(row[f"difference at {batch}"]) for batch in _BATCHES)
         size = row["manifest bytes"]
         if row["with train mode"] != size:
-            size += f" ({row['with train mode']} with train mode)"
+            size += f" / {row['with train mode']}"
         cells = (row["network"], row["kind"], size, f"{differs:g}")
         cells += (row["gradients"], row["ONNX"], row["torch.export"])
         print(f"| {' | '.join(cells)} |")
+    for row in rows:
+        if row["kind"].startswith("refused"):
+            print(f'\n*{row["network"]}* is refused: "{row["kind"].removeprefix("refused: ")}".')
 
 
 def main(names: list[str]) -> None:

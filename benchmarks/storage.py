@@ -3,13 +3,18 @@
     python benchmarks/storage.py [--trained RUN …] [--official FOLDER] [--data CIFAR-10] [--large]
     python benchmarks/storage.py --print
 
-Measures the example checkpoint; where the folder is there, the two that the official PEMN code
-trained; runs of train_cifar10.py; and networks of ImageNet's sizes, whose masks and trained tensors
-are random. With the data, also how many test images each file classifies correctly. Every
-competitor stores the same effective state dict, and no architecture; "packed masks + fp32" is what
-a masked network needs without a codec: one bit a weight, the used prototype values, the rest as it
-is; zipnn and nncodec are measured where they are installed. The Markdown tables that it prints are
-those of the README; --print makes them of the CSV alone.
+What is measured:
+
+* the example checkpoint;
+* two checkpoints that the official PEMN code trained, where their folder is there;
+* runs of train_cifar10.py (--trained);
+* networks of ImageNet's sizes whose masks and trained tensors are random (--large).
+
+With the data, it is also measured how many test images each file classifies correctly. Every
+other form stores the same effective state dict, without an architecture. "packed masks + fp32" is
+what a masked network needs without a codec: one bit for each weight, the prototype values that are
+used, and all other tensors as they are. zipnn and nncodec are measured where they are installed.
+The README quotes the Markdown tables that the script prints; --print makes them from the CSV alone.
 """
 
 from __future__ import annotations
@@ -54,29 +59,43 @@ OFFICIAL = {
 MODES = ("lossless", "fp16", "q8")  # of files with folded batch norms, where there are any
 XZ_BYTES = 1 << 26  # larger ones take xz tens of minutes
 
-SIZES = {
+LOSSLESS = {
     "model": "model",
     "top-1 %": "top-1 %",
     "safetensors": "safetensors",
     "safetensors + zstd-19": "+ zstd-19",
-    "packed masks + fp32": "packed masks + fp32",
-    "nncodec qp -32 (lossy)": "nncodec (lossy)",
+    "packed masks + fp32": "packed masks",
     ".pemn": "**.pemn**",
-    ".pemn fp16": "**`--fold-bn --dense fp16`**",
+}
+LOSSY = {
+    "model": "model",
+    "top-1 %": "top-1 %",
+    ".pemn fp16": "**fp16**",
     "top-1 %, fp16": "top-1 %",
-    ".pemn q8": "**`--fold-bn --dense q8`**",
+    ".pemn q8": "**q8**",
     "top-1 %, q8": "top-1 %",
+    "nncodec qp -32 (lossy)": "nncodec",
 }
 PARTS = {
     "model": "model",
-    "masked weights": "masked weights",
     "header": "header",
     "manifest": "manifest",
     "prototype": "prototype",
-    "dense": "dense",
+    "dense": "trained tensors",
     "masks": "masks",
-    "order-0 entropy of the masks": "their order-0 entropy",
+}
+MASKS = {
+    "model": "model",
+    "masked weights": "masked weights",
+    "order-0 entropy of the masks": "order-0 entropy",
+    "masks": "mask bytes",
     "bits per weight": "bits per weight",
+}
+TABLES = {
+    "How many bytes do the same tensors take, without loss?": LOSSLESS,
+    "What do shorter trained tensors save, and what do they cost in accuracy?": LOSSY,
+    "Where are the bytes of the lossless file?": PARTS,
+    "How do the masks compare with the entropy of independent bits?": MASKS,
 }
 
 Row = dict[str, str | float | None]
@@ -276,9 +295,9 @@ def main(
     with output.open(newline="") as stream:
         click.echo(stream.readline().removeprefix("# "))
         written = list(csv.DictReader(stream))
-    click.echo(markdown(written, SIZES))
-    click.echo()
-    click.echo(markdown([row for row in written if row["masked weights"]], PARTS))
+    for title, columns in TABLES.items():
+        rows = written if columns is LOSSLESS else [row for row in written if row[".pemn"]]
+        click.echo(f"\n**{title}**\n\n{markdown(rows, columns)}")
 
 
 if __name__ == "__main__":
