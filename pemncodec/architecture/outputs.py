@@ -85,23 +85,15 @@ _PLACES: Final = (
 
 
 @torch.no_grad()
-def _calls(
-    module: nn.Module, inputs: ExampleInputs, training: bool, *, brief: bool = False
-) -> _Calls:
-    """All calls; the first alone where it changes nothing, when `brief`."""
+def _calls(module: nn.Module, inputs: ExampleInputs, training: bool) -> _Calls:
     first, *_, last = VERIFIED_BATCH_SIZES
-    sizes = (first,) if brief else VERIFIED_BATCH_SIZES
     fresh = working_copy(module).train(training)
     with isolated(module) as outside:
-        outputs = [_call(fresh, inputs.batch(size)) for size in sizes]
+        outputs = [_call(fresh, inputs.batch(size)) for size in VERIFIED_BATCH_SIZES]
         own = [str(change) for change in changes(module, fresh) if not change.of_layer]
         changed = (*own, *outside.changed())
-        if brief and not changed:
-            return _Calls(tuple(outputs), (), fresh)
         # Calls that change nothing do not depend on those before.
         again = _call(fresh, inputs.batch(first)) if changed else outputs[0]
-    if brief:
-        return _calls(module, inputs, training)
     late = outputs[0]
     if changed:
         other = tuple(x / 2 if x.is_floating_point() else x for x in inputs.batch(last))
@@ -138,9 +130,15 @@ class Reference:
             self._evaluated = _calls(self.original, self.inputs, training=False)
         return self._evaluated
 
-    def trained(self, *, brief: bool) -> _Calls:
-        """Calls in train mode; the first alone where it changes nothing, when `brief`."""
-        return _calls(self.original, self.inputs, training=True, brief=brief)
+    def trained(self) -> _Calls:
+        """Calls in train mode; raises as `evaluated` does."""
+        return _calls(self.original, self.inputs, training=True)
+
+    def difference(self, rebuilt: nn.Module) -> float:
+        """How far a module's outputs are off in eval mode, as `relative_difference` has it."""
+        last = VERIFIED_BATCH_SIZES[-1]
+        expected = self.evaluated().outputs[VERIFIED_BATCH_SIZES.index(last)]
+        return relative_difference(expected, run(rebuilt, self.inputs.batch(last), False))
 
 
 def compare_outputs(
@@ -150,8 +148,7 @@ def compare_outputs(
 
     Both are called at all `VERIFIED_BATCH_SIZES`, in eval and in train mode; again where that can
     make a difference, since calls have changed something. Where nothing in the rebuilt module
-    depends on the mode, its train mode is its eval mode, and the model's is compared with that at
-    one batch size.
+    depends on the mode, its outputs in eval mode are those of its train mode.
 
     Args:
         original: the model.
@@ -173,9 +170,9 @@ def compare_outputs(
     try:
         comparison.compare(original.evaluated(), evaluated, "eval")
         if trains:
-            blind = is_blind(rebuilt)
-            trained = evaluated if blind else _calls(rebuilt, original.inputs, training=True)
-            comparison.compare(original.trained(brief=blind), trained, "train")
+            same = is_blind(rebuilt) and not evaluated.changed
+            trained = evaluated if same else _calls(rebuilt, original.inputs, training=True)
+            comparison.compare(original.trained(), trained, "train")
     finally:
         # Copies share parameters, so one that was written to also explains a difference.
         _check_parameters(original.original, rebuilt, written)
@@ -195,7 +192,7 @@ class _Comparison:
         self.rounding = 0.0
 
     def compare(self, original: _Calls, rebuilt: _Calls, mode: str) -> None:
-        pairs = zip(_PLACES, original.outputs, rebuilt.outputs, strict=False)
+        pairs = zip(_PLACES, original.outputs, rebuilt.outputs, strict=True)
         for place, expected, actual in pairs:
             if expected is not _NOTHING and not self._fits(expected, actual):
                 raise UnsupportedModelError(
