@@ -1011,7 +1011,7 @@ def test_names_that_this_version_of_pytorch_lacks(
     monkeypatch.setattr(program, "METHODS", program.METHODS | {"from_2099"})
     program._callables.cache_clear()
     try:
-        with pytest.raises(ManifestError, match="has no .*from_2099") as caught:
+        with pytest.raises(ManifestError, match=r"has no .*from_2099") as caught:
             graph_of(node)
     finally:
         program._callables.cache_clear()
