@@ -17,6 +17,7 @@ from pemncodec.architecture.rebuild import (
     build_module,
     check_run,
     check_tensors,
+    check_ties,
     set_dtypes,
 )
 from pemncodec.errors import ManifestError
@@ -120,6 +121,7 @@ def build_empty_module(file: PemnFile) -> nn.Module:
         build_trusted(file.manifest, ())
     module = build_module(file.manifest)
     check_tensors(module, {name: file.shape(name) for name in file.keys()})  # noqa: SIM118
+    check_ties(module, file.aliases)
     set_dtypes(module, {name: getattr(torch, file.dtype(name)) for name in file.keys()})  # noqa: SIM118
     check_run(module, file.manifest.get("inputs", []), file.limits)
     return module

@@ -108,8 +108,13 @@ def schemas() -> dict[str, Json]:
             {"mod": "list", "args": [X]}, {"out": "%1"}, children=[no_forward]
         ),
         "no-forward-is-called": tree({"graph": None, "cls": "Net"}),
-        "no-forward-without-class": tree({"graph": None}),
-        "no-forward-but-train-graph": tree({"cls": "Net", "graph": None, "train_graph": None}),
+        "no-forward-without-class": graph(out, children=[{"graph": None}]),
+        "no-forward-but-train-graph": graph(
+            out, children=[{"cls": "Net", "graph": None, "train_graph": "Net"}]
+        ),
+        "no-forward-but-train-graph-null": graph(
+            out, children=[{"cls": "Net", "graph": None, "train_graph": None}]
+        ),
         "shared-with-children": row({"same": "0", "children": []}, LINEAR),
         "graph-missing": tree({"graph": "Missing"}),
         "graph-number": tree({"graph": 3}),
@@ -213,10 +218,10 @@ def names() -> dict[str, Json]:
         "module-and-tensor": graph(out, params=[["f", []]], children=below),
         **named(
             "input",
-            ["x", "self", "x-pass", "lambda", "__init__", "*args", "1", "a-b", None, 1, []],
+            ["x", "self", "x): pass", "lambda", "__init__", "*args", "1", "a-b", None, 1, []],
             lambda name: graph({"in": name}, out),
         ),
-        **named("class", [*bad, "1a", "a-b"], lambda name: graph(out, cls=name)),
+        **named("class", [*bad, "1a", "a-b", "exec('')", "__main__"], lambda name: graph(out, cls=name)),
         **named("tensor", bad, lambda name: graph(out, params=[[name, []]])),
         "tensor-twice": graph(out, params=[["w", []], ["w", []]]),
         "tensor-and-buffer": graph(out, params=[["w", []]], buffers=[["w", []]]),
@@ -356,6 +361,7 @@ def arguments() -> dict[str, Json]:
         ),
         "elements-norm": layer("LayerNorm", normalized_shape=[1 << 20] * 3),
         "elements-recurrent": layer("LSTM", input_size=1 << 31, hidden_size=1 << 31),
+        "elements-attention": layer("MultiheadAttention", embed_dim=1 << 31, num_heads=0),
         "elements-embedding": layer("Embedding", num_embeddings=1 << 31, embedding_dim=1 << 20),
         "array-empty": layer("LayerNorm", normalized_shape=[]),
         "array-of-17": layer("LayerNorm", normalized_shape=[2] * 17),
@@ -448,6 +454,7 @@ def arguments() -> dict[str, Json]:
             ["out", "generator", "pin_memory", "memory_format", "layout", CODE, "__class__", "?n"],
             lambda key: call("torch.relu", X, **{key: X}),
         ),
+        "keyword-generator-null": call("torch.relu", X, generator=None),
         "keyword-device-text": call("torch.relu", X, device="cuda"),
         "keyword-device-null": call("torch.relu", X, device=None),
         "keyword-value": call("torch.relu", X, dim="eval"),
@@ -465,6 +472,7 @@ def arguments() -> dict[str, Json]:
         "method-of-nothing": call("view", kind="meth"),
         "method-device": call("to", X, "cuda", kind="meth"),
         "attribute-of-nothing": graph({"get": "shape"}, out),
+        "attribute-of-no-arguments": graph({"get": "shape", "args": []}, out),
         "attribute-of-a-number": graph({"get": "shape", "args": [3]}, out),
         "attribute-with-argument": graph({"get": "shape", "args": [X, X]}, out),
         "device-missing": call("aten.arange", 4),
@@ -473,6 +481,7 @@ def arguments() -> dict[str, Json]:
         **{f"repeat-{name}": call("repeat", X, *n, kind="meth") for name, n in above.items()},
         **{f"tile-{name}": call("torch.tile", X, [*n]) for name, n in above.items()},
         **{f"ones-{name}": factory("aten.ones", [*n]) for name, n in above.items()},
+        "tile-grows-far": call("torch.tile", X, [1 << 13] * 500),
         "expand-grows": call("expand", X, {"tuple": [1 << 20, 1 << 20]}, kind="meth"),
         "pad-grows": call("torch.nn.functional.pad", X, {"tuple": [1 << 30, 0]}),
         "pad-grows-negative": call("torch.nn.functional.pad", X, [-half, half, 2.5]),

@@ -335,7 +335,14 @@ def two_faults_of_modules() -> dict[str, ModuleFile]:
         )
         damaged[name] = kept[:-1] + b"\1"
     wrong = tree(LINEAR, inputs=[tensor("float32", None, 3)])
+    pair = {"cls": "Sequential", "children": [LINEAR, {"same": "0"}]}
+    untied = tree(pair, inputs=[tensor("float32", None, 3)])
     return {
+        "order-module-tie-run": ModuleFile(
+            module_file(untied, changed={"1.bias": [4]}),
+            error="manifest-tensor",
+            package_alone=TORCH_TENSORS,
+        ),
         "order-module-argument-checksum": ModuleFile(
             damaged["argument"], error="manifest-argument"
         ),

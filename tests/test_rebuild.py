@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations
 
+from pemncodec.architecture import program
 from pemncodec.architecture.example import given_inputs
 from pemncodec.architecture.manifest import LEAF_CLASSES, decode_manifest, encode_manifest
 from pemncodec.architecture.rebuild import (
@@ -998,3 +999,20 @@ def test_operators_of_python_are_bounded(nodes: list[dict[str, Any]]) -> None:
 def test_methods_are_those_of_tensors(node: dict[str, Any], value: Any) -> None:
     with pytest.raises(TypeError):
         graph_of(node)(value)
+
+
+@pytest.mark.parametrize(
+    "node", [{"fn": "torch.from_2099", "args": ["%0"]}, {"meth": "from_2099", "args": ["%0"]}]
+)
+def test_names_that_this_version_of_pytorch_lacks(
+    node: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "FUNCTIONS", program.FUNCTIONS | {"torch.from_2099"})
+    monkeypatch.setattr(program, "METHODS", program.METHODS | {"from_2099"})
+    program._callables.cache_clear()
+    try:
+        with pytest.raises(ManifestError, match=r"has no .*from_2099") as caught:
+            graph_of(node)
+    finally:
+        program._callables.cache_clear()
+    assert caught.value.code == "manifest-op"

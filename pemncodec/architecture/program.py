@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pemncodec.architecture.operators import ATTRIBUTES, FUNCTIONS, METHODS, node_kind, reference
+from pemncodec.errors import ManifestError
 
 _NAMESPACES: Final = {
     "operator": operator,
@@ -203,7 +204,7 @@ def _steps(nodes: list[dict[str, Any]], first: int) -> tuple[_Step, ...]:
         module = kind == "mod"
         steps.append(
             (
-                None if module else _callables()[kind, node[kind]],
+                None if module else _callable(kind, node[kind]),
                 tuple(node["mod"].split(".")) if module else None,
                 tuple(_template(value) for value in node.get("args", [])),
                 tuple((key, _template(value)) for key, value in node.get("kwargs", {}).items()),
@@ -293,6 +294,13 @@ def _function_of(name: str) -> Callable[..., Any] | None:
     return operator_overload
 
 
+def _callable(kind: str, name: str) -> Callable[..., Any]:
+    found = _callables().get((kind, name))
+    if found is None:
+        raise ManifestError("manifest-op", f"PyTorch {torch.__version__} has no {name}: update it")
+    return found
+
+
 @functools.cache
 def _callables() -> dict[tuple[str, str], Callable[..., Any]]:
     """What each allowed name means, without names that this version of PyTorch lacks."""
@@ -307,7 +315,9 @@ def _callables() -> dict[tuple[str, str], Callable[..., Any]]:
                 table["fn", name] = _typed(found)
     for name in METHODS:
         # Unbound, so that it refuses what is no tensor.
-        table["meth", name] = getattr(torch.Tensor, name)
+        method = getattr(torch.Tensor, name, None)
+        if method is not None:
+            table["meth", name] = method
     for name in ATTRIBUTES:
         table["get", name] = functools.partial(_attribute, name)
     return table

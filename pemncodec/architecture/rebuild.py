@@ -73,6 +73,31 @@ def check_tensors(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> N
             raise ManifestError("manifest-tensor", f"the architecture has no tensor {name}")
 
 
+def check_ties(module: nn.Module, aliases: Mapping[str, str]) -> None:
+    """Check that what is one tensor in a module is one in the file, before any is decoded.
+
+    Args:
+        module: from `build_module`.
+        aliases: further names of tensors of the file, each with the name that it stands for.
+
+    Raises:
+        ManifestError: "manifest-tensor" for one that is two in the file, or a buffer that is a
+            parameter.
+    """
+    shared: dict[int, str] = {}  # a tensor on meta, and the tensor that takes its place
+    parameters: set[str] = set()
+    for name, tensor in named_tensors(module).items():
+        target = aliases.get(name, name)
+        if shared.setdefault(id(tensor), target) != target:
+            raise ManifestError(
+                "manifest-tensor", f"{name} and {shared[id(tensor)]} are one tensor"
+            )
+        if isinstance(tensor, nn.Parameter):
+            parameters.add(target)
+        elif target in parameters:
+            raise ManifestError("manifest-tensor", f"buffer {name} is parameter {target}")
+
+
 def set_dtypes(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
     """Give a module on the meta device the dtypes of its tensors, by name as in `named_tensors`."""
     for name, tensor in named_tensors(module).items():
@@ -163,13 +188,9 @@ def assign_tensors(
             raise ManifestError("manifest-tensor", f"tensor {name} is an alias of {target}")
     owners = {**{name: name for name in tensors}, **aliases}
     check_tensors(module, {name: tuple(tensors[owners[name]].shape) for name in owners})
+    check_ties(module, aliases)
     held = {owners.get(name, name) for name in frozen}
-    shared: dict[int, str] = {}  # a tensor on meta, and the tensor that takes its place
     parameters: dict[str, nn.Parameter] = {}
-    for name, old in named_tensors(module).items():
-        target = owners[name]
-        if shared.setdefault(id(old), target) != target:
-            raise ManifestError("manifest-tensor", f"{name} and {shared[id(old)]} are one tensor")
     for name, old in named_tensors(module).items():
         target = owners[name]
         tensor = tensors[target]
@@ -181,8 +202,6 @@ def assign_tensors(
                 parameters[target] = nn.Parameter(tensor, trained and target not in held)
             # By assignment, since recurrent layers keep a list of their weights.
             setattr(owner, leaf, parameters[target])
-        elif target in parameters:
-            raise ManifestError("manifest-tensor", f"buffer {name} is parameter {target}")
         else:
             setattr(owner, leaf, tensor)
     for name, tensor in named_tensors(module).items():
