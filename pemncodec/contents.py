@@ -90,6 +90,12 @@ class SeededPrototype:
     stream: int = 0
     period: int = 0
 
+    @property
+    def in_words(self) -> str:
+        """What it is, on one line."""
+        values = f"{self.length:,} {self.distribution} values"
+        return f"{values}, from seed {self.seed}, stream {self.stream}"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredPrototype:

@@ -41,6 +41,12 @@ class StoredRow:
     used: Used
     section: int
 
+    @property
+    def in_words(self) -> str:
+        """What it is, on one line."""
+        stored = "stored" if self.used == "all" else "of which the used ones are stored"
+        return f"{self.length:,} {self.dtype} values, {stored}"
+
 
 @dataclass(frozen=True, slots=True)
 class MaskedRow:

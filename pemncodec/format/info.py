@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pemncodec.coders.mask_coder import order0_bits
-from pemncodec.contents import CARRIERS, SeededPrototype, numel
+from pemncodec.contents import CARRIERS, numel
 from pemncodec.format.container import Container
 from pemncodec.format.dense_sections import DenseSections
 from pemncodec.format.header import (
@@ -18,7 +18,6 @@ from pemncodec.format.header import (
     DenseRow,
     Header,
     MaskedRow,
-    PrototypeRow,
     TensorRow,
 )
 from pemncodec.format.masked_sections import MaskedSections
@@ -142,7 +141,7 @@ def file_info(
         bits_per_weight=8 * by_kind["mask"] / weights if weights else None,
         dense_model_bytes=sum(numel(t.shape) * CARRIERS[t.dtype].itemsize for t in own),
         format_version="{}.{}".format(*container.version),
-        prototypes=tuple(_describe_prototype(row) for row in header.prototypes),
+        prototypes=tuple(row.in_words for row in header.prototypes),
         metadata=dict(header.metadata),
         tensors=tuple(tensors),
         inference_only=header.inference_only,
@@ -173,12 +172,3 @@ def _tensor_info(
     return TensorInfo(
         row.name, row.shape, row.dtype, "dense", None, coder, size, None, row.error, relative
     )
-
-
-def _describe_prototype(row: PrototypeRow) -> str:
-    if isinstance(row, SeededPrototype):
-        return (
-            f"{row.length:,} {row.distribution} values, from seed {row.seed}, stream {row.stream}"
-        )
-    stored = "stored" if row.used == "all" else "of which the used ones are stored"
-    return f"{row.length:,} {row.dtype} values, {stored}"

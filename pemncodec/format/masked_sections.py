@@ -16,7 +16,7 @@ from pemncodec.coders.dense import decode_dense
 from pemncodec.coders.mask_coder import Buckets, MaskBlock, MaskCoder, MaskContext, PackedMask
 from pemncodec.coders.masks import blocks_of, decode_masks, mask_blocks, mask_coder
 from pemncodec.coders.packed import unpack
-from pemncodec.contents import Array, Prototype, SeededPrototype, StoredPrototype, numel
+from pemncodec.contents import Array, Prototype, StoredPrototype, numel
 from pemncodec.format.contexts import prototype_buckets
 from pemncodec.format.header import Header, MaskedRow, StoredRow
 from pemncodec.format.sections import SectionSource, in_section
@@ -114,10 +114,10 @@ class MaskedSections:
         if index in self._kept_prototypes:
             return self._kept_prototypes[index]
         row = self._header.prototypes[index]
-        if isinstance(row, SeededPrototype):
-            values = prototype_values(row)
-        else:
+        if isinstance(row, StoredRow):
             values = self._stored_values(row, index)
+        else:
+            values = prototype_values(row)
         # One that a single tensor uses is as large as that tensor.
         if values.nbytes <= _SMALL_BYTES or len(self._users.get(index, ())) > 1:
             self._kept_prototypes[index] = values
@@ -126,9 +126,9 @@ class MaskedSections:
     def prototype(self, index: int) -> Prototype:
         """A prototype as the file has it: a seed, or values in memory."""
         row = self._header.prototypes[index]
-        if isinstance(row, SeededPrototype):
-            return row
-        return StoredPrototype(self.prototype_values(index), row.dtype)
+        if isinstance(row, StoredRow):
+            return StoredPrototype(self.prototype_values(index), row.dtype)
+        return row
 
     def unused_prototypes(self) -> list[int]:
         """Stored prototypes that no tensor takes values from."""
