@@ -310,12 +310,12 @@ def test_scales_that_are_hard_to_find(
 @np.errstate(over="ignore")
 def test_bounds_of_a_scale_are_exact(dtype: str, mantissa: int, limit: int) -> None:
     """Every scale inside makes the weight, and none outside does; whatever the weight."""
-    carrier, values = CARRIERS[dtype], np.array([0.7, 1.0, 2.3, 1e-3], np.float32)
+    carrier, values = CARRIERS[dtype], np.array([1.0, *RNG(1).random(7)], np.float32)
     rng = RNG(0)
     edges = [1, 2, 3]
     for power in range(0, limit, 1 << mantissa):
         edges += [power, power + 1, power + (1 << mantissa) - 1]
-    for word in [*edges, *rng.integers(0, limit, 100).tolist()]:
+    for word in [*edges, *rng.integers(0, limit, 50).tolist()]:
         weight = np.array([word], f"<u{carrier.itemsize}").view(carrier)
         for value in values:
             bounds = ScaleBounds(dtype)
