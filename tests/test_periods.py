@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pemncodec.values.periods import fold, shortest_period
+from pemncodec.values import periods
+from pemncodec.values.periods import _contradiction, fold, shortest_period
 
 RNG = np.random.default_rng
 Bits = npt.NDArray[Any]
@@ -155,6 +156,67 @@ def test_a_period_that_many_items_spoil() -> None:
     # From each of them a multiple of 30 reaches an item with another value, until it leaves.
     least = max(max(place + 1, size - place) for place in odd.tolist())
     assert shortest_period(bits, known) == -(-least // 30) * 30
+
+
+@pytest.mark.parametrize("length", [1, 17, 4095, 4096, 5000, 70_000, 99_999])
+def test_every_item_is_compared(length: int) -> None:
+    """One item differs from those a multiple of the length away, wherever it is."""
+    size = 150_000
+    known = np.ones(size, np.bool_)
+    blocks = [4095, 4096, 12_287, 12_288, size - length - 1, size - length, length - 1, length]
+    for place in {0, 1, size - 1, *blocks}:
+        bits = np.full(size, 5, "<u4")
+        assert _contradiction(bits, known, length) is None
+        bits[place] = 7
+        found = _contradiction(bits, known, length)
+        alone = place - length < 0 and place + length >= size
+        assert (found is None) == alone, place
+        if found is not None:
+            (first, second), _ = found
+            assert (second - first) % length == 0
+            assert place in (first, second)
+            assert bits[first] != bits[second]
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "constant", "two values", "random", "period", "one differs", "few differ",
+        "period but for some", "halves", "sorted", "every second", "every 50th",
+    ],
+)  # fmt: skip
+def test_few_lengths_are_compared_item_by_item(
+    case: str, density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is what keeps the search linear: others are refuted many at a time."""
+    size, rng = 1 << 18, RNG(7)
+    random = rng.integers(0, 1 << 16, size).astype("<u4")
+    bits = {
+        "constant": np.full(size, 5, "<u4"),
+        "two values": random % 2,
+        "period": np.resize(random[:263], size),
+        "one differs": np.full(size, 5, "<u4"),
+        "few differ": np.full(size, 5, "<u4"),
+        "period but for some": np.resize(random[:263], size),
+        "halves": np.repeat(np.array([1, 2], "<u4"), size // 2),
+        "sorted": np.sort(random),
+    }.get(case, random)
+    odd = {"one differs": 1, "few differ": 30, "period but for some": 5}.get(case, 0)
+    bits[rng.integers(0, size, odd)] = (1 << 20) + np.arange(odd)
+    known = rng.random(size) < density
+    known[np.arange(size) % {"every second": 2, "every 50th": 50}.get(case, 1) != 0] = False
+    compared = []
+
+    def counted(*arguments: Any) -> object:
+        found = _contradiction(*arguments)
+        compared.append(1 if found is None else found[1] / size)
+        return found
+
+    monkeypatch.setattr(periods, "_contradiction", counted)
+    shortest_period(bits, known)
+    assert len(compared) <= 300
+    assert sum(compared) <= 12
 
 
 @pytest.mark.parametrize("value", [0, 1, 0xFFFF])

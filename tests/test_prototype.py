@@ -33,6 +33,7 @@ from pemncodec.values.fill import (
 )
 from pemncodec.values.philox import DISTRIBUTIONS, generate
 from pemncodec.values.recovery import Layer, recover_prototypes
+from pemncodec.values.scale import ScaleBounds
 
 RNG = np.random.default_rng
 BOTH = pytest.mark.usefixtures("kernels_implementation")
@@ -275,6 +276,65 @@ def test_any_scale_is_found(
     prototype = SeededPrototype(distribution, seed, 400)
     prototypes, _ = recover([layer], [prototype])
     assert prototypes == [prototype]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "distribution", "size", "seed", "scale"),
+    [
+        # The middle of the bounds is an end of them, where a product is halfway between weights.
+        ("float16", "uniform", 1000, 359, "0x1.77d18ep-7"),
+        ("float16", "uniform", 10_000, 813, "0x1.d5a404p-16"),
+        ("bfloat16", "uniform", 100_000, 780, "0x1.020392p-31"),
+        # Weights without leading bits, whose products are rounded to binary32 much more finely.
+        ("float16", "uniform", 10_000, 799, "0x1.e763bap-16"),
+        ("float16", "normal", 10_000, 45, "0x1.64e7b2p-17"),
+        ("float16", "uniform", 100_000, 95, "0x1.c1f4dap-20"),
+        ("float16", "normal", 1000, 640, "0x1.dba40ap-24"),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_scales_that_are_hard_to_find(
+    dtype: str, distribution: Any, size: int, seed: int, scale: str, sign: int
+) -> None:
+    """Many weights leave one or two scales, and rounding twice hides which."""
+    values = generate(distribution, seed, 0, size) * np.float32(sign * float.fromhex(scale))
+    layer = Layer(dtype, as_dtype(values, dtype), np.ones(size, np.bool_))
+    prototype = SeededPrototype(distribution, seed, size)
+    assert recover([layer], [prototype])[0] == [prototype]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mantissa", "limit"),
+    [("float16", 10, 0x7C00), ("bfloat16", 7, 0x7F80), ("float32", 23, 0x7F800000)],
+)
+@np.errstate(over="ignore")
+def test_bounds_of_a_scale_are_exact(dtype: str, mantissa: int, limit: int) -> None:
+    """Every scale inside makes the weight, and none outside does; whatever the weight."""
+    carrier, values = CARRIERS[dtype], np.array([1.0, *RNG(1).random(7)], np.float32)
+    rng = RNG(0)
+    edges = [1, 2, 3]
+    for power in range(0, limit, 1 << mantissa):
+        edges += [power, power + 1, power + (1 << mantissa) - 1]
+    for word in [*edges, *rng.integers(0, limit, 50).tolist()]:
+        weight = np.array([word], f"<u{carrier.itemsize}").view(carrier)
+        for value in values:
+            bounds = ScaleBounds(dtype)
+            bounds.narrow(value[None], weight)
+            low, high = bounds.low, bounds.high
+            with np.errstate(all="ignore"):
+                ends = np.array([low, high], np.float64).astype(np.float32)
+            for end in ends[np.isfinite(ends)]:
+                scale = end
+                for _ in range(3):
+                    scale = np.nextafter(scale, np.float32(0))
+                for _ in range(6):
+                    made = scale_values(value[None], "float32", float(scale), dtype)
+                    is_made = bool((bits_of(made) == bits_of(weight)).all())
+                    if low < float(scale) < high:
+                        assert is_made, (dtype, word, value, scale)
+                    elif not low <= float(scale) <= high:
+                        assert not is_made, (dtype, word, value, scale)
+                    scale = np.nextafter(scale, np.float32(np.inf))
 
 
 def test_layers_that_are_not_seeded_are_stored() -> None:

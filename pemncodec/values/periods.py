@@ -58,7 +58,6 @@ def shortest_period(bits: Bits, known: Mask) -> int:
             found = _contradiction(bits, known, length)
             if found is None:
                 return length
-            refuted[length] = True
             pair, cost = found
             compared += cost
             if compared > size // 2:  # it pays to look for what else this pair refutes

@@ -26,7 +26,7 @@ from pemncodec.contents import (
 )
 from pemncodec.values.fill import prototype_values, scale_values
 from pemncodec.values.periods import fold, ones_where_not, shortest_period
-from pemncodec.values.rounding import widen
+from pemncodec.values.scale import ScaleBounds
 
 _BLOCK = 1 << 16  # weights that are compared at one time: they stay in the cache
 
@@ -158,66 +158,16 @@ def _comes_from(values: Floats, scale: float, layer: Layer) -> bool:
 
 def _seeded_scale(values: Floats, layer: Layer) -> float | None:
     """The scale at which a seeded prototype's values make the layer's used ones; None if none."""
-    for scale in _scale_candidates(values, layer):
+    bounds = ScaleBounds(layer.dtype)
+    for repeated, part in _repeated(values, layer.values.size):
+        mask = layer.mask[part]
+        bounds.narrow(repeated[mask], layer.values[part][mask])
+        if bounds.is_empty:
+            return None
+    for scale in bounds.candidates():
         if _comes_from(values, scale, layer):
             return scale
     return None
-
-
-def _scale_candidates(values: Floats, layer: Layer) -> list[float]:
-    """binary32 scales that could have made a layer of `values`, the likeliest first.
-
-    A weight was rounded, so it allows an interval of scales; all weights together allow the
-    intersection, which has one or a few binary32 numbers, more where weights are short.
-    """
-    low, high, signs = 0.0, np.inf, set[bool]()
-    for repeated, part in _repeated(values, layer.values.size):
-        mask = layer.mask[part]
-        bounds = _scale_bounds(repeated[mask], layer.values[part][mask], layer.dtype)
-        if bounds is None:
-            continue
-        low, high = max(low, bounds[0]), min(high, bounds[1])
-        signs |= bounds[2]
-        if not low <= high or len(signs) > 1:
-            return []
-    if not signs:
-        return []
-    with np.errstate(over="ignore"):  # to infinity, which is no scale
-        middle = np.float32((low + high) / 2 * (-1 if signs.pop() else 1))
-        candidates = [middle]
-        lower = higher = middle
-        for _ in range(8):
-            lower = np.nextafter(lower, np.float32(-np.inf))
-            higher = np.nextafter(higher, np.float32(np.inf))
-            candidates += [lower, higher]
-    return [float(scale) for scale in candidates if np.isfinite(scale) and scale]
-
-
-def _scale_bounds(
-    used: Floats, weights: Array, dtype: str
-) -> tuple[float, float, set[bool]] | None:
-    """Between which absolute scales `used` makes `weights`, and which signs; None: any."""
-    if dtype == "bfloat16":
-        weights = widen(weights, dtype)
-    with np.errstate(invalid="ignore"):  # signaling NaNs
-        exact = weights.astype(np.float64)
-    tells = np.isfinite(exact) & (used != 0)
-    if not tells.any():
-        return None
-    exact, made_of = exact[tells], used[tells].astype(np.float64)
-    negative = np.signbit(exact) ^ np.signbit(made_of)
-    exact, made_of = np.abs(exact), np.abs(made_of)
-    precision = {"bfloat16": 8, "float16": 11}.get(dtype, 24)
-    lowest = -13 if dtype == "float16" else -125  # of normal numbers; smaller ones have its steps
-    fraction, exponent = np.frexp(exact)
-    exponent = np.where(exact > 0, np.maximum(exponent, lowest), lowest)
-    below = above = np.ldexp(0.5, exponent - precision)  # half a step
-    below = np.where((fraction == 0.5) & (exponent > lowest), below / 2, below)
-    if precision < 24:  # the product was rounded to binary32 before
-        once = np.ldexp(0.5, exponent - 24)
-        below, above = below + once, above + once
-    low, high = np.max((exact - below) / made_of), np.min((exact + above) / made_of)
-    return float(low), float(high), set(negative.tolist())
 
 
 def _repeated(values: Floats, size: int) -> Iterator[tuple[Floats, slice]]:
