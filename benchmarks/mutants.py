@@ -40,36 +40,76 @@ RESULTS: Final = ROOT / "benchmarks" / "results" / "mutants.csv"
 EQUIVALENT: Final = ROOT / "benchmarks" / "equivalent_mutants.csv"
 COLUMNS: Final = ("module", "line", "in", "change", "outcome", "reason")
 
-_SLOW = "--deselect=tests/test_shorter_floats.py::test_the_command_line"
-_MASKS = ("masks", "mixing")
-_DENSE = ("dense", "shorter_floats")
-_FORMAT = ("container", "vectors")
-_DESCRIPTION = ("manifest", "rebuild")
-
+# Tests that take seconds, and ask what the others of their file ask too.
+_LEFT_OUT: Final = (
+    "test_shorter_floats.py::test_the_command_line",
+    "test_container.py::test_encoding_twice_gives_the_same_bytes",
+    "test_mixing.py::test_round_trip[numpy]",
+    "test_mixing.py::test_damaged_sections[numpy]",
+    "test_mixing.py::test_both_implementations_write_the_same_bytes",
+    "test_mixing.py::test_both_implementations_refuse_alike",
+)
 _PRELOADED: Final = (
     *("bitarray", "click.testing", "hypothesis", "pytest", "rich.console", "safetensors.torch"),
     *("torch", "torch._dynamo", "torch.export", "torch.fx", "zstandard"),
 )
 
+_MASKS = ("masks", "mixing")
+_DENSE = ("dense", "shorter_floats")
+_FILES = ("container", "encode", "mixing", "shorter_floats")
+_DESCRIPTION = ("manifest", "rebuild")
+_VALUES = ("generator", "prototype")
+_ENCODING = ("encode", "shorter_floats", "architectures", "container")
+_DIALECTS = ("dialects", "encode")
+
 # Which tests are asked, those first that are fast and nearest to the module.
 TESTS: Final[dict[str, tuple[str, ...]]] = {
     "coders/affine": _DENSE,
-    "coders/canonical_json": ("container", "manifest"),
+    "coders/buckets": ("mixing",),
+    "coders/canonical_json": ("manifest", "container"),
+    "coders/constant": _MASKS,
     "coders/dense": _DENSE,
+    "coders/lossless": _DENSE,
+    "coders/mask_coder": _MASKS,
+    "coders/masks": _MASKS,
     "coders/mixing": ("mixing",),
-    "coders/packed": ("masks",),
+    "coders/packed": _MASKS,
     "coders/palette": _DENSE,
     "coders/planes": _DENSE,
     "coders/rans": ("masks",),
+    "coders/raw": _DENSE,
+    "coders/shortening": _DENSE,
     "coders/varint": ("masks", "shorter_floats", "container"),
     "coders/zstd": ("manifest", "container"),
-    "format/columns": _FORMAT,
-    "format/container": _FORMAT,
+    "values/fill": _VALUES,
+    "values/philox": _VALUES,
+    "values/recovery": _VALUES,
+    "values/rounding": _VALUES,
+    "format/columns": _FILES,
+    "format/container": _FILES,
+    "format/contexts": ("mixing", "container", "encode"),
+    "format/dense_sections": ("shorter_floats", "dense", "container", "encode"),
+    "format/header": _FILES,
+    "format/masked_sections": _FILES,
+    "format/reader": _FILES,
+    "format/sections": _FILES,
+    "format/writer": _FILES,
+    "architecture/layers": _DESCRIPTION,
     "architecture/manifest": _DESCRIPTION,
     "architecture/operators": _DESCRIPTION,
-    "architecture/layers": _DESCRIPTION,
-    "values/philox": ("generator", "prototype"),
-    "values/rounding": ("prototype",),
+    "checkpoints/dialect": _DIALECTS,
+    "checkpoints/dialects": _DIALECTS,
+    "checkpoints/files": _DIALECTS,
+    "checkpoints/given_masks": _DIALECTS,
+    "checkpoints/names": _DIALECTS,
+    "checkpoints/official_scores": _DIALECTS,
+    "checkpoints/plain_module": _DIALECTS,
+    "checkpoints/reading": _DIALECTS,
+    "checkpoints/torch_prune": _DIALECTS,
+    "assembling": _ENCODING,
+    "encoding": _ENCODING,
+    "options": _ENCODING,
+    "proof": _ENCODING,
 }
 
 
@@ -174,6 +214,8 @@ def ask(tree: Path, tests: tuple[str, ...], pipe: int, seconds: int) -> None:
             if report.failed:
                 os.write(pipe, report.nodeid.encode()[:1000])
 
+        pytest_collectreport = pytest_runtest_logreport
+
     log = os.open(tree.parent / "log", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     for stream in (0, 1, 2):
         os.dup2(log, stream)
@@ -192,7 +234,8 @@ def ask(tree: Path, tests: tuple[str, ...], pipe: int, seconds: int) -> None:
         "mutants", deadline=None, derandomize=True, phases=phases, suppress_health_check=health
     )
     already = "-Wignore:Module already imported:pytest.PytestAssertRewriteWarning"
-    options = [already, "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", _SLOW]
+    options = [already, "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
+    options += [f"--deselect=tests/{test}" for test in _LEFT_OUT]
     files = [f"tests/test_{name}.py" for name in tests]
     code = 1
     try:
@@ -254,13 +297,29 @@ def reasons() -> dict[tuple[str, str, str], str]:
         return {(row["module"], row["in"], row["change"]): row["reason"] for row in rows}
 
 
+def write_results(rows: list[tuple[str | int, ...]], seed: int, modules: list[str]) -> None:
+    """Writes the CSV; rows of modules that were not asked for stay as they were."""
+    from provenance import provenance  # imports the package, which the forks must do anew
+
+    source = provenance(["torch", "hypothesis", "pytest"])
+    kept: list[list[str]] = []
+    if RESULTS.exists():
+        with RESULTS.open(encoding="utf-8", newline="") as file:
+            kept = [row for row in list(csv.reader(file))[2:] if row[0] not in modules]
+    order = list(TESTS)
+    every = sorted([*kept, *rows], key=lambda row: (order.index(str(row[0])), int(row[1])))
+    with RESULTS.open("w", encoding="utf-8", newline="") as file:
+        file.write(f"# {source}; seed {seed}\n")
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *every])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=600, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--list", action="store_true", help="show the sample, test nothing")
-    parser.add_argument("only", nargs="*", help="parts of the names of modules; writes no CSV")
+    parser.add_argument("only", nargs="*", help="parts of the names of modules")
     options = parser.parse_args()
     modules = [m for m in TESTS if not options.only or any(part in m for part in options.only)]
     sampled = sample(options.count, options.seed)
@@ -276,13 +335,7 @@ def main() -> None:
     unexplained = [row for row in rows if row[4] == "survived" and not row[5]]
     summary = ", ".join(f"{number} {outcome}" for outcome, number in sorted(tally.items()))
     print(f"{len(rows)} mutants: {summary}; {len(unexplained)} survived without a reason")
-    if not options.only:
-        from provenance import provenance  # imports the package, which the forks must do anew
-
-        source = provenance(["torch", "hypothesis", "pytest"])
-        with RESULTS.open("w", encoding="utf-8", newline="") as file:
-            file.write(f"# {source}; seed {options.seed}\n")
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_results(rows, options.seed, modules)
     sys.exit(1 if unexplained else 0)
 
 

@@ -134,7 +134,7 @@ def _replacements(node: ast.AST, ancestors: tuple[ast.AST, ...]) -> Iterator[ast
             yield _with(node, ifs=[])
         case ast.For():
             yield _with(node, iter=ast.Tuple([], ast.Load()))
-        case ast.ExceptHandler():
+        case ast.ExceptHandler() if not isinstance(node.body[0], ast.Raise) or node.body[0].exc:
             yield _with(node, body=[ast.Raise()])
         case ast.Raise() if isinstance(parent, ast.If) and len(parent.body) == 1:
             return  # as with a condition that never holds
