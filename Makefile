@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test sanitize lint format bench clean
+.PHONY: demo test mutants sanitize lint format bench clean
 
 demo: $(STAMP)  ## encode the example checkpoint, inspect it, decode it elsewhere, classify images
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
@@ -16,6 +16,9 @@ test: $(STAMP)  ## the whole suite
 ROUNDS ?= 2000
 sanitize: $(STAMP)  ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer; longer: ROUNDS=50000
 	$(BIN)/python tests/sanitize.py --rounds $(ROUNDS)
+
+mutants: $(STAMP)  ## damages copies of the package in 640 places, one at a time: do the tests notice?
+	$(BIN)/python benchmarks/mutants.py
 
 lint: $(STAMP)  ## style, types, import direction
 	$(BIN)/ruff format --check .
