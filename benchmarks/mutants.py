@@ -113,15 +113,41 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Trial:
-    """A running test of a mutant, or of the code as it is."""
+    """Files of tests to run, and what to change before.
 
-    module: str
-    mutant: Mutant | None
+    Attributes:
+        tests: their names, in order.
+        seconds: how long they may take.
+        module: what the mutant is of.
+        mutant: None for the code as it is.
+    """
+
+    tests: tuple[str, ...]
+    seconds: float
+    module: str = ""
+    mutant: Mutant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A trial under way: its number, its copy of the repository, its start, where it reports."""
+
+    number: int
     tree: Path
-    end: float
+    start: float
     pipe: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a trial ended: "killed", "survived" or "timeout"; the first test that failed."""
+
+    number: int
+    verdict: str
+    killer: str
+    seconds: float
 
 
 def sample(count: int, seed: int) -> dict[str, list[Mutant]]:
@@ -152,11 +178,10 @@ def source_of(tree: Path, module: str) -> Path:
 
 
 class Bench:
-    """Copies of the repository, in which mutants are tested at the same time."""
+    """Copies of the repository, in which trials run at the same time."""
 
     def __init__(self, folder: Path, jobs: int) -> None:
         self.free = [folder / f"copy{job}" / "repository" for job in range(jobs)]
-        self.running: dict[int, Trial] = {}
         self.mtimes = itertools.count(10**9)  # compiled files go by these
         for tree in self.free:
             ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info", "results")
@@ -164,48 +189,60 @@ class Bench:
             if (ROOT.parent / "shared").is_dir():
                 (tree.parent / "shared").symlink_to(ROOT.parent / "shared")
 
-    def start(self, module: str, mutant: Mutant | None, seconds: float) -> None:
+    def outcomes(self, trials: list[Trial]) -> Iterator[Outcome]:
+        """Runs all trials; the outcome of each as it ends."""
+        waiting = list(enumerate(trials))[::-1]
+        running: dict[int, Running] = {}
+        while waiting or running:
+            while waiting and self.free:
+                number, trial = waiting.pop()
+                pid, started = self._start(number, trial)
+                running[pid] = started
+            for pid, started in list(running.items()):
+                outcome = self._outcome(pid, started, trials[started.number])
+                if outcome is not None:
+                    del running[pid]
+                    yield outcome
+            time.sleep(0.02)
+
+    def _start(self, number: int, trial: Trial) -> tuple[int, Running]:
         tree = self.free.pop()
-        if mutant is not None:
-            self.write(tree, module, mutant.source())
+        if trial.mutant is not None:
+            self._write(tree, trial.module, trial.mutant.source())
         reading, writing = os.pipe()
         sys.stdout.flush()
         pid = os.fork()
         if not pid:
             os.setsid()
-            ask(tree, TESTS[module], writing, int(seconds))
+            ask(tree, trial, writing)
         os.close(writing)
-        end = time.monotonic() + seconds
-        self.running[pid] = Trial(module, mutant, tree, end, reading)
+        return pid, Running(number, tree, time.monotonic(), reading)
 
-    def write(self, tree: Path, module: str, text: str) -> None:
+    def _outcome(self, pid: int, started: Running, trial: Trial) -> Outcome | None:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        seconds = time.monotonic() - started.start
+        if not ended and seconds < trial.seconds:
+            return None
+        if not ended:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        with open(started.pipe, encoding="utf-8", errors="replace") as pipe:  # noqa: PTH123
+            killer = pipe.read()
+        if trial.mutant is not None:
+            self._write(started.tree, trial.module, trial.mutant.text)
+        self.free.append(started.tree)
+        verdict = "timeout" if not ended else "survived" if status == 0 else "killed"
+        return Outcome(started.number, verdict, killer, seconds)
+
+    def _write(self, tree: Path, module: str, text: str) -> None:
         path = source_of(tree, module)
         path.write_text(text, "utf-8")
         mtime = next(self.mtimes)
         os.utime(path, (mtime, mtime))
 
-    def finished(self) -> Iterator[tuple[Trial, str, str]]:
-        """Trials that have ended: their outcome, and the first test that failed."""
-        for pid, trial in list(self.running.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            late = time.monotonic() > trial.end
-            if not ended and not late:
-                continue
-            if not ended:
-                os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            with open(trial.pipe, encoding="utf-8", errors="replace") as pipe:  # noqa: PTH123
-                killer = pipe.read()
-            del self.running[pid]
-            if trial.mutant is not None:
-                self.write(trial.tree, trial.module, trial.mutant.text)
-            self.free.append(trial.tree)
-            outcome = "timeout" if not ended else "survived" if status == 0 else "killed"
-            yield trial, outcome, killer
 
-
-def ask(tree: Path, tests: tuple[str, ...], pipe: int, seconds: int) -> None:
-    """Runs tests in this process, which is a fork, and ends it."""
+def ask(tree: Path, trial: Trial, pipe: int) -> None:
+    """Runs a trial in this process, which is a fork, and ends it."""
     import hypothesis
     import pytest
 
@@ -219,7 +256,7 @@ def ask(tree: Path, tests: tuple[str, ...], pipe: int, seconds: int) -> None:
     log = os.open(tree.parent / "log", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     for stream in (0, 1, 2):
         os.dup2(log, stream)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(trial.seconds), int(trial.seconds)))
     resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)
@@ -238,7 +275,7 @@ def ask(tree: Path, tests: tuple[str, ...], pipe: int, seconds: int) -> None:
     options += [f"--deselect=tests/{test}" for test in _LEFT_OUT]
     code = 1
     try:
-        for name in tests:  # a file at a time, since collecting them takes a while too
+        for name in trial.tests:  # a file at a time, since collecting them takes a while too
             code = int(pytest.main([*options, f"tests/test_{name}.py"], plugins=[First()]))
             if code:
                 break
@@ -250,39 +287,25 @@ def ask(tree: Path, tests: tuple[str, ...], pipe: int, seconds: int) -> None:
 
 def run(chosen: list[tuple[str, Mutant]], bench: Bench) -> list[tuple[str | int, ...]]:
     """A row of the CSV for each mutant; progress goes to the standard output."""
-    asked = dict.fromkeys(TESTS[module] for module, _ in chosen)
-    seconds = {tests: limit_of(tests, bench) for tests in asked}
+    names = list(dict.fromkeys(name for module, _ in chosen for name in TESTS[module]))
+    taken = {}
+    for ended in bench.outcomes([Trial((name,), 600) for name in names]):
+        if ended.verdict != "survived":
+            raise SystemExit(f"tests fail without a mutant: {ended.killer or names[ended.number]}")
+        taken[names[ended.number]] = ended.seconds
+        print(f"test_{names[ended.number]}: {ended.seconds:.1f} s", flush=True)
+    trials = []
+    for module, mutant in chosen:
+        seconds = 20 + 5 * sum(taken[name] for name in TESTS[module])
+        trials.append(Trial(TESTS[module], seconds, module, mutant))
     known, rows = reasons(), {}
-    waiting = list(enumerate(chosen))[::-1]
-    numbers = {id(mutant): number for number, (_, mutant) in enumerate(chosen)}
-    while waiting or bench.running:
-        while waiting and bench.free:
-            _, (module, mutant) = waiting.pop()
-            bench.start(module, mutant, seconds[TESTS[module]])
-        for trial, outcome, killer in bench.finished():
-            mutant = trial.mutant
-            assert mutant is not None
-            reason = known.get((trial.module, mutant.scope, mutant.change), "")
-            row = (trial.module, mutant.line, mutant.scope, mutant.change, outcome, reason)
-            rows[numbers[id(mutant)]] = row
-            print(f"{len(rows)}/{len(chosen)}", *row, killer, sep=" | ", flush=True)
-        time.sleep(0.02)
+    for ended in bench.outcomes(trials):
+        module, mutant = chosen[ended.number]
+        reason = known.get((module, mutant.scope, mutant.change), "")
+        row = (module, mutant.line, mutant.scope, mutant.change, ended.verdict, reason)
+        rows[ended.number] = row
+        print(f"{len(rows)}/{len(chosen)}", *row, ended.killer, sep=" | ", flush=True)
     return [rows[number] for number in sorted(rows)]
-
-
-def limit_of(tests: tuple[str, ...], bench: Bench) -> float:
-    """Seconds that a mutant has: several times what the tests take without one."""
-    start = time.monotonic()
-    bench.start(next(module for module in TESTS if TESTS[module] == tests), None, 600)
-    while True:
-        for trial, outcome, killer in bench.finished():
-            if outcome != "survived":
-                log = (trial.tree.parent / "log").read_text()
-                raise SystemExit(f"{log}\n{tests} fail without a mutant: {killer}")
-            taken = time.monotonic() - start
-            print(*tests, f"{taken:.1f} s", flush=True)
-            return 20 + 5 * taken
-        time.sleep(0.02)
 
 
 def preload() -> None:
