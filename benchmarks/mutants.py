@@ -10,7 +10,7 @@ Two libraries do the like. cosmic-ray starts a process for each mutant, most of 
 into importing torch; mutmut leaves out tables and decorated functions, which is where much of
 `architecture` is. So here every mutant is a fork of a process that has imported torch already.
 
-    python benchmarks/mutants.py [--count N] [--seed N] [--jobs N] [--list] [PART OF A PATH…]
+    python benchmarks/mutants.py [--count N] [--seed N] [--jobs N] [--list] [--rest] [PART OF A PATH…]
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import csv
 import importlib
 import itertools
 import os
-import random
 import resource
 import shutil
 import signal
@@ -28,8 +27,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,6 +113,13 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
+Row = tuple[str, ...]
+"""Of the CSV, in the order of its columns."""
+
+Key = tuple[str, str, str]
+"""What tells a mutant from others, also when lines move: module, function, change."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """Files of tests to run, and what to change before.
@@ -153,16 +160,15 @@ class Outcome:
 def sample(count: int, seed: int) -> dict[str, list[Mutant]]:
     """About `count` mutants of all modules; each has as many as its lines are of all lines.
 
-    What is drawn from a module depends on its own code alone, and a smaller sample is part of a
-    larger one.
+    The order in which they are drawn goes by a hash of each, so that a small change to the code
+    leaves most of the sample as it was.
     """
     every = {module: mutants_of(source_of(ROOT, module).read_text("utf-8")) for module in TESTS}
     lines = {module: len({m.line for m in found}) for module, found in every.items()}
     sampled = {}
     for module, found in every.items():
         wanted = -(-count * lines[module] // sum(lines.values()))
-        drawn = random.Random(f"{seed} {module}")
-        drawn.shuffle(found)
+        found.sort(key=lambda m: blake2b(f"{seed} {module} {m.scope} {m.change}".encode()).digest())
         turns: Counter[int] = Counter()  # the first mutant of every line, then all the second ones
         order = []
         for mutant in found:
@@ -285,7 +291,7 @@ def ask(tree: Path, trial: Trial, pipe: int) -> None:
         os._exit(code)
 
 
-def run(chosen: list[tuple[str, Mutant]], bench: Bench) -> list[tuple[str | int, ...]]:
+def run(chosen: list[tuple[str, Mutant]], bench: Bench) -> list[Row]:
     """A row of the CSV for each mutant; progress goes to the standard output."""
     names = list(dict.fromkeys(name for module, _ in chosen for name in TESTS[module]))
     taken = {}
@@ -302,7 +308,7 @@ def run(chosen: list[tuple[str, Mutant]], bench: Bench) -> list[tuple[str | int,
     for ended in bench.outcomes(trials):
         module, mutant = chosen[ended.number]
         reason = known.get((module, mutant.scope, mutant.change), "")
-        row = (module, mutant.line, mutant.scope, mutant.change, ended.verdict, reason)
+        row = (module, str(mutant.line), mutant.scope, mutant.change, ended.verdict, reason)
         rows[ended.number] = row
         print(f"{len(rows)}/{len(chosen)}", *row, ended.killer, sep=" | ", flush=True)
     return [rows[number] for number in sorted(rows)]
@@ -315,27 +321,28 @@ def preload() -> None:
     assert not any(name.partition(".")[0] == "pemncodec" for name in sys.modules)
 
 
-def reasons() -> dict[tuple[str, str, str], str]:
-    """Why mutants are no others than the code, by module, function and change."""
+def reasons() -> dict[Key, str]:
+    """Why mutants are no others than the code."""
     with EQUIVALENT.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         return {(row["module"], row["in"], row["change"]): row["reason"] for row in rows}
 
 
-def write_results(rows: list[tuple[str | int, ...]], seed: int, modules: list[str]) -> None:
-    """Writes the CSV; rows of modules that were not asked for stay as they were."""
+def read_results() -> dict[Key, Row]:
+    if not RESULTS.exists():
+        return {}
+    with RESULTS.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[2:]
+    return {(row[0], row[2], row[3]): tuple(row) for row in rows}
+
+
+def write_results(rows: Iterable[Row], seed: int) -> None:
     from provenance import provenance  # imports the package, which the forks must do anew
 
     source = provenance(["torch", "hypothesis", "pytest"])
-    kept: list[list[str]] = []
-    if RESULTS.exists():
-        with RESULTS.open(encoding="utf-8", newline="") as file:
-            kept = [row for row in list(csv.reader(file))[2:] if row[0] not in modules]
-    order = list(TESTS)
-    every = sorted([*kept, *rows], key=lambda row: (order.index(str(row[0])), int(row[1])))
     with RESULTS.open("w", encoding="utf-8", newline="") as file:
         file.write(f"# {source}; seed {seed}\n")
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *every])
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
 def main() -> None:
@@ -344,11 +351,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--list", action="store_true", help="show the sample, test nothing")
+    parser.add_argument(
+        "--rest", action="store_true", help="only those that survived, or were not tested"
+    )
     parser.add_argument("only", nargs="*", help="parts of the names of modules")
     options = parser.parse_args()
-    modules = [m for m in TESTS if not options.only or any(part in m for part in options.only)]
-    sampled = sample(options.count, options.seed)
-    chosen = [(module, mutant) for module in modules for mutant in sampled[module]]
+    sampled = {
+        (module, mutant.scope, mutant.change): (module, mutant)
+        for module, mutants in sample(options.count, options.seed).items()
+        for mutant in mutants
+    }
+    known = read_results()
+    chosen = [
+        (module, mutant)
+        for key, (module, mutant) in sampled.items()
+        if not options.only or any(part in module for part in options.only)
+        if not options.rest or key not in known or known[key][4] == "survived"
+    ]
     if options.list:
         for module, mutant in chosen:
             print(module, mutant.line, mutant.scope, mutant.change, sep=" | ")
@@ -356,12 +375,14 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
     preload()
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(chosen, Bench(Path(folder), options.jobs))
+        tested = run(chosen, Bench(Path(folder), options.jobs))
+    known |= {(row[0], row[2], row[3]): row for row in tested}
+    rows = [known[key] for key in sampled if key in known]
     tally = Counter(row[4] for row in rows)
     unexplained = [row for row in rows if row[4] == "survived" and not row[5]]
-    summary = ", ".join(f"{number} {outcome}" for outcome, number in sorted(tally.items()))
+    summary = ", ".join(f"{number} {verdict}" for verdict, number in sorted(tally.items()))
     print(f"{len(rows)} mutants: {summary}; {len(unexplained)} survived without a reason")
-    write_results(rows, options.seed, modules)
+    write_results(rows, options.seed)
     sys.exit(1 if unexplained else 0)
 
 

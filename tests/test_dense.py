@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -317,7 +319,11 @@ def test_why_a_section_is_refused(section: bytes, count: int, dtype: str, code: 
 
 
 def test_the_coder_is_named() -> None:
-    assert dense_coder(b"\3anything") == "palette"
+    spec = (Path(__file__).parent.parent / "spec" / "pemn.md").read_text(encoding="utf-8")
+    (row,) = (line for line in spec.splitlines() if "0 = raw" in line)
+    named = {int(number): name for number, name in re.findall(r"(\d) = ([\w ]+)", row)}
+    named |= {4: "fp16", 5: "bf16", 6: "q8"}  # as callers ask for them
+    assert {number: dense_coder(bytes([number]) + b"anything") for number in named} == named
     for section in (b"", b"\x80"):
         with pytest.raises(DecodeError):
             dense_coder(section)

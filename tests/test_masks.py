@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from pemncodec.coders.mask_coder import MaskCoder, order0_bits
 from pemncodec.coders.masks import (
     CONSTANT,
+    MASK_CODERS,
     PACKED,
     RANS,
     decode_mask,
@@ -91,6 +94,13 @@ def test_size_is_order0(density: float, count: int) -> None:
 )
 def test_the_smallest_coder_is_chosen(mask: Mask, coder: MaskCoder) -> None:
     assert mask_coder(encode_mask(mask)) == coder
+
+
+def test_the_coders_have_the_names_and_numbers_of_the_spec() -> None:
+    spec = (Path(__file__).parent.parent / "spec" / "pemn.md").read_text(encoding="utf-8")
+    (row,) = (line for line in spec.splitlines() if "0 = constant" in line)
+    named = {int(number): name.lower() for number, name in re.findall(r"(\d) = (\w+)", row)}
+    assert {coder.id: coder.name for coder in MASK_CODERS} == named
 
 
 @pytest.mark.parametrize("count", [300, 1000, 5000])
