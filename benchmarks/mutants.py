@@ -10,7 +10,7 @@ Two libraries do the like. cosmic-ray starts a process for each mutant, most of 
 into importing torch; mutmut leaves out tables and decorated functions, which is where much of
 `architecture` is. So here every mutant is a fork of a process that has imported torch already.
 
-    python benchmarks/mutants.py [--count N] [--seed N] [--jobs N] [--list] [--rest] [PART OF A PATH…]
+    python benchmarks/mutants.py [--count N] [--seed N] [--jobs N] [--list] [--rest] [PART…]
 """
 
 from __future__ import annotations
@@ -354,7 +354,7 @@ def main() -> None:
     parser.add_argument(
         "--rest", action="store_true", help="only those that survived, or were not tested"
     )
-    parser.add_argument("only", nargs="*", help="parts of the names of modules")
+    parser.add_argument("only", nargs="*", metavar="part", help="of the names of modules")
     options = parser.parse_args()
     sampled = {
         (module, mutant.scope, mutant.change): (module, mutant)
