@@ -100,11 +100,11 @@ def _before_rounding(
 ) -> tuple[_Doubles, _Doubles]:
     """Which numbers round to a binary32 number from `low` to `high`: without the two if `odd`.
 
-    Both are halfway between weights, and what is halfway goes to the even weight.
+    Both are halfway between weights, and what is halfway goes to the even weight. So neither is a
+    power of two, which has a nearer neighbour below, but for `low` of the smallest weight, an odd
+    one.
     """
-    low_below, low_above = _half_steps(np.maximum(low, 0.0), *_BINARY32)
-    high_below, high_above = _half_steps(high, *_BINARY32)
-    return (
-        np.where(odd, low + low_above, low - low_below),
-        np.where(odd, high - high_below, high + high_above),
-    )
+    inward = np.where(odd, 1.0, -1.0)
+    low_half = _half_steps(np.maximum(low, 0.0), *_BINARY32)[1]
+    high_half = _half_steps(high, *_BINARY32)[1]
+    return low + inward * low_half, high - inward * high_half
