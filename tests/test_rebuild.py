@@ -856,6 +856,14 @@ def test_exported_gradients(exported_and_inputs) -> None:
         assert_same(other.grad, mine.grad)
 
 
+def test_constants_of_both_modes_are_stored_once() -> None:
+    given = given_inputs(example([FEATURES], 5))
+    trace = trace_module(ConstantsByMode(), [FEATURES], example=given, train_graph=True)
+    assert sorted(trace.tensors) == ["constant_0", "constant_1", "constant_2"]
+    for name, value in zip(sorted(trace.tensors), ConstantsByMode().tables, strict=True):
+        assert torch.equal(trace.tensors[name], value)
+
+
 def test_exported_for_eval_mode_alone() -> None:
     rebuilt = rebuild(Norms().eval(), [SEQUENCE])
     values = example([SEQUENCE], 3)
