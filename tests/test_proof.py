@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 import pemncodec
 from pemncodec.architecture import trace
-from pemncodec.architecture.example import VERIFIED_BATCH_SIZES
+from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, given_inputs, guessed_inputs
 from pemncodec.architecture.isolation import isolated, random_states
-from pemncodec.architecture.outputs import is_blind
+from pemncodec.architecture.outputs import Reference, is_blind
 from pemncodec.errors import UnsupportedModelError
 
 
@@ -249,6 +249,26 @@ class CountsInPlacePassing(CountsInPlace):
         self.register_buffer("calls", torch.zeros(()), persistent=False)
 
 
+class CountsInPlaceExported(CountsInPlace):
+    """What it held before its first run is in the file, though it has run to be exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 3:
+            raise ValueError("three rows")
+        return super().forward(x)
+
+
+class CountsInViewExported(Net):
+    def setup(self) -> None:
+        self.register_buffer("calls", torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 3:
+            raise ValueError("three rows")
+        self.calls[1:].add_(1)
+        return self.linear(x) * self.calls[1]
+
+
 class Grows(Net):
     def setup(self) -> None:
         self.seen: list[Tensor] = []
@@ -289,6 +309,16 @@ class Decays(Net):
         with torch.no_grad():
             self.linear.weight.mul_(0.5)
         return self.linear(x)
+
+
+class DecaysWithDropout(Decays):
+    """As above, where the rebuilt module runs as often as the model, so that both decay alike."""
+
+    def setup(self) -> None:
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.dropout(x))
 
 
 class InTraining(Rebound):
@@ -448,6 +478,8 @@ DESCRIBED = [
     CountsForNothing,
     CountsInPlace,
     CountsInPlacePassing,
+    CountsInPlaceExported,
+    CountsInViewExported,
     KeepsLast,
     InTraining,
     OnClass,
@@ -476,6 +508,7 @@ REFUSED = {
     UsesLast: "forward changes 'last' of the model (UsesLast)",
     Renormalizes: "forward changes the parameter linear.weight",
     Decays: "forward changes the parameter linear.weight",
+    DecaysWithDropout: "forward changes the parameter linear.weight",
     OnClassOfData: "forward changes 'kept' of OnClassOfData",
     CountsOnClass: "forward changes 'calls' of CountsOnClass",
     CountsOnGlobal: "forward changes '_SEEN' of ",
@@ -516,15 +549,13 @@ def through(module: nn.Module, **options: Any) -> tuple[nn.Module, str]:
 @pytest.mark.parametrize("ran", [False, True])
 @pytest.mark.parametrize("make", DESCRIBED)
 def test_described_rightly(make: Callable[[], nn.Module], ran: bool) -> None:
-    torch.manual_seed(0)
-    module = make().eval()
+    module, fresh = seeded(make), seeded(make)
     if ran:
-        module(torch.randn(3, 3, 4))  # with gradients, as in training
-    fresh = make().eval() if not ran else copied(module)
-    for tensor, value in zip(
-        fresh.state_dict().values(), module.state_dict().values(), strict=True
-    ):
-        tensor.copy_(value)
+        x = torch.randn(3, 3, 4)
+        with isolated(module):
+            module(x)  # with gradients, as in training
+        with torch.no_grad():
+            fresh(x)
     rebuilt, verified = through(module, train_graph=True)
     assert verified == (
         "every tensor bit for bit, outputs equal at batch sizes 2 and 5 in eval and train mode"
@@ -532,7 +563,7 @@ def test_described_rightly(make: Callable[[], nn.Module], ran: bool) -> None:
     assert list(rebuilt.state_dict()) == list(module.state_dict())
     effective(fresh, masked(module))
     for training in (False, True):
-        original, decoded = copied(fresh).train(training), copied(rebuilt).train(training)
+        original, decoded = (copy.deepcopy(each).train(training) for each in (fresh, rebuilt))
         for size in (3, 4, 2, 3):
             x = torch.randn(size, 3, 4)
             with torch.no_grad(), isolated(original):
@@ -540,14 +571,9 @@ def test_described_rightly(make: Callable[[], nn.Module], ran: bool) -> None:
             assert torch.equal(decoded(x), expected)
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A copy, also of what was computed with gradients."""
-    with torch.no_grad():
-        for below in module.modules():
-            for name, value in vars(below).items():
-                if isinstance(value, Tensor):
-                    setattr(below, name, value.detach())
-    return copy.deepcopy(module)
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return make().eval()
 
 
 @pytest.mark.parametrize("train_graph", [False, True])
@@ -858,6 +884,15 @@ def test_outputs_that_are_memory_of_the_module() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.sum.add_(self.linear(x).sum((0, 1)))
 
+    x = torch.ones(5, 3, 4)
     rebuilt, _ = through(Accumulates())
-    x = torch.ones(2, 3, 4)
     assert not torch.equal(rebuilt(x).clone(), rebuilt(x))
+    first, _, again, _ = Reference(Accumulates(), given_inputs(x)).evaluated().outputs
+    assert not torch.equal(first, again)
+
+
+def test_guessing_leaves_no_trace() -> None:
+    module = Counts().train()
+    guessed_inputs(module)
+    assert module.calls == 0
+    assert module.training

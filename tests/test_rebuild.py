@@ -788,6 +788,19 @@ class TiedTagger(nn.Module):
         return (logits + self.train_bias if shift else logits) * (1 if scale is None else scale)
 
 
+class ConstantsByMode(nn.Module):
+    """Constants that the modes share, and others, in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = [torch.arange(8.0), torch.arange(8.0) / 3, torch.ones(8)]
+
+    def forward(self, x):
+        if self.training:
+            return x * self.tables[1] + self.tables[2] - self.tables[2]
+        return x * self.tables[0] + self.tables[1]
+
+
 class Inside(nn.Module):
     """A class that torch.fx traces, around one that has to be exported."""
 
@@ -806,6 +819,7 @@ EXPORTED: dict[str, tuple[Callable[[], nn.Module], list[dict[str, Any]]]] = {
     "inside": (Inside, [SEQUENCE]),
     "own train": (lambda: nn.Sequential(nn.Linear(8, 8), OwnTrain()), [FEATURES]),
     "constant": (lambda: nn.Sequential(nn.Linear(8, 8), Constant()), [FEATURES]),
+    "constants by mode": (lambda: nn.Sequential(nn.Linear(8, 8), ConstantsByMode()), [FEATURES]),
     "two ways": (TwoWays, [SEQUENCE]),
 }
 
@@ -840,6 +854,14 @@ def test_exported_gradients(exported_and_inputs) -> None:
     ):
         assert mine.grad is not None, name
         assert_same(other.grad, mine.grad)
+
+
+def test_constants_of_both_modes_are_stored_once() -> None:
+    given = given_inputs(example([FEATURES], 5))
+    trace = trace_module(ConstantsByMode(), [FEATURES], example=given, train_graph=True)
+    assert sorted(trace.tensors) == ["constant_0", "constant_1", "constant_2"]
+    for name, value in zip(sorted(trace.tensors), ConstantsByMode().tables, strict=True):
+        assert torch.equal(trace.tensors[name], value)
 
 
 def test_exported_for_eval_mode_alone() -> None:

@@ -59,6 +59,11 @@ def trace_module(
     Raises:
         UnsupportedModelError: the manifest cannot describe it; names the module and the cause.
     """
+    frozen = [  # told before its code runs, which shares the parameters
+        name
+        for name, parameter in module.named_parameters()
+        if not parameter.requires_grad and name not in masked
+    ]
     evaluating = trace_forwards(module, len(inputs), example, training=False, export=True)
     training = trace_forwards(
         module,
@@ -70,11 +75,6 @@ def trace_module(
     )
     tree = Tree(module, evaluating, training)
     manifest: dict[str, Any] = {"format": FORMAT, "tree": tree.root}
-    frozen = [
-        name
-        for name, parameter in module.named_parameters()
-        if not parameter.requires_grad and name not in masked
-    ]
     for key, value in (
         ("graphs", tree.graphs),
         ("training", module.training),
