@@ -960,6 +960,22 @@ def test_unaligned_buffers(kernel: ModuleType) -> None:
         assert memory[3 : 3 + 12 * itemsize] == expected
 
 
+@pytest.mark.parametrize("shift", [1, 4, 8, 16])
+def test_large_unaligned_buffers(kernel: ModuleType, shift: int) -> None:
+    """Stores that leave large results out of the cache want aligned memory."""
+    count = (1 << 18) + 8
+    values, mask = np.arange(1, count + 1, dtype=np.uint32), np.full(-(-count // 8), 0x5A, np.uint8)
+    bits = np.unpackbits(mask, bitorder="little")
+    memory = np.zeros(4 * count + shift, np.uint8)
+    kernel.expand(values, 4, 0, mask, memory[shift:])
+    assert memory[shift:].tobytes() == (values * bits).tobytes()
+
+    table, generated = np.arange(4096, dtype=np.uint32), np.empty(count, np.uint32)
+    twins.philox4x32(generated, 1, 2, 3)
+    kernel.expand_normal(1, 2, 3, table, mask, memory[shift:])
+    assert memory[shift:].tobytes() == ((generated >> 20) * bits).tobytes()
+
+
 def test_integers_by_index(kernel: ModuleType) -> None:
     out = np.empty(3, np.uint32)
     kernel.philox4x32(out, np.uint64(2**64 - 1), np.int8(5), True)

@@ -12,6 +12,7 @@ import pytest
 from conftest import native_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pemncodec.coders.mixing import _tables
 from pemncodec.kernels import twins
@@ -173,3 +174,30 @@ def test_blocks_from_anywhere_are_coded_alike(
     out = bytearray(len(bits))
     native_kernels().mixing_decode(expected[0], *arguments[1:], out)
     assert list(out) == bits
+
+
+def extreme_tables() -> NDArray[np.int32]:
+    """The largest numbers that are allowed, with which weights of the mix grow to their bounds."""
+    stretch = np.where(np.arange(STRETCH) < STRETCH // 2, -9999, 9999)
+    squash = np.where(np.arange(SQUASH) < SQUASH // 2, 1, 65535)
+    return np.append(stretch, squash).astype(np.int32)
+
+
+@pytest.mark.parametrize("tables", [_tables(), extreme_tables()], ids=["spec", "extreme"])
+@pytest.mark.parametrize("layout", [(40, 1), (3, 9), (1, 9), (1 << 15, 1)])
+def test_long_blocks_are_coded_alike(tables: NDArray[np.int32], layout: tuple[int, int]) -> None:
+    """Counters reach their limits, and the rate of learning its last step."""
+    random = np.random.default_rng(0)
+    columns, kernel_size = layout
+    channels = -(-20_000 // (columns * kernel_size))  # which the next two parts know of
+    first, linear = (20_000, columns, kernel_size, 3, 0, 40), (2 * channels, channels, 1, 1, 0, 40)
+    depthwise = (18, 1, 9, 3, 0, 40)
+    rows = np.array([first, linear, depthwise], np.uint64)
+    count = int(rows[:, 0].sum())
+    bits = (random.random(count) < 0.15).astype(np.uint8)
+    buckets = random.integers(0, 32, count).astype(np.uint8)
+    expected = twins.mixing_encode(bits, buckets, rows, tables)
+    assert native_kernels().mixing_encode(bits, buckets, rows, tables) == expected
+    out = np.empty(count, np.uint8)
+    native_kernels().mixing_decode(expected[0], buckets, rows, tables, out)
+    assert np.array_equal(out, bits)
