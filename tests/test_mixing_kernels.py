@@ -131,7 +131,7 @@ def test_every_error_of_decoding(kernel: ModuleType) -> None:
 
 
 def bits_decoded_from(data: bytes) -> list[int]:
-    """What a decoder makes of data where ones and zeros are as probable; a bit for about each bit."""
+    """What a decoder makes of data where ones and zeros are equally probable."""
     bits, span, code, rest = [], 2**32 - 1, int.from_bytes(data[:4], "big"), list(data[4:])
     while rest:
         bound = (span >> 16) * 32768
