@@ -196,11 +196,11 @@ def test_blocks_from_anywhere_are_coded_alike(
     assert list(out) == bits
 
 
-def extreme_tables() -> NDArray[np.int32]:
-    """The largest numbers that are allowed, with which weights of the mix grow to their bounds."""
+def extreme_tables(undecided: bool) -> NDArray[np.int32]:
+    """The largest numbers that are allowed; weights of the mix reach their bounds if undecided."""
     stretch = np.where(np.arange(STRETCH) < STRETCH // 2, -9999, 9999)
     squash = np.where(np.arange(SQUASH) < SQUASH // 2, 1, 65535)
-    return np.append(stretch, squash).astype(np.int32)
+    return np.append(stretch, np.full(SQUASH, 32768) if undecided else squash).astype(np.int32)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,8 @@ def extreme_tables() -> NDArray[np.int32]:
         (3, 9, _tables()),
         (1, 9, _tables()),
         (1 << 15, 1, _tables()),
-        (40, 1, extreme_tables()),
+        (40, 1, extreme_tables(False)),
+        (40, 1, extreme_tables(True)),
     ],
 )
 def test_long_blocks(columns: int, kernel_size: int, tables: NDArray[np.int32]) -> None:
