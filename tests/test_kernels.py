@@ -620,6 +620,14 @@ def test_runs_round_trip_and_reference(kernel: ModuleType, bits: list[int], long
     assert out.tolist() == mask.tolist()
 
 
+@pytest.mark.parametrize("count", [1, 7, 9, 63, 65, 127])
+def test_runs_ignore_bits_behind_the_mask(kernel: ModuleType, count: int) -> None:
+    mask = bytearray(-(-count // 8))
+    expected = kernel.runs_encode(mask, count, 9)
+    mask[-1] = 0xFF << count % 8 & 0xFF
+    assert kernel.runs_encode(mask, count, 9) == expected == runs_reference([0] * count, 9)
+
+
 @needs_native
 @given(runs=st.binary(max_size=40), longest=st.integers(1, 255), count=st.integers(0, 400))
 def test_any_runs_give_the_same_outcome(runs: bytes, longest: int, count: int) -> None:
