@@ -281,8 +281,9 @@ def part_of(random: Random) -> list[int]:
 def tables_of(random: Random) -> NDArray[np.int32]:
     if random.random() < 0.9:
         return _tables()
-    signs = np.where(np.arange(4096) < 2048, -9999, 9999)  # the largest that are allowed
-    return np.append(signs, np.where(np.arange(3072) < 1536, 1, 65535)).astype(np.int32)
+    stretch = np.where(np.arange(4096) < 2048, -9999, 9999)  # the largest that are allowed
+    certain, undecided = np.where(np.arange(3072) < 1536, 1, 65535), np.full(3072, 32768)
+    return np.append(stretch, random.choice((certain, undecided))).astype(np.int32)
 
 
 def mixing_decode(random: Random) -> Arguments:

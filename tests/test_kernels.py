@@ -620,6 +620,14 @@ def test_runs_round_trip_and_reference(kernel: ModuleType, bits: list[int], long
     assert out.tolist() == mask.tolist()
 
 
+@pytest.mark.parametrize("count", [1, 7, 9, 63, 65, 127])
+def test_runs_ignore_bits_behind_the_mask(kernel: ModuleType, count: int) -> None:
+    mask = bytearray(-(-count // 8))
+    expected = kernel.runs_encode(mask, count, 9)
+    mask[-1] = 0xFF << count % 8 & 0xFF
+    assert kernel.runs_encode(mask, count, 9) == expected == runs_reference([0] * count, 9)
+
+
 @needs_native
 @given(runs=st.binary(max_size=40), longest=st.integers(1, 255), count=st.integers(0, 400))
 def test_any_runs_give_the_same_outcome(runs: bytes, longest: int, count: int) -> None:
@@ -958,6 +966,22 @@ def test_unaligned_buffers(kernel: ModuleType) -> None:
         )
         expected = expand_reference(values, itemsize, 2, mask, 12)
         assert memory[3 : 3 + 12 * itemsize] == expected
+
+
+@pytest.mark.parametrize("shift", [1, 4, 8, 16])
+def test_large_unaligned_buffers(kernel: ModuleType, shift: int) -> None:
+    """Stores that leave large results out of the cache want aligned memory."""
+    count = (1 << 18) + 8
+    values, mask = np.arange(1, count + 1, dtype=np.uint32), np.full(-(-count // 8), 0x5A, np.uint8)
+    bits = np.unpackbits(mask, bitorder="little")
+    memory = np.zeros(4 * count + shift, np.uint8)
+    kernel.expand(values, 4, 0, mask, memory[shift:])
+    assert memory[shift:].tobytes() == (values * bits).tobytes()
+
+    table, generated = np.arange(4096, dtype=np.uint32), np.empty(count, np.uint32)
+    twins.philox4x32(generated, 1, 2, 3)
+    kernel.expand_normal(1, 2, 3, table, mask, memory[shift:])
+    assert memory[shift:].tobytes() == ((generated >> 20) * bits).tobytes()
 
 
 def test_integers_by_index(kernel: ModuleType) -> None:

@@ -12,6 +12,7 @@ import pytest
 from conftest import native_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pemncodec.coders.mixing import _tables
 from pemncodec.kernels import twins
@@ -92,6 +93,13 @@ def test_arguments_out_of_range(kernel: ModuleType, changed: dict[str, Any], err
         kernel.mixing_encode(**arguments)
 
 
+@pytest.mark.parametrize("rows", [[(1 << 23) + 1], [1 << 23, 1]])
+def test_blocks_have_a_largest_size(kernel: ModuleType, rows: list[int]) -> None:
+    layout = parts(*((weights, 3, 1, 1, 0, 128) for weights in rows))
+    with pytest.raises(ValueError, match=r"^parts$"):
+        kernel.mixing_encode(bytes(sum(rows)), bytes(sum(rows)), layout, _tables())
+
+
 def test_arguments_of_another_type(kernel: ModuleType) -> None:
     for name in GOOD:
         with pytest.raises(TypeError):
@@ -122,17 +130,30 @@ def test_every_error_of_decoding(kernel: ModuleType) -> None:
             )
 
 
-def test_carries_run_through_what_is_written(kernel: ModuleType) -> None:
-    """Bits against every prediction leave long runs of FF behind which a carry may come."""
+def bits_decoded_from(data: bytes) -> list[int]:
+    """What a decoder makes of data where ones and zeros are equally probable."""
+    bits, span, code, rest = [], 2**32 - 1, int.from_bytes(data[:4], "big"), list(data[4:])
+    while rest:
+        bound = (span >> 16) * 32768
+        bits.append(int(code < bound))
+        code, span = (code, bound) if bits[-1] else (code - bound, span - bound)
+        while span < 1 << 24:
+            code, span = (code << 8 | (rest.pop(0) if rest else 0)), span << 8
+    return bits
+
+
+@pytest.mark.parametrize("zeros", [5, 6, 7, 8, 50, 2000])
+def test_carries_run_through_what_is_written(kernel: ModuleType, zeros: int) -> None:
+    """The bits of 80 00 00 … are written as 7F FF FF … until a zero bit leads above it."""
     tables = _tables().copy()
-    tables[STRETCH:] = 1
-    bits = bytes([0] * 3000)
-    layout = parts((3000, 3000, 1, 1, 0, 0))
-    for source in (bits, bytes([1]) + bits[1:], bits[:-1] + bytes([1])):
-        data, _ = kernel.mixing_encode(source, bytes(3000), layout, tables)
-        out = bytearray(3000)
-        kernel.mixing_decode(data, bytes(3000), layout, tables, out)
-        assert bytes(out) == source
+    tables[STRETCH:] = 32768
+    bits = bytes(bits_decoded_from(b"\x80" + bytes(zeros)) + [0] * 20)
+    layout = parts((len(bits), len(bits), 1, 1, 0, 128))
+    data, _ = kernel.mixing_encode(bits, bytes(len(bits)), layout, tables)
+    assert data.startswith(b"\x80" + bytes(zeros - 4))
+    out = bytearray(len(bits))
+    kernel.mixing_decode(data, bytes(len(bits)), layout, tables, out)
+    assert bytes(out) == bits
 
 
 NUMBERS = st.integers(0, 9) | st.sampled_from([1 << 16, 1 << 31, 1 << 32, 1 << 62, 2**64 - 1])
@@ -173,3 +194,38 @@ def test_blocks_from_anywhere_are_coded_alike(
     out = bytearray(len(bits))
     native_kernels().mixing_decode(expected[0], *arguments[1:], out)
     assert list(out) == bits
+
+
+def extreme_tables(undecided: bool) -> NDArray[np.int32]:
+    """The largest numbers that are allowed; weights of the mix reach their bounds if undecided."""
+    stretch = np.where(np.arange(STRETCH) < STRETCH // 2, -9999, 9999)
+    squash = np.where(np.arange(SQUASH) < SQUASH // 2, 1, 65535)
+    return np.append(stretch, np.full(SQUASH, 32768) if undecided else squash).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("columns", "kernel_size", "tables"),
+    [
+        (40, 1, _tables()),
+        (3, 9, _tables()),
+        (1, 9, _tables()),
+        (1 << 15, 1, _tables()),
+        (40, 1, extreme_tables(False)),
+        (40, 1, extreme_tables(True)),
+    ],
+)
+def test_long_blocks(columns: int, kernel_size: int, tables: NDArray[np.int32]) -> None:
+    """Counters reach their limits, and the rate of learning its last step."""
+    random = np.random.default_rng(0)
+    channels = -(-20_000 // (columns * kernel_size))  # which the next two parts know of
+    first, linear = (20_000, columns, kernel_size, 3, 0, 40), (2 * channels, channels, 1, 1, 0, 40)
+    depthwise = (18, 1, 9, 3, 0, 40)
+    rows = np.array([first, linear, depthwise], np.uint64)
+    count = int(rows[:, 0].sum())
+    bits = (random.random(count) < 0.15).astype(np.uint8)
+    buckets = random.integers(0, 32, count).astype(np.uint8)
+    expected = twins.mixing_encode(bits, buckets, rows, tables)
+    assert native_kernels().mixing_encode(bits, buckets, rows, tables) == expected
+    out = np.empty(count, np.uint8)
+    native_kernels().mixing_decode(expected[0], buckets, rows, tables, out)
+    assert np.array_equal(out, bits)
