@@ -57,9 +57,9 @@ _PRELOADED: Final = (
 _MASKS = ("masks", "mixing")
 _DENSE = ("dense", "shorter_floats")
 _FILES = ("container", "encode", "mixing", "shorter_floats")
-_DESCRIPTION = ("manifest", "vectors", "rebuild")
-_VALUES = ("generator", "prototype")
-_ENCODING = ("encode", "shorter_floats", "architectures", "container")
+_DESCRIPTION = ("manifest", "rebuild")
+_VALUES = ("generator", "prototype", "mixing")
+_ENCODING = ("proof", "encode", "shorter_floats", "architectures", "container")
 _DIALECTS = ("dialects", "encode")
 
 # Which tests are asked, those first that are fast and nearest to the module.
@@ -82,7 +82,10 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "coders/varint": ("masks", "shorter_floats", "container"),
     "coders/zstd": ("manifest", "container"),
     "values/fill": _VALUES,
+    "values/generators": _VALUES,
+    "values/periods": ("periods", "prototype"),
     "values/philox": _VALUES,
+    "values/portable": _VALUES,
     "values/recovery": _VALUES,
     "values/rounding": _VALUES,
     "format/columns": _FILES,
@@ -97,6 +100,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "architecture/layers": _DESCRIPTION,
     "architecture/manifest": _DESCRIPTION,
     "architecture/operators": _DESCRIPTION,
+    "architecture/outputs": ("proof", "rebuild"),
     "checkpoints/dialect": _DIALECTS,
     "checkpoints/dialects": _DIALECTS,
     "checkpoints/files": _DIALECTS,
@@ -110,6 +114,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "encoding": _ENCODING,
     "options": _ENCODING,
     "proof": _ENCODING,
+    "tensors": ("dense", "encode"),
 }
 
 
@@ -376,7 +381,7 @@ def main() -> None:
     preload()
     with tempfile.TemporaryDirectory() as folder:
         tested = run(chosen, Bench(Path(folder), options.jobs))
-    known |= {(row[0], row[2], row[3]): row for row in tested}
+    known = read_results() | {(row[0], row[2], row[3]): row for row in tested}
     rows = [known[key] for key in sampled if key in known]
     tally = Counter(row[4] for row in rows)
     unexplained = [row for row in rows if row[4] == "survived" and not row[5]]
