@@ -155,7 +155,7 @@ def _replacements(node: ast.AST, ancestors: tuple[ast.AST, ...]) -> Iterator[ast
             for bound in ("lower", "upper", "step"):
                 if getattr(node, bound) is not None:
                     yield _with(node, **{bound: None})
-        case ast.Constant(value=value) if not isinstance(parent, ast.Expr):
+        case ast.Constant(value=value) if not isinstance(parent, ast.Expr | ast.UnaryOp):
             yield from map(ast.Constant, _other_values(value))
 
 

@@ -17,6 +17,7 @@ from test_cli import ARCH, EXAMPLE, fails, pemn
 from torch import Tensor, nn
 
 import pemncodec
+from pemncodec.coders.affine import quantize
 from pemncodec.coders.dense import decode_dense, encode_dense, largest_errors, shortened
 from pemncodec.contents import DenseMode
 from pemncodec.errors import DecodeError, EncodeError
@@ -91,6 +92,18 @@ def test_q8_keeps_a_few_far_values_exactly() -> None:
     made = shortened(array, "q8", "w")
     assert made[[5, 77]].tolist() == [300, -280]
     assert np.abs(made - array).max() < 0.02
+
+
+@pytest.mark.parametrize(("size", "exact"), [(1, 0), (3, 2), (5, 4), (33, 32), (65, 64), (67, 0)])
+def test_q8_leaves_out_what_pays_and_at_most_32_of_each_end(size: int, exact: int) -> None:
+    """Each costs some forty bits; where one value is left, the range needs none."""
+    array = np.random.default_rng(0).permutation(np.linspace(-1, 1, size, dtype=np.float32))
+    codes, _, _, outliers = quantize(array)
+    assert outliers.size == exact
+    assert not codes[outliers].any()
+    made = shortened(array, "q8", "w")
+    assert np.array_equal(made, array) == (size <= 65)
+    assert np.abs(made - array).max() <= 1 / 254
 
 
 def test_q8_gives_the_rows_of_a_matrix_their_own_range() -> None:
