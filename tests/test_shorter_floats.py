@@ -106,6 +106,15 @@ def test_q8_leaves_out_what_pays_and_at_most_32_of_each_end(size: int, exact: in
     assert np.abs(made - array).max() <= 1 / 254
 
 
+@pytest.mark.parametrize("in_rows", [0, 1])
+def test_affine_sections_of_no_elements(in_rows: int) -> None:
+    """No writer makes them, but nothing forbids them."""
+    parameters = bytes([6, in_rows]) + bytes(8) + b"\0"  # scale and offset, and nothing exact
+    assert decode_dense(parameters + b"\0", [(0,)], "float32").shape == (0,)
+    with pytest.raises(DecodeError):
+        decode_dense(parameters + b"\0\0", [(0,)], "float32")
+
+
 def test_q8_gives_the_rows_of_a_matrix_their_own_range() -> None:
     array = np.random.default_rng(0).standard_normal((4, 100)).astype(np.float32)
     array *= np.array([[1e-3], [1], [1e3], [0]], np.float32)
