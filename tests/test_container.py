@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zstandard
 from conftest import ROOT, MaskedNet, random_masks, small_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -450,6 +451,9 @@ def test_frames_that_lie() -> None:
     assert refusal(front(encode_zstd(b"{}") + b"\0", 2)) == "zstd"
     assert refusal(front(encode_zstd(b"{}") * 2, 2)) == "zstd"
     assert refusal(front(b"", 0)) == "zstd"
+    unfinished = zstandard.ZstdCompressor().compressobj(size=2)
+    without_end = unfinished.compress(b"{}") + unfinished.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    assert refusal(front(without_end, 2)) == "zstd"
     assert refusal(front(b"\x50\x2a\x4d\x18\4\0\0\0abcd", 0)) == "zstd"
     assert refusal(front(encode_zstd(b"")[:-1], 0)) == "zstd"
     assert refusal(front(b"\x28\xb5\x2f\xfd\0\x58\x11\0\0{}", 2)) == "zstd"  # no content size

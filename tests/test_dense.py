@@ -210,6 +210,22 @@ def test_groups_keep_order_and_bounds() -> None:
     assert len(groups) == 2 + 4
 
 
+def test_the_largest_tensor_of_a_group_and_the_largest_group() -> None:
+    def tensors(*sizes: int) -> list[DenseTensor]:
+        return [
+            DenseTensor(f"{i}.bias", "uint8", (size,), np.zeros(size, np.uint8))
+            for i, size in enumerate(sizes)
+        ]
+
+    def sizes(*given: int) -> list[list[int]]:
+        return [[t.data.nbytes for t in group] for group in group_tensors(tensors(*given))]
+
+    limit = 1 << 16
+    assert sizes(1, limit, 1, limit + 1, 1) == [[1, limit, 1, 1], [limit + 1]]
+    assert sizes(*[limit] * 16, 1, 2) == [[limit] * 16, [1, 2]]
+    assert sizes(*[limit] * 15, limit - 1, 1, 2) == [[limit] * 15 + [limit - 1, 1], [2]]
+
+
 # ------------------------------------------------------------------------- hostile sections
 
 

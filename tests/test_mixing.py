@@ -31,6 +31,8 @@ from pemncodec.coders.masks import (
     decode_masks,
     encode_masks,
     mask_coder,
+    total_bytes,
+    tries_context,
 )
 from pemncodec.coders.mixing import BLOCK_WEIGHTS, decode_mixing
 from pemncodec.coders.packed import unpack
@@ -283,6 +285,33 @@ def sections_of(
 def structured(shape: tuple[int, int], seed: int = 0) -> Mask:
     rng = np.random.default_rng(seed)
     return rng.random(shape) < rng.random((shape[0], 1))
+
+
+def test_what_presets_try() -> None:
+    assert PRESETS == ("fast", "default", "max")
+    assert [tries_context(preset, 0) for preset in ("fast", "default", "max")] == [
+        False,
+        True,
+        True,
+    ]
+    assert tries_context("default", 1 << 24)
+    assert not tries_context("default", (1 << 24) + 1)
+    assert tries_context("max", 1 << 40)
+
+
+def test_costs_are_those_of_the_body() -> None:
+    masks = [structured((40, 50), seed).reshape(-1) for seed in range(3)]
+    body, costs = mixing.encode_mixing(masks, [MaskContext((40, 50))] * 3)
+    assert sum(costs) == len(body)
+    assert all(100 < cost < 250 for cost in costs)
+    body, costs = mixing.encode_mixing(masks[:1], [MaskContext((40, 50))])
+    assert costs == [len(body)]
+
+
+def test_a_section_costs_six_bytes_more_than_it_holds() -> None:
+    """Its row in the section table; what mixing saves is counted with it."""
+    assert total_bytes([]) == 0
+    assert total_bytes([(b"12345", [0]), (b"", [1, 2])]) == 5 + 2 * 6
 
 
 def test_each_preset_uses_its_coders() -> None:
