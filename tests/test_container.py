@@ -311,6 +311,7 @@ def test_accepted(path: str, value: Any) -> None:
         ("constant.value.0", "٠٠٠٠٠٠٠٠", "header"),
         ("prototypes.length.0", 0, "header"),
         ("prototypes.length.0", -4, "header"),
+        ("prototypes.length.0", 1 << 63, "header"),
         ("prototypes.kind", ["seed"], "header"),
         ("stored.dtype", ["int8"], "header"),
         ("stored.used", ["some"], "header"),
@@ -374,6 +375,7 @@ def test_accepted(path: str, value: Any) -> None:
         ("tensors.shape.0", [1] * 17, "limit"),
         ("tensors.shape.0", [1 << 40], "limit"),
         ("prototypes.length.0", 1 << 40, "limit"),
+        ("prototypes.length.0", (1 << 63) - 1, "limit"),
         # sections that do not fit the header
         ("tensors.shape.0", [3], "section"),
         ("tensors.shape.0", [5], "section"),
