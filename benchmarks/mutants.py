@@ -54,17 +54,17 @@ _PRELOADED: Final = (
     *("torch", "torch._dynamo", "torch.export", "torch.fx", "zstandard"),
 )
 
-_MASKS = ("masks", "mixing")
-_DENSE = ("dense", "shorter_floats")
-_FILES = ("container", "encode", "mixing", "shorter_floats")
-_DESCRIPTION = ("manifest", "rebuild")
+_MASKS = ("masks", "mixing", "vectors")
+_DENSE = ("dense", "shorter_floats", "vectors")
+_FILES = ("container", "vectors", "encode", "mixing", "shorter_floats")
+_DESCRIPTION = ("vectors", "manifest", "rebuild")
 _VALUES = ("generator", "prototype", "mixing")
 _ENCODING = ("proof", "encode", "shorter_floats", "architectures", "container")
 _DIALECTS = ("dialects", "encode")
 
 # Which tests are asked, those first that are fast and nearest to the module.
 TESTS: Final[dict[str, tuple[str, ...]]] = {
-    "coders/affine": _DENSE,
+    "coders/affine": ("shorter_floats", "vectors"),
     "coders/buckets": ("mixing",),
     "coders/canonical_json": ("manifest", "container"),
     "coders/constant": _MASKS,
@@ -76,10 +76,10 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "coders/packed": _MASKS,
     "coders/palette": _DENSE,
     "coders/planes": _DENSE,
-    "coders/rans": ("masks",),
+    "coders/rans": ("masks", "vectors"),
     "coders/raw": _DENSE,
     "coders/shortening": _DENSE,
-    "coders/varint": ("masks", "shorter_floats", "container"),
+    "coders/varint": ("varint", "masks", "shorter_floats"),
     "coders/zstd": ("manifest", "container"),
     "values/fill": _VALUES,
     "values/generators": _VALUES,
