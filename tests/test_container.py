@@ -566,6 +566,10 @@ def test_tables_of_sections_that_lie() -> None:
     assert refusal(with_table(b"\xff" * 9 + b"\x01" + table[1:])) == "truncated"
     assert refusal(with_table(b"\xff" * 9 + b"\x02" + table[1:])) == "section"
     assert refusal(with_table(b"\xff" * 12 + table[1:])) == "section"
+    longest = (b"\xff" * 9 + b"\x01" + bytes(4)) * 3  # as long as a table of three sections can be
+    assert refusal(with_table(longest), Limits(sections=3)) == "truncated"
+    assert refusal(with_table(longest + b"\0"), Limits(sections=3)) == "limit"
+    assert refusal(with_table(table + bytes(5)), Limits(sections=3)) == "limit"
     assert refusal(with_table(table[:1] + b"\0\0\0\0" + table[5:])) == "checksum"
 
 
