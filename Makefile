@@ -13,7 +13,7 @@ demo: $(STAMP)  ## encode the example checkpoint, inspect it, decode it elsewher
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest
 
-mutants: $(STAMP)  ## damages copies of the package in 640 places, one at a time: do the tests notice?
+mutants: $(STAMP)  ## damages copies of the package in 500 places, one at a time: do the tests notice?
 	$(BIN)/python benchmarks/mutants.py
 
 ROUNDS ?= 2000

@@ -10,7 +10,7 @@ Two libraries do the like. cosmic-ray starts a process for each mutant, most of 
 into importing torch; mutmut leaves out tables and decorated functions, which is where much of
 `architecture` is. So here every mutant is a fork of a process that has imported torch already.
 
-    python benchmarks/mutants.py [--count N] [--seed N] [--jobs N] [--list] [--rest] [PART…]
+    python benchmarks/mutants.py [--count N] [--jobs N] [--limit S] [--list] [--rest] [PART…]
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ _PRELOADED: Final = (
     *("torch", "torch._dynamo", "torch.export", "torch.fx", "zstandard"),
 )
 
-_MASKS = ("masks", "mixing")
-_DENSE = ("dense", "shorter_floats")
-_FILES = ("container", "encode", "mixing", "shorter_floats")
-_DESCRIPTION = ("manifest", "rebuild")
+_MASKS = ("masks", "mixing", "vectors")
+_DENSE = ("dense", "shorter_floats", "vectors")
+_FILES = ("container", "vectors", "encode", "mixing", "shorter_floats")
+_DESCRIPTION = ("vectors", "manifest", "rebuild")
 _VALUES = ("generator", "prototype", "mixing")
 _ENCODING = ("proof", "encode", "shorter_floats", "architectures", "container")
 _DIALECTS = ("dialects", "encode")
 
 # Which tests are asked, those first that are fast and nearest to the module.
 TESTS: Final[dict[str, tuple[str, ...]]] = {
-    "coders/affine": _DENSE,
+    "coders/affine": ("shorter_floats", "vectors"),
     "coders/buckets": ("mixing",),
     "coders/canonical_json": ("manifest", "container"),
     "coders/constant": _MASKS,
@@ -76,10 +76,10 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "coders/packed": _MASKS,
     "coders/palette": _DENSE,
     "coders/planes": _DENSE,
-    "coders/rans": ("masks",),
+    "coders/rans": ("masks", "vectors"),
     "coders/raw": _DENSE,
     "coders/shortening": _DENSE,
-    "coders/varint": ("masks", "shorter_floats", "container"),
+    "coders/varint": ("varint", "masks", "shorter_floats"),
     "coders/zstd": ("manifest", "container"),
     "values/fill": _VALUES,
     "values/generators": _VALUES,
@@ -296,18 +296,24 @@ def ask(tree: Path, trial: Trial, pipe: int) -> None:
         os._exit(code)
 
 
-def run(chosen: list[tuple[str, Mutant]], bench: Bench) -> list[Row]:
-    """A row of the CSV for each mutant; progress goes to the standard output."""
-    names = list(dict.fromkeys(name for module, _ in chosen for name in TESTS[module]))
-    taken = {}
-    for ended in bench.outcomes([Trial((name,), 600) for name in names]):
+def seconds_of(names: Iterable[str], bench: Bench) -> dict[str, float]:
+    """How long files of tests take without a mutant, of which none may fail."""
+    files, seconds = list(names), {}
+    for ended in bench.outcomes([Trial((name,), 600) for name in files]):
         if ended.verdict != "survived":
-            raise SystemExit(f"tests fail without a mutant: {ended.killer or names[ended.number]}")
-        taken[names[ended.number]] = ended.seconds
-        print(f"test_{names[ended.number]}: {ended.seconds:.1f} s", flush=True)
+            raise SystemExit(f"tests fail without a mutant: {ended.killer or files[ended.number]}")
+        seconds[files[ended.number]] = ended.seconds
+        print(f"test_{files[ended.number]}: {ended.seconds:.1f} s", flush=True)
+    return seconds
+
+
+def run(chosen: list[tuple[str, Mutant]], bench: Bench, limit: float | None) -> list[Row]:
+    """A row of the CSV for each mutant; progress goes to the standard output."""
+    asked = dict.fromkeys(name for module, _ in chosen for name in TESTS[module])
+    taken = seconds_of(asked, bench) if limit is None else {}
     trials = []
     for module, mutant in chosen:
-        seconds = 20 + 5 * sum(taken[name] for name in TESTS[module])
+        seconds = limit or 20 + 5 * sum(taken[name] for name in TESTS[module])
         trials.append(Trial(TESTS[module], seconds, module, mutant))
     known, rows = reasons(), {}
     for ended in bench.outcomes(trials):
@@ -352,12 +358,15 @@ def write_results(rows: Iterable[Row], seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--count", type=int, default=640, help="mutants to draw")
+    parser.add_argument("--count", type=int, default=500, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--list", action="store_true", help="show the sample, test nothing")
     parser.add_argument(
         "--rest", action="store_true", help="only those that survived, or were not tested"
+    )
+    parser.add_argument(
+        "--limit", type=float, help="seconds for a mutant; else five times what its tests take"
     )
     parser.add_argument("only", nargs="*", metavar="part", help="of the names of modules")
     options = parser.parse_args()
@@ -380,7 +389,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
     preload()
     with tempfile.TemporaryDirectory() as folder:
-        tested = run(chosen, Bench(Path(folder), options.jobs))
+        tested = run(chosen, Bench(Path(folder), options.jobs), options.limit)
     known = read_results() | {(row[0], row[2], row[3]): row for row in tested}
     rows = [known[key] for key in sampled if key in known]
     tally = Counter(row[4] for row in rows)

@@ -83,7 +83,7 @@ def mutants_of(text: str) -> list[Mutant]:
         scope = ".".join(a.name for a in ancestors[:-1] if isinstance(a, _SCOPES))
         for replacement in _replacements(node, ancestors):
             change = _described(ancestors, place, replacement)
-            line = getattr(node, "lineno", 0)
+            line = next(a.lineno for a in reversed(ancestors) if hasattr(a, "lineno"))
             found.append(Mutant(line, scope, change, text, place, replacement))
     return found
 

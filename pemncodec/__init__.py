@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pemncodec import generator as generator
 from pemncodec.contents import SeededPrototype
 from pemncodec.errors import (
     CorruptError,

@@ -311,6 +311,7 @@ def test_accepted(path: str, value: Any) -> None:
         ("constant.value.0", "٠٠٠٠٠٠٠٠", "header"),
         ("prototypes.length.0", 0, "header"),
         ("prototypes.length.0", -4, "header"),
+        ("prototypes.length.0", 1 << 63, "header"),
         ("prototypes.kind", ["seed"], "header"),
         ("stored.dtype", ["int8"], "header"),
         ("stored.used", ["some"], "header"),
@@ -374,6 +375,7 @@ def test_accepted(path: str, value: Any) -> None:
         ("tensors.shape.0", [1] * 17, "limit"),
         ("tensors.shape.0", [1 << 40], "limit"),
         ("prototypes.length.0", 1 << 40, "limit"),
+        ("prototypes.length.0", (1 << 63) - 1, "limit"),
         # sections that do not fit the header
         ("tensors.shape.0", [3], "section"),
         ("tensors.shape.0", [5], "section"),
@@ -564,6 +566,10 @@ def test_tables_of_sections_that_lie() -> None:
     assert refusal(with_table(b"\xff" * 9 + b"\x01" + table[1:])) == "truncated"
     assert refusal(with_table(b"\xff" * 9 + b"\x02" + table[1:])) == "section"
     assert refusal(with_table(b"\xff" * 12 + table[1:])) == "section"
+    longest = (b"\xff" * 9 + b"\x01" + bytes(4)) * 3  # as long as a table of three sections can be
+    assert refusal(with_table(longest), Limits(sections=3)) == "truncated"
+    assert refusal(with_table(longest + b"\0"), Limits(sections=3)) == "limit"
+    assert refusal(with_table(table + bytes(5)), Limits(sections=3)) == "limit"
     assert refusal(with_table(table[:1] + b"\0\0\0\0" + table[5:])) == "checksum"
 
 

@@ -376,6 +376,19 @@ def test_large_models_are_mixed_on_request_only() -> None:
     assert [(mask_coder(s), members) for s, members in best] == [(MIXING, [i]) for i in range(5)]
 
 
+def test_streams_hold_four_million_weights() -> None:
+    """So that reading one small mask never decodes more."""
+
+    def mask(rows: int, seed: int) -> Mask:
+        return np.repeat(random_mask(rows, 0.3, seed), 1 << 10).reshape(rows, -1)
+
+    small = [structured((100, 90), seed) for seed in range(2)]
+    best = sections_of([mask(2048, 1), mask(2048, 2), *small], "max")
+    assert [members for _, members in best] == [[0, 1], [2, 3]]
+    best = sections_of([mask(2048, 1), mask(2049, 2)], "max")
+    assert [members for _, members in best] == [[0], [1]]
+
+
 # ------------------------------------------------------------------------- hostile sections
 
 

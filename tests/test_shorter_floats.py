@@ -106,6 +106,49 @@ def test_q8_leaves_out_what_pays_and_at_most_32_of_each_end(size: int, exact: in
     assert np.abs(made - array).max() <= 1 / 254
 
 
+def affine(
+    flag: int = 0, scale: float = 1, offset: float = 0, listed: str = "00", exact: str = ""
+) -> bytes:
+    """A section of three elements with the codes 0, 1 and 2."""
+    head = bytes([6, flag]) + np.array([scale, offset], "<f4").tobytes()
+    return head + bytes.fromhex(listed + exact) + b"\0\0\1\2"
+
+
+def test_an_affine_section_byte_by_byte() -> None:
+    def values(section: bytes) -> list[float]:
+        return list(decode_dense(section, [(3,)], "float32").tolist())
+
+    assert values(affine(scale=0.5, offset=-1)) == [-1, -0.5, 0]
+    assert values(affine(flag=1)) == [0, 1, 2]  # one dimension is one row
+    assert values(affine(listed="0102", exact="00001041")) == [0, 1, 9]
+    assert values(affine(listed="020001", exact="00001041" * 2)) == [9, 1, 9]
+    assert values(affine(listed="03000000", exact="00001041" * 3)) == [9, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("section", "code"),
+    [
+        (affine(flag=2), "section"),
+        (affine(scale=np.inf), "section"),
+        (affine(offset=np.nan), "section"),
+        (affine(listed="0100", exact="0000807f"), "section"),
+        (affine(listed="0103", exact="00001041"), "section"),  # behind the last
+        (affine(listed="020002", exact="00001041" * 2), "section"),
+        (affine(listed="0400000000", exact="00001041" * 4), "section"),
+        (affine()[:1], "truncated"),
+        (affine()[:9], "truncated"),
+        (affine()[:10], "truncated"),
+        (affine(listed="01")[:11], "truncated"),
+        (affine(listed="0100", exact="000010")[:15], "truncated"),
+        (affine()[:-1], "section"),
+    ],
+)
+def test_affine_sections_that_are_refused(section: bytes, code: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode_dense(section, [(3,)], "float32")
+    assert caught.value.code == code
+
+
 @pytest.mark.parametrize("in_rows", [0, 1])
 def test_affine_sections_of_no_elements(in_rows: int) -> None:
     """No writer makes them, but nothing forbids them."""
