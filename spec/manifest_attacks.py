@@ -221,7 +221,11 @@ def names() -> dict[str, Json]:
             ["x", "self", "x): pass", "lambda", "__init__", "*args", "1", "a-b", None, 1, []],
             lambda name: graph({"in": name}, out),
         ),
-        **named("class", [*bad, "1a", "a-b", "exec('')", "__main__"], lambda name: graph(out, cls=name)),
+        **named(
+            "class",
+            [*bad, "1a", "a-b", "exec('')", "__main__"],
+            lambda name: graph(out, cls=name),
+        ),
         **named("tensor", bad, lambda name: graph(out, params=[[name, []]])),
         "tensor-twice": graph(out, params=[["w", []], ["w", []]]),
         "tensor-and-buffer": graph(out, params=[["w", []]], buffers=[["w", []]]),
