@@ -676,7 +676,6 @@ def noted(value: Any) -> Any:
 
 TORCH_ARGUMENTS = "a class of PyTorch decides which of its arguments go together"
 TORCH_NAMES = "which names a module of PyTorch gives another meaning is known to PyTorch alone"
-TORCH_TENSORS = "the parameters of a layer are known to PyTorch alone"
 TORCH_RUN = "a trial run (8.7) needs the operators of PyTorch"
 TORCH_CODE = "code is imported by readers that can run it"
 
@@ -725,18 +724,18 @@ def refused_modules() -> dict[str, ModuleFile]:
         )
     batch_norm = {"cls": "BatchNorm1d", "num_features": 1}
     files["manifest-name-frozen-buffer"] = manifest_alone(
-        tree(batch_norm, frozen=["running_mean"]), "manifest-name", TORCH_TENSORS
+        tree(batch_norm, frozen=["running_mean"]), "manifest-name"
     )
     for name, layer in (("weight", {"cls": "ReLU"}), ("bias", LINEAR | {"bias": False})):
         nodes = [{"in": "x"}, {"attr": f"f.{name}"}, {"out": X}]
         node = {"graph": "Net", "children": [{"name": "f"} | layer]}
         files[f"manifest-name-layer-without-{name}"] = manifest_alone(
-            tree(node, graphs={"Net": nodes}), "manifest-name", TORCH_TENSORS
+            tree(node, graphs={"Net": nodes}), "manifest-name"
         )
     return files | other_tensors() | other_runs()
 
 
-def manifest_alone(manifest: Json, error: str, why: str) -> ModuleFile:
+def manifest_alone(manifest: Json, error: str, why: str | None = None) -> ModuleFile:
     data = pack({"sections": [["manifest", 1]]}, frame(canonical(manifest)))
     return ModuleFile(data, error=error, package_alone=why)
 
@@ -768,9 +767,7 @@ def other_tensors() -> dict[str, ModuleFile]:
         ),
     }  # fmt: skip
     return {
-        f"manifest-tensor-{name}": ModuleFile(
-            data, error="manifest-tensor", package_alone=TORCH_TENSORS
-        )
+        f"manifest-tensor-{name}": ModuleFile(data, error="manifest-tensor")
         for name, data in files.items()
     }
 

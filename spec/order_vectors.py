@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from manifest_attacks import CONV, LAYERS, LINEAR, Json, X, doubling_calls, encoder, row, tree
-from manifest_vectors import TORCH_RUN, TORCH_TENSORS, ModuleFile, tensor
+from manifest_vectors import TORCH_RUN, ModuleFile, tensor
 from manifest_vectors import file_of as module_file
 from vector_parts import DENSE_1, TWO, canonical, dense, frame, pack
 
@@ -339,9 +339,7 @@ def two_faults_of_modules() -> dict[str, ModuleFile]:
     untied = tree(pair, inputs=[tensor("float32", None, 3)])
     return {
         "order-module-tie-run": ModuleFile(
-            module_file(untied, changed={"1.bias": [4]}),
-            error="manifest-tensor",
-            package_alone=TORCH_TENSORS,
+            module_file(untied, changed={"1.bias": [4]}), error="manifest-tensor"
         ),
         "order-module-argument-checksum": ModuleFile(
             damaged["argument"], error="manifest-argument"
@@ -351,8 +349,6 @@ def two_faults_of_modules() -> dict[str, ModuleFile]:
             damaged["run"], error="manifest-run", package_alone=TORCH_RUN
         ),
         "order-module-tensor-run": ModuleFile(
-            module_file(wrong, changed={"bias": [5]}),
-            error="manifest-tensor",
-            package_alone=TORCH_TENSORS,
+            module_file(wrong, changed={"bias": [5]}), error="manifest-tensor"
         ),
     }

@@ -25,6 +25,7 @@ from typing import Any
 import zstandard
 from reference_errors import PemnError, require
 from reference_manifest import check_asked_for, check_manifest
+from reference_tensors import check_tensors
 
 # Section 9.
 HEADER_BYTES, MANIFEST_BYTES, DECODED_BYTES = 1 << 26, 1 << 24, 1 << 34
@@ -232,12 +233,20 @@ class Decoder:
         self.read_header(self.read_container(data))
         self.manifest: Any = None
         self.classes: dict[str, str] = {}
+        tree = None
         if "manifest" in self.kinds:
             frame = self.payload(self.kinds.index("manifest"))
             self.manifest = read_json(read_frame(frame, None, MANIFEST_BYTES))
-            self.classes = check_manifest(self.manifest)
+            tree = check_manifest(self.manifest)
+            if tree is not None:
+                self.classes = {path: module.cls for path, module in tree.modules.items()}
         if as_module:
             check_asked_for(self.manifest, trust)
+            if tree is not None:
+                aliases = {r["name"]: r["target"] for r in self.rows if r["kind"] == "alias"}
+                shapes = {row["name"]: row["shape"] for row in self.rows}
+                shapes |= {name: shapes[target] for name, target in aliases.items()}
+                check_tensors(tree, self.manifest, shapes, aliases)
         self.masks: dict[str, list[int]] = {}
         self.values: dict[int, list[int]] = {}
         for index in range(len(self.prototypes)):

@@ -3,7 +3,7 @@
 It says whether a manifest is valid, and what modules it describes; it builds and runs nothing. What
 takes PyTorch to know is not checked here: whether the class of a layer accepts its arguments
 together (`groups` that divide the channels), which names PyTorch gives another meaning, and the
-trial run (8.7).
+trial run (8.7). `reference_tensors.py` compares with the tensors of the file.
 """
 
 from __future__ import annotations
@@ -59,22 +59,28 @@ LAYER_TENSOR = re.compile(
 class Module:
     kind: str  # of the table in 8.2: "user module", "container", "layer" or "composite"
     cls: str
+    path: str  # its first one
     graphs: list[list[Json]] = field(default_factory=list)
-    tensors: list[str] = field(default_factory=list)  # of a user module
+    params: dict[str, list[int]] = field(default_factory=dict)  # of a user module: shapes
+    buffers: dict[str, list[int]] = field(default_factory=dict)
+    arguments: Json = field(default_factory=dict)  # of a layer, without those left out
     children: dict[str, Module] = field(default_factory=dict)
     count: int = 1  # modules, shared ones at each of their places
     operations: int = 0  # of one call; 0 until they are counted
 
 
-def layer(cls: str) -> Module:
-    module = Module("layer", cls)
+def layer(cls: str, path: str) -> Module:
+    module = Module("layer", cls, path)
     for name in INNER.get(cls, ()):
-        module.children[name] = layer("MultiheadAttention" if name.endswith("attn") else "")
+        inner = "MultiheadAttention" if name.endswith("attn") else ""
+        module.children[name] = layer(inner, f"{path}.{name}")
     return module
 
 
 class Tree:
     """8.2: checks the nodes, depth first. `modules` has every module by its first path."""
+
+    root: Module
 
     def __init__(self, graphs: dict[str, list[Json]]) -> None:
         self.graphs = graphs
@@ -97,14 +103,16 @@ class Tree:
             naming(known, "the same as no module before it")
             self.count(self.modules[node["same"]].count - 1)
             return self.modules[node["same"]]
-        module = self.user_module(node, path) if "graph" in node else self.torch_module(node)
+        module = self.user_module(node, path) if "graph" in node else self.torch_module(node, path)
         below = f"{path}." if path else ""
         for position, child in enumerate(array(node, "children")):
             name = str(position)
             if isinstance(child, dict):
                 name = child.get("name", name)
             naming(is_name(name), f"a module called {name}")
-            naming(name not in module.children and name not in module.tensors, f"second {name}")
+            naming(
+                name not in {**module.children, **module.params, **module.buffers}, f"second {name}"
+            )
             module.children[name] = self.check(child, below + name)
             module.count += module.children[name].count
         if module.kind == "composite":
@@ -128,23 +136,24 @@ class Tree:
             self.unused.discard(name)
         cls = node.get("cls", node["graph"])
         naming(is_identifier(cls), "the name of a class")
-        module = Module("user module", cls, [self.graphs[name] for name in names])
-        for key in ("params", "buffers"):
+        module = Module("user module", cls, path, [self.graphs[name] for name in names])
+        for key, shapes in (("params", module.params), ("buffers", module.buffers)):
             for pair in array(node, key):
                 schema(isinstance(pair, list) and len(pair) == 2, f"{key}: not a pair")
-                naming(is_name(pair[0]) and pair[0] not in module.tensors, f"tensor {pair[0]}")
+                new = is_name(pair[0]) and pair[0] not in {**module.params, **module.buffers}
+                naming(new, f"tensor {pair[0]}")
                 check_shape(pair[1])
-                module.tensors.append(pair[0])
+                shapes[pair[0]] = pair[1]
                 if key == "buffers":
                     self.buffers.add(f"{path}.{pair[0]}" if path else pair[0])
         return module
 
-    def torch_module(self, node: Json) -> Module:
+    def torch_module(self, node: Json, path: str) -> Module:
         cls = node.get("cls")
         schema(isinstance(cls, str), "a module without class")
         if cls in CONTAINERS:
             check_keys(node, "name", "cls", "children")
-            return Module("container", cls)
+            return Module("container", cls, path)
         require(cls in lists.LAYERS, "manifest-class", cls)
         own = ["name", "cls"]
         if cls in COMPOSITES:
@@ -162,7 +171,11 @@ class Tree:
                 for number in value if isinstance(value, list) else [value] * domain.counted:
                     size *= number if domain.counted else 1
         argument(size <= 1 << 50, f"the size of a {cls}")
-        return Module("composite", cls) if cls in COMPOSITES else layer(cls)
+        if cls in COMPOSITES:
+            return Module("composite", cls, path)
+        module = layer(cls, path)
+        module.arguments = given
+        return module
 
     def check_calls(self, root: Module) -> None:
         schema(not self.unused, f"graphs that are not used: {self.unused}")
@@ -229,7 +242,7 @@ def check_tensor(module: Module, path: str) -> None:
     if module.kind in ("layer", "composite"):
         naming(LAYER_TENSOR.fullmatch(name) is not None, f"a layer has no {name}")
     else:
-        naming(name in module.tensors, f"no tensor {path}")
+        naming(name in {**module.params, **module.buffers}, f"no tensor {path}")
 
 
 # --------------------------------------------------------------------------- 8.1 and 8.8: the top
@@ -247,8 +260,8 @@ def check_example(item: Any) -> None:
         argument(same and len(item["shape"]) == len(item["sizes"]), "sizes that shape has not")
 
 
-def check_manifest(manifest: Any) -> dict[str, str]:
-    """Checks a manifest; returns path -> class of its modules, none for one of `builder/1`."""
+def check_manifest(manifest: Any) -> Tree | None:
+    """Checks a manifest; returns what it describes, None for one of `builder/1`."""
     schema(isinstance(manifest, dict), "the manifest is no object")
     common = ("format", "training", "frozen", "inputs")
     by_code = manifest.get("format") == "builder/1"
@@ -264,7 +277,7 @@ def check_manifest(manifest: Any) -> dict[str, str]:
         schema(len(set(paths)) == len(paths), f"{key}: a path twice")
     if by_code:
         check_builder(manifest)
-        return {}
+        return None
     graphs = manifest.get("graphs", {})
     schema(isinstance(graphs, dict), "graphs are no object")
     total = sum(len(nodes) for nodes in graphs.values() if isinstance(nodes, list))
@@ -274,11 +287,12 @@ def check_manifest(manifest: Any) -> dict[str, str]:
         check_graph(graphs[name])
     root, tree = manifest.get("tree"), Tree(graphs)
     naming(not isinstance(root, dict) or is_name(root.get("name", "0")), "the root's name")
-    tree.check_calls(module := tree.check(root, ""))
+    tree.root = tree.check(root, "")
+    tree.check_calls(tree.root)
     for path in manifest.get("frozen", []):
-        check_tensor(module, path)
+        check_tensor(tree.root, path)
     naming(tree.buffers.issuperset(manifest.get("nonpersistent", [])), "no such buffer")
-    return {path: module.cls for path, module in tree.modules.items()}
+    return tree
 
 
 def check_builder(manifest: Json) -> None:
