@@ -97,6 +97,8 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "format/reader": _FILES,
     "format/sections": _FILES,
     "format/writer": _FILES,
+    "architecture/arguments": _DESCRIPTION,
+    "architecture/composites": _DESCRIPTION,
     "architecture/layers": _DESCRIPTION,
     "architecture/manifest": _DESCRIPTION,
     "architecture/operators": _DESCRIPTION,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pemncodec.architecture.layers import REQUIRED
+from pemncodec.architecture.arguments import REQUIRED
 from pemncodec.architecture.manifest import (
     LEAF_CLASSES,
     decode_manifest,

@@ -20,6 +20,8 @@ import torch
 
 import pemncodec
 from pemncodec.architecture import layers, operators
+from pemncodec.architecture.arguments import REQUIRED, Argument
+from pemncodec.architecture.composites import COMPOSITES
 from pemncodec.architecture.layer_modules import build_layer
 from pemncodec.architecture.manifest import validate_manifest
 from pemncodec.errors import DecodeError, ErrorCode
@@ -359,7 +361,7 @@ def test_the_text_lists_what_the_package_knows() -> None:
     assert {name for name in operators.FUNCTIONS if name.split(".")[1] in lists.FACTORIES} == {
         name for name in operators.FUNCTIONS if name in operators.FACTORIES
     }
-    own = {name: composite.arguments for name, composite in layers.COMPOSITES.items()}
+    own = {name: composite.arguments for name, composite in COMPOSITES.items()}
     tables = {**layers.LEAF_CLASSES, **own}
     assert tables.keys() == lists.LAYERS.keys()
     for cls, arguments in tables.items():
@@ -379,8 +381,8 @@ def test_the_text_lists_what_the_package_knows() -> None:
         }, cls
 
 
-def domain_of(argument: layers.Argument) -> tuple[Any, ...]:
-    required = argument.default is layers.REQUIRED
+def domain_of(argument: Argument) -> tuple[Any, ...]:
+    required = argument.default is REQUIRED
     return (
         required,
         repr(None if required else argument.default),

@@ -22,9 +22,9 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
+from pemncodec.architecture.arguments import INT_LIMIT
 from pemncodec.architecture.graph import UntraceableError, value_to_json
 from pemncodec.architecture.isolation import random_states
-from pemncodec.architecture.layers import INT_LIMIT
 from pemncodec.architecture.operators import FACTORIES, validate_graph
 from pemncodec.architecture.program import function_names
 from pemncodec.architecture.simplified import INT64_MAX, is_needed, meta, simplified

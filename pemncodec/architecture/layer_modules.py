@@ -9,7 +9,9 @@ from typing import Any, Final
 from torch import nn
 from torch.nn import functional
 
-from pemncodec.architecture.layers import COMPOSITES, CONTAINERS, LEAF_CLASSES, Argument, is_default
+from pemncodec.architecture.arguments import Argument, is_default
+from pemncodec.architecture.composites import COMPOSITES, CONTAINERS
+from pemncodec.architecture.layers import LEAF_CLASSES
 from pemncodec.errors import ManifestError, UnsupportedModelError, first_line
 
 _ACTIVATIONS: Final[dict[Any, str]] = {functional.relu: "relu", functional.gelu: "gelu"}

@@ -1,94 +1,24 @@
-"""Classes of `torch.nn` that a manifest may name, and what each takes (spec/pemn.md section 8.3).
-
-Defaults are pinned here: an argument equal to its default is left out of the file, and a reader
-passes every argument, so that a file does not depend on the defaults of a version of PyTorch.
-"""
+"""Classes of `torch.nn` that a manifest may name, and what each takes (spec section 8.3)."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from pemncodec.architecture.arguments import (
+    ELEMENT_LIMIT,
+    FLAG_OFF,
+    FLAG_ON,
+    GROWTH_LIMIT,
+    INT_LIMIT,
+    REQUIRED,
+    Argument,
+)
+from pemncodec.architecture.composites import COMPOSITES
 from pemncodec.errors import ManifestError
-
-INT_LIMIT: Final = 1 << 31
-ELEMENT_LIMIT: Final = 1 << 50  # elements of one parameter; keeps PyTorch's byte counts in 64 bits
-GROWTH_LIMIT: Final = 1 << 16  # a size that an output gets from the file instead of from inputs
-
-CONTAINERS: Final = frozenset({"Sequential", "ModuleList", "ModuleDict"})
-DEPTH_LIMIT: Final = 1 << 10  # layers that one recurrent layer may stack
-
-
-class _Required:
-    """Stands for the default of an argument that has none."""
-
-
-REQUIRED: Final = _Required()
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """One constructor argument: what it accepts, and its pinned default.
-
-    Attributes:
-        default: value when the file gives none; `REQUIRED` when it must.
-        integers: smallest and largest integer accepted.
-        numbers: a finite real number is accepted.
-        flag: a boolean is accepted.
-        words: strings accepted.
-        none: null is accepted.
-        lengths: lengths of accepted arrays of what is accepted as one number.
-        repeat: one number stands for an array of this many equal ones; 0 when it does not.
-        sized: the number of elements of the parameters grows with this argument.
-    """
-
-    default: Any = REQUIRED
-    integers: tuple[int, int] | None = None
-    numbers: bool = False
-    flag: bool = False
-    words: tuple[str, ...] = ()
-    none: bool = False
-    lengths: tuple[int, ...] = ()
-    repeat: int = 0
-    sized: bool = False
-
-    def accepts(self, value: Any) -> bool:
-        """Whether a JSON value is in the domain of this argument."""
-        if isinstance(value, list):
-            return len(value) in self.lengths and all(
-                not isinstance(item, str) and self._accepts_one(item) for item in value
-            )
-        return self._accepts_one(value)
-
-    def _accepts_one(self, value: Any) -> bool:
-        if value is None:
-            return self.none
-        if isinstance(value, bool):
-            return self.flag
-        if isinstance(value, str):
-            return value in self.words
-        if isinstance(value, int):
-            if self.integers is not None:
-                return self.integers[0] <= value <= self.integers[1]
-            return self.numbers and abs(value) <= INT_LIMIT
-        return isinstance(value, float) and self.numbers and math.isfinite(value)
-
-    def compact(self, value: Any) -> Any:
-        """The one form in which a value is written: a number instead of `repeat` equal ones."""
-        if isinstance(value, list) and len(value) == self.repeat and self.repeat > 0:
-            first = value[0]
-            if all(item == first for item in value):
-                return first
-        return value
-
-
-def is_default(argument: Argument, value: Any) -> bool:
-    """Whether `value` is the pinned default, types included (1 is not 1.0)."""
-    return argument.default is not REQUIRED and repr(argument.default) == repr(value)
 
 
 def check_arguments(class_name: str, given: Mapping[str, Any], place: str) -> None:
@@ -141,8 +71,7 @@ def _product(value: Any, repeat: int) -> int:
 
 
 _SIZE = Argument(integers=(1, INT_LIMIT), sized=True)
-_FLAG_ON = Argument(True, flag=True)
-_FLAG_OFF = Argument(False, flag=True)
+_DEPTH_LIMIT: Final = 1 << 10  # layers that one recurrent layer may stack
 _DIMENSION = (-16, 15)
 _RANKS = (1, 2, 3)
 
@@ -198,7 +127,7 @@ def _convolution(rank: int, *, transposed: bool) -> dict[str, Argument]:
         **extra,
         "dilation": _spread(rank, default=1),
         "groups": Argument(1, integers=(1, INT_LIMIT)),
-        "bias": _FLAG_ON,
+        "bias": FLAG_ON,
         "padding_mode": Argument("zeros", words=modes),
     }
 
@@ -225,18 +154,18 @@ _NORMS: Final[dict[str, dict[str, Argument]]] = {
         "num_groups": Argument(integers=(1, INT_LIMIT)),
         "num_channels": _SIZE,
         "eps": _number(1e-05),
-        "affine": _FLAG_ON,
+        "affine": FLAG_ON,
     },
     "LayerNorm": {
         "normalized_shape": _NORMALIZED_SHAPE,
         "eps": _number(1e-05),
-        "elementwise_affine": _FLAG_ON,
-        "bias": _FLAG_ON,
+        "elementwise_affine": FLAG_ON,
+        "bias": FLAG_ON,
     },
     "RMSNorm": {
         "normalized_shape": _NORMALIZED_SHAPE,
         "eps": _number(None, none=True),
-        "elementwise_affine": _FLAG_ON,
+        "elementwise_affine": FLAG_ON,
     },
     "LocalResponseNorm": {
         "size": Argument(integers=(1, GROWTH_LIMIT)),
@@ -247,7 +176,7 @@ _NORMS: Final[dict[str, dict[str, Argument]]] = {
 }
 
 _AXIS = {"dim": Argument(None, integers=_DIMENSION, none=True)}
-_IN_PLACE = {"inplace": _FLAG_OFF}
+_IN_PLACE = {"inplace": FLAG_OFF}
 
 _ACTIVATIONS: Final[dict[str, dict[str, Argument]]] = {
     **{
@@ -291,8 +220,8 @@ def _max_pool(rank: int) -> dict[str, Argument]:
         "stride": _window(rank, default=None, none=True),  # null: the kernel's size
         "padding": _window(rank, low=0, default=0),
         "dilation": _window(rank, default=1),
-        "return_indices": _FLAG_OFF,
-        "ceil_mode": _FLAG_OFF,
+        "return_indices": FLAG_OFF,
+        "ceil_mode": FLAG_OFF,
     }
 
 
@@ -308,8 +237,8 @@ def _average_pool(rank: int) -> dict[str, Argument]:
             none=True,
         ),
         "padding": window(rank, low=0, default=0),
-        "ceil_mode": _FLAG_OFF,
-        "count_include_pad": _FLAG_ON,
+        "ceil_mode": FLAG_OFF,
+        "count_include_pad": FLAG_ON,
     }
     if rank > 1:
         arguments["divisor_override"] = Argument(None, integers=(1, INT_LIMIT), none=True)
@@ -321,7 +250,7 @@ def _power_pool(rank: int) -> dict[str, Argument]:
         "norm_type": _number(),
         "kernel_size": _window(rank),
         "stride": _window(rank, default=None, none=True),
-        "ceil_mode": _FLAG_OFF,
+        "ceil_mode": FLAG_OFF,
     }
 
 
@@ -334,7 +263,7 @@ def _fractional_pool(rank: int) -> dict[str, Argument]:
         "kernel_size": _spread(rank),
         "output_size": _spread(rank, default=None, none=True),
         "output_ratio": Argument(None, numbers=True, lengths=(rank,), repeat=rank, none=True),
-        "return_indices": _FLAG_OFF,
+        "return_indices": FLAG_OFF,
     }
 
 
@@ -352,7 +281,7 @@ _POOLING: Final[dict[str, dict[str, Argument]]] = {
     },
     **{f"FractionalMaxPool{n}d": _fractional_pool(n) for n in (2, 3)},
     **{f"AdaptiveAvgPool{n}d": _adaptive(n) for n in _RANKS},
-    **{f"AdaptiveMaxPool{n}d": {**_adaptive(n), "return_indices": _FLAG_OFF} for n in _RANKS},
+    **{f"AdaptiveMaxPool{n}d": {**_adaptive(n), "return_indices": FLAG_OFF} for n in _RANKS},
 }
 
 
@@ -406,7 +335,7 @@ _SHAPES: Final[dict[str, dict[str, Argument]]] = {
     "PixelUnshuffle": {"downscale_factor": Argument(integers=(1, GROWTH_LIMIT))},
     "ChannelShuffle": {"groups": Argument(integers=(1, INT_LIMIT))},
     "CosineSimilarity": {"dim": Argument(1, integers=_DIMENSION), "eps": _number(1e-08)},
-    "PairwiseDistance": {"p": _number(2.0), "eps": _number(1e-06), "keepdim": _FLAG_OFF},
+    "PairwiseDistance": {"p": _number(2.0), "eps": _number(1e-06), "keepdim": FLAG_OFF},
 }
 
 _DROPOUT = _number(0.0)
@@ -416,11 +345,11 @@ _HIDDEN = {"input_size": _SIZE, "hidden_size": _SIZE}
 def _recurrent(**own: Argument) -> dict[str, Argument]:
     return {
         **_HIDDEN,
-        "num_layers": Argument(1, integers=(1, DEPTH_LIMIT), sized=True),
-        "bias": _FLAG_ON,
-        "batch_first": _FLAG_OFF,
+        "num_layers": Argument(1, integers=(1, _DEPTH_LIMIT), sized=True),
+        "bias": FLAG_ON,
+        "batch_first": FLAG_OFF,
         "dropout": _DROPOUT,
-        "bidirectional": _FLAG_OFF,
+        "bidirectional": FLAG_OFF,
         **own,
     }
 
@@ -432,9 +361,9 @@ _RECURRENT: Final[dict[str, dict[str, Argument]]] = {
     "RNN": _recurrent(**_NONLINEARITY),
     "LSTM": _recurrent(**_PROJECTION),
     "GRU": _recurrent(),
-    "RNNCell": {**_HIDDEN, "bias": _FLAG_ON, **_NONLINEARITY},
-    "LSTMCell": {**_HIDDEN, "bias": _FLAG_ON},
-    "GRUCell": {**_HIDDEN, "bias": _FLAG_ON},
+    "RNNCell": {**_HIDDEN, "bias": FLAG_ON, **_NONLINEARITY},
+    "LSTMCell": {**_HIDDEN, "bias": FLAG_ON},
+    "GRUCell": {**_HIDDEN, "bias": FLAG_ON},
 }
 
 _OWN_SIZE = Argument(None, integers=(1, INT_LIMIT), none=True)
@@ -445,9 +374,9 @@ _TRANSFORMER_LAYER: Final[dict[str, Argument]] = {
     "dropout": _number(0.1),
     "activation": Argument("relu", words=("relu", "gelu")),
     "layer_norm_eps": _number(1e-05),
-    "batch_first": _FLAG_OFF,
-    "norm_first": _FLAG_OFF,
-    "bias": _FLAG_ON,
+    "batch_first": FLAG_OFF,
+    "norm_first": FLAG_OFF,
+    "bias": FLAG_ON,
 }
 
 _ATTENTION: Final[dict[str, dict[str, Argument]]] = {
@@ -455,12 +384,12 @@ _ATTENTION: Final[dict[str, dict[str, Argument]]] = {
         "embed_dim": _SIZE,
         "num_heads": Argument(integers=(1, INT_LIMIT)),
         "dropout": _DROPOUT,
-        "bias": _FLAG_ON,
-        "add_bias_kv": _FLAG_OFF,
-        "add_zero_attn": _FLAG_OFF,
+        "bias": FLAG_ON,
+        "add_bias_kv": FLAG_OFF,
+        "add_zero_attn": FLAG_OFF,
         "kdim": _OWN_SIZE,  # null: embed_dim
         "vdim": _OWN_SIZE,
-        "batch_first": _FLAG_OFF,
+        "batch_first": FLAG_OFF,
     },
     "TransformerEncoderLayer": _TRANSFORMER_LAYER,
     "TransformerDecoderLayer": _TRANSFORMER_LAYER,
@@ -472,87 +401,27 @@ _EMBEDDING: Final[dict[str, Argument]] = {
     "padding_idx": Argument(None, integers=(0, INT_LIMIT), none=True),
     "max_norm": _number(None, none=True),
     "norm_type": _number(2.0),
-    "scale_grad_by_freq": _FLAG_OFF,
-    "sparse": _FLAG_OFF,
+    "scale_grad_by_freq": FLAG_OFF,
+    "sparse": FLAG_OFF,
 }
 
-
-@dataclass(frozen=True, slots=True)
-class Composite:
-    """A layer that is built of layers given as its children.
-
-    Attributes:
-        arguments: of the constructor, beside the children.
-        children: names, in the order of registration, each with the classes that it may have.
-        repeated: class of the items when the child `layers` is a `ModuleList` of layers.
-    """
-
-    arguments: Mapping[str, Argument]
-    children: Mapping[str, tuple[str, ...]]
-    repeated: str = ""
-
-
-_FEED_FORWARD: Final = {"linear1": "Linear", "dropout": "Dropout", "linear2": "Linear"}
-
-# Layers within layers, which the constructor makes.
-INNER_LAYERS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
-    {
-        "MultiheadAttention": {"out_proj": "Linear"},
-        "TransformerEncoderLayer": {
-            "self_attn": "MultiheadAttention",
-            **_FEED_FORWARD,
-            **{f"norm{n}": "LayerNorm" for n in (1, 2)},
-            **{f"dropout{n}": "Dropout" for n in (1, 2)},
-        },
-        "TransformerDecoderLayer": {
-            "self_attn": "MultiheadAttention",
-            "multihead_attn": "MultiheadAttention",
-            **_FEED_FORWARD,
-            **{f"norm{n}": "LayerNorm" for n in (1, 2, 3)},
-            **{f"dropout{n}": "Dropout" for n in (1, 2, 3)},
-        },
-    }
-)
-
-_FINAL_NORM: Final = ("LayerNorm", "RMSNorm")  # may be left out
-
-COMPOSITES: Final[Mapping[str, Composite]] = MappingProxyType(
-    {
-        "TransformerEncoder": Composite(
-            {"enable_nested_tensor": _FLAG_ON, "mask_check": _FLAG_ON},
-            {"layers": ("ModuleList",), "norm": _FINAL_NORM},
-            "TransformerEncoderLayer",
-        ),
-        "TransformerDecoder": Composite(
-            {}, {"layers": ("ModuleList",), "norm": _FINAL_NORM}, "TransformerDecoderLayer"
-        ),
-        "Transformer": Composite(
-            {
-                "d_model": Argument(integers=(1, INT_LIMIT)),
-                "nhead": Argument(integers=(1, INT_LIMIT)),
-                "batch_first": _FLAG_OFF,
-            },
-            {"encoder": ("TransformerEncoder",), "decoder": ("TransformerDecoder",)},
-        ),
-    }
-)
 
 LEAF_CLASSES: Final[Mapping[str, Mapping[str, Argument]]] = MappingProxyType(
     {
         **{f"Conv{n}d": _convolution(n, transposed=False) for n in _RANKS},
         **{f"ConvTranspose{n}d": _convolution(n, transposed=True) for n in _RANKS},
-        "Linear": {"in_features": _SIZE, "out_features": _SIZE, "bias": _FLAG_ON},
+        "Linear": {"in_features": _SIZE, "out_features": _SIZE, "bias": FLAG_ON},
         "Bilinear": {
             "in1_features": _SIZE,
             "in2_features": _SIZE,
             "out_features": _SIZE,
-            "bias": _FLAG_ON,
+            "bias": FLAG_ON,
         },
         "Embedding": _EMBEDDING,
         "EmbeddingBag": {
             **_EMBEDDING,
             "mode": Argument("mean", words=("sum", "mean", "max")),
-            "include_last_offset": _FLAG_OFF,
+            "include_last_offset": FLAG_OFF,
         },
         **_RECURRENT,
         **_ATTENTION,

@@ -14,14 +14,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pemncodec.architecture.layers import (
-    COMPOSITES,
-    CONTAINERS,
-    INNER_LAYERS,
-    LEAF_CLASSES,
-    check_arguments,
-    is_layer_tensor,
-)
+from pemncodec.architecture.composites import COMPOSITES, CONTAINERS, INNER_LAYERS
+from pemncodec.architecture.layers import LEAF_CLASSES, check_arguments, is_layer_tensor
 from pemncodec.architecture.operators import (
     check_shape,
     check_tensor_spec,

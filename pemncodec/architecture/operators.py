@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from keyword import iskeyword
 from typing import Any, Final
 
+from pemncodec.architecture.arguments import ELEMENT_LIMIT, INT_LIMIT
 from pemncodec.architecture.aten import ATEN
-from pemncodec.architecture.layers import ELEMENT_LIMIT, INT_LIMIT
 from pemncodec.errors import ErrorCode, LimitError, ManifestError
 from pemncodec.limits import Limits
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pemncodec.architecture.composites import COMPOSITES, CONTAINERS
 from pemncodec.architecture.layer_modules import build_layer
-from pemncodec.architecture.layers import COMPOSITES, CONTAINERS
 from pemncodec.architecture.manifest import layer_arguments
 from pemncodec.architecture.program import Program, UserModule
 from pemncodec.errors import LimitError, ManifestError, first_line

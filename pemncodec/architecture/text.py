@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pemncodec.architecture.layers import COMPOSITES, LEAF_CLASSES, REQUIRED
+from pemncodec.architecture.arguments import REQUIRED
+from pemncodec.architecture.composites import COMPOSITES
+from pemncodec.architecture.layers import LEAF_CLASSES
 from pemncodec.architecture.manifest import BUILDER_FORMAT, layer_arguments
 
 _INDENT: Final = "  "

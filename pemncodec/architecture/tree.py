@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pemncodec.architecture.composites import COMPOSITES
 from pemncodec.architecture.describable import class_name, refuse
 from pemncodec.architecture.forwards import Forwards, Nodes
 from pemncodec.architecture.layer_modules import build_layer, describe_layer, difference, is_known
-from pemncodec.architecture.layers import COMPOSITES, LEAF_CLASSES, check_arguments
+from pemncodec.architecture.layers import LEAF_CLASSES, check_arguments
 from pemncodec.coders.canonical_json import encode_json
 from pemncodec.errors import ManifestError, UnsupportedModelError
 from pemncodec.tensors import same_bits
