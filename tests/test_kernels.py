@@ -1020,7 +1020,7 @@ def test_buffers_are_released(kernel: ModuleType, name: str) -> None:
 def test_allocated_memory_is_given_back(name: str, damaged: bool) -> None:
     """Each call allocates more than half a MiB, and fails where the data is damaged."""
     even, many = np.full(256, 2**7, np.uint32), np.arange(1 << 19)
-    ones = np.full(1 << 17, 255, np.uint8)
+    ones = np.full(1 << 19, 255, np.uint8)
     bits, layout = bytes(8), np.array([8, 1 << 14, 1, 1, 0, 128], np.uint64)
     scores, out = many.astype(np.float32), np.empty(many.size, np.float32)
     mixing = {"buckets": bytes(8), "parts": layout, "tables": _tables()}
@@ -1051,7 +1051,7 @@ def test_allocated_memory_is_given_back(name: str, damaged: bool) -> None:
                 assert damaged
             else:
                 assert not damaged
-        return int(Path("/proc/self/statm").read_text().split()[1])
+        return int(Path("/proc/self/statm").read_text().split()[0])
 
     before = pages()
     assert (pages() - before) * mmap.PAGESIZE < 25 << 20
