@@ -131,10 +131,10 @@ def test_every_error_of_decoding(kernel: ModuleType) -> None:
 
 
 def bits_decoded_from(data: bytes) -> list[int]:
-    """What a decoder makes of data where ones and zeros are equally probable."""
+    """What a decoder makes of data where ones have the probability 32767/65536."""
     bits, span, code, rest = [], 2**32 - 1, int.from_bytes(data[:4], "big"), list(data[4:])
     while rest:
-        bound = (span >> 16) * 32768
+        bound = (span >> 16) * 32767
         bits.append(int(code < bound))
         code, span = (code, bound) if bits[-1] else (code - bound, span - bound)
         while span < 1 << 24:
@@ -146,7 +146,7 @@ def bits_decoded_from(data: bytes) -> list[int]:
 def test_carries_run_through_what_is_written(kernel: ModuleType, zeros: int) -> None:
     """The bits of 80 00 00 … are written as 7F FF FF … until a zero bit leads above it."""
     tables = _tables().copy()
-    tables[STRETCH:] = 32768
+    tables[STRETCH:] = 32767
     bits = bytes(bits_decoded_from(b"\x80" + bytes(zeros)) + [0] * 20)
     layout = parts((len(bits), len(bits), 1, 1, 0, 128))
     data, _ = kernel.mixing_encode(bits, bytes(len(bits)), layout, tables)
