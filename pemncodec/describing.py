@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from pemncodec.architecture.batch_norm import fold_batch_norms
 from pemncodec.architecture.builder import describe_builder
@@ -25,6 +26,7 @@ class Network:
     Attributes:
         module: as the caller gave it.
         state: its tensors in its order, batch norms folded where that was asked for.
+        effective: `state.effective()`.
         inputs: what it takes.
         trace: its manifest.
         original: a plain copy with the weights as they were given, for comparisons.
@@ -32,6 +34,7 @@ class Network:
 
     module: nn.Module
     state: MaskedState
+    effective: Mapping[str, Tensor]
     inputs: ExampleInputs
     trace: Trace
     original: Reference
@@ -49,7 +52,8 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
         EncodeArgumentError: options that do not fit the module.
         UnsupportedModelError: the manifest cannot describe it, or it cannot be run.
     """
-    plain = plain_module(module, state)
+    effective = state.effective()
+    plain = plain_module(module, state, effective)
     inputs = (
         given_inputs(options.example_inputs, options.dynamic_axes)
         if options.example_inputs is not None
@@ -62,7 +66,8 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
         if not folded:
             raise EncodeArgumentError("fold_bn: the module has no batch norm to fold")
         state = state.replaced(folded)
-        plain = plain_module(module, state)
+        effective = state.effective()
+        plain = plain_module(module, state, effective)
     traced = working_copy(plain)
     masked = list(state.masks)
     if options.builder is not None:
@@ -76,4 +81,6 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
             train_graph=options.train_graph,
             masked=masked,
         )
-    return Network(module, in_module_order(state, traced), inputs, trace, original)
+    state = in_module_order(state, traced)
+    effective = {name: effective[name] for name in state.tensors}
+    return Network(module, state, effective, inputs, trace, original)

@@ -93,11 +93,12 @@ def prove_network(
         rebuilt = _rebuilt(file, options)
         info = file.info()
     own = rebuilt.state_dict() if options.builder else named_tensors(rebuilt)
-    compare_states(own, {**state.effective(), **network.trace.tensors})
+    expected = network.effective if state is network.state else state.effective()
+    compare_states(own, {**expected, **network.trace.tensors})
     as_written = network.original
     lossy = state is not network.state or options.fold_bn
     if lossy:
-        as_written = Reference(plain_module(network.module, state), network.inputs)
+        as_written = Reference(plain_module(network.module, state, expected), network.inputs)
     rounding = compare_outputs(
         as_written,
         rebuilt,

@@ -24,7 +24,8 @@ import pemncodec
 from pemncodec.architecture import trace
 from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, given_inputs, guessed_inputs
 from pemncodec.architecture.isolation import isolated, random_states
-from pemncodec.architecture.outputs import Reference, is_blind
+from pemncodec.architecture.mode import watched_mode
+from pemncodec.architecture.outputs import Reference, compare_outputs
 from pemncodec.errors import UnsupportedModelError
 
 
@@ -835,31 +836,71 @@ def test_a_train_graph_that_is_the_eval_graph(monkeypatch: pytest.MonkeyPatch) -
     def always_in_eval_mode(*args: Any, **options: Any) -> Any:
         return real(*args, **{**options, "training": False})
 
-    rebuilt, verified = through(ByMode(0.0), example_inputs=torch.rand(5, 4))
-    assert not is_blind(rebuilt)
+    _, verified = through(ByMode(0.0), example_inputs=torch.rand(5, 4))
     assert "eval and train mode" in verified
     monkeypatch.setattr(trace, "trace_forwards", always_in_eval_mode)
     with pytest.raises(UnsupportedModelError, match="in train mode at batch size 2"):
         through(ByMode(0.0), example_inputs=torch.rand(5, 4))
 
 
+class OwnTrain(Mixed):
+    def train(self, mode: bool = True) -> OwnTrain:
+        self.second.bias.data.fill_(float(mode))
+        return super().train(mode)
+
+
+class OwnTraining(Mixed):
+    training = True  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize(
-    ("layer", "blind"),
+    ("module", "asks"),
     [
-        (nn.Linear(4, 4), True),
-        (nn.LayerNorm(4), True),
-        (nn.Dropout(0.0), True),
-        (nn.Dropout(0.1), False),
-        (nn.BatchNorm1d(3), False),
-        (nn.MultiheadAttention(4, 2), False),
-        (nn.LSTM(4, 4), False),
-        (nn.RReLU(), False),
-        (nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.1)), False),
-        (Mixed(), False),  # no rebuilt class: it may do anything
+        (nn.Linear(4, 4), False),
+        (nn.LayerNorm(4), False),
+        (nn.Dropout(0.0), False),
+        (nn.Dropout(0.1), True),
+        (nn.Dropout1d(0.0), True),
+        (nn.BatchNorm1d(3), True),
+        (nn.LSTM(4, 4), True),
+        (nn.RReLU(), True),
+        (nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.1)), True),
+        (OwnTrain(0.0), True),
+        (OwnTraining(0.0), True),
     ],
 )
-def test_what_depends_on_the_mode(layer: nn.Module, blind: bool) -> None:
-    assert is_blind(layer) == blind
+def test_who_asks_for_the_mode(module: nn.Module, asks: bool) -> None:
+    module.eval()
+    with watched_mode(module) as watch, torch.no_grad():
+        module(torch.rand(2, 3, 4))
+    assert watch.asked == asks
+    assert "training" not in vars(nn.Module)
+    assert not module.training or isinstance(module, OwnTraining)
+
+
+def test_the_mode_is_watched_for_as_long_as_code_runs() -> None:
+    module = nn.Linear(4, 4).train()
+    with pytest.raises(RuntimeError, match="mat1"), watched_mode(module):
+        module.eval()(torch.rand(2, 3))
+    assert not module.training
+    assert "training" not in vars(nn.Module)
+
+
+def test_the_mode_may_be_asked_for_at_the_larger_batch_alone() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            return y * 2 if len(x) == 5 and self.training else y
+
+    inputs = given_inputs(torch.rand(5, 4))
+    same, other = nn.Sequential(nn.Linear(4, 4)), Late()
+    other.linear = same[0]
+    with pytest.raises(UnsupportedModelError, match="in train mode at batch size 5"):
+        compare_outputs(Reference(other, inputs), same, trains=True, exported=False)
 
 
 def test_statistics_that_are_counted_otherwise(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:

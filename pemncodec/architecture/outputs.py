@@ -6,8 +6,6 @@ apart, or a refusal. Every run is one of a fresh copy, since a `forward` may lea
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,8 +16,7 @@ from torch import Tensor, nn
 from pemncodec.architecture.changes import changes
 from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, ExampleInputs
 from pemncodec.architecture.isolation import isolated, working_copy
-from pemncodec.architecture.layer_modules import is_known
-from pemncodec.architecture.program import UserModule
+from pemncodec.architecture.mode import watched_mode
 from pemncodec.errors import UnsupportedModelError, first_line
 from pemncodec.tensors import same_bits
 
@@ -69,11 +66,13 @@ class _Calls:
             once more, and at the first of them on a copy that was called with other values before.
         changed: attributes, and variables outside of the module, that the calls have set; without
             those of layers of `torch.nn`.
+        by_mode: whether the calls may be others in another mode.
         after: the first copy.
     """
 
     outputs: tuple[Any, ...]
     changed: tuple[str, ...]
+    by_mode: bool
     after: nn.Module
 
 
@@ -88,23 +87,24 @@ _PLACES: Final = (
 def _calls(module: nn.Module, inputs: ExampleInputs, training: bool) -> _Calls:
     first, *_, last = VERIFIED_BATCH_SIZES
     fresh = working_copy(module).train(training)
-    with isolated(module) as outside:
-        outputs = [_call(fresh, inputs.batch(size)) for size in VERIFIED_BATCH_SIZES]
-        own = [str(change) for change in changes(module, fresh) if not change.of_layer]
-        changed = (*own, *outside.changed())
-        # Calls that change nothing do not depend on those before.
-        again = _call(fresh, inputs.batch(first)) if changed else outputs[0]
-    late = outputs[0]
-    if changed:
-        other = tuple(x / 2 if x.is_floating_point() else x for x in inputs.batch(last))
-        called = working_copy(module).train(training)
-        with isolated(module):
-            try:
-                _call(called, other)
-                late = _call(called, inputs.batch(first))
-            except UnsupportedModelError:  # it may demand such values as the caller gave
-                late = _NOTHING
-    return _Calls((*outputs, again, late), changed, fresh)
+    with watched_mode(fresh) as watch:
+        with isolated(module) as outside:
+            outputs = [_call(fresh, inputs.batch(size)) for size in VERIFIED_BATCH_SIZES]
+            own = [str(change) for change in changes(module, fresh) if not change.of_layer]
+            changed = (*own, *outside.changed())
+            # Calls that change nothing do not depend on those before.
+            again = _call(fresh, inputs.batch(first)) if changed else outputs[0]
+        late = outputs[0]
+        if changed:
+            other = tuple(x / 2 if x.is_floating_point() else x for x in inputs.batch(last))
+            called = working_copy(module).train(training)
+            with isolated(module):
+                try:
+                    _call(called, other)
+                    late = _call(called, inputs.batch(first))
+                except UnsupportedModelError:  # it may demand such values as the caller gave
+                    late = _NOTHING
+    return _Calls((*outputs, again, late), changed, watch.asked, fresh)
 
 
 class Reference:
@@ -147,8 +147,8 @@ def compare_outputs(
     """Compare what the model as it was given and the rebuilt module return.
 
     Both are called at all `VERIFIED_BATCH_SIZES`, in eval and in train mode; again where that can
-    make a difference, since calls have changed something. Where nothing in the rebuilt module
-    depends on the mode, its outputs in eval mode are those of its train mode.
+    make a difference, since calls have changed something. Where neither module asks for its mode,
+    its calls in eval mode are those of train mode, too.
 
     Args:
         original: the model.
@@ -169,9 +169,8 @@ def compare_outputs(
     comparison = _Comparison(exported, builder)
     try:
         comparison.compare(original.evaluated(), evaluated, "eval")
-        if trains:
-            same = is_blind(rebuilt) and not evaluated.changed
-            trained = evaluated if same else _calls(rebuilt, original.inputs, training=True)
+        if trains and (original.evaluated().by_mode or evaluated.by_mode):
+            trained = _calls(rebuilt, original.inputs, training=True)
             comparison.compare(original.trained(), trained, "train")
     finally:
         # Copies share parameters, so one that was written to also explains a difference.
@@ -236,34 +235,6 @@ def _check_parameters(original: nn.Module, rebuilt: nn.Module, versions: Mapping
                 f"forward changes the parameter {name}; --no-manifest (manifest=False) stores the "
                 "tensors alone"
             )
-
-
-def is_blind(module: nn.Module) -> bool:
-    """Whether a rebuilt module computes in train mode what it computes in eval mode."""
-    return all(map(_is_blind, module.modules()))
-
-
-def _is_blind(module: nn.Module) -> bool:
-    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
-        return False
-    if type(module) is UserModule:
-        return module.pemn_programs is None or module.pemn_programs[0] is module.pemn_programs[1]
-    if type(module) is nn.Dropout and module.p == 0:
-        return True
-    return is_known(module) and not _reads_mode(type(module).__name__)
-
-
-@functools.cache
-def _reads_mode(class_name: str) -> bool:
-    """Whether code of a layer of `torch.nn` looks at the mode."""
-    layer: type[nn.Module] = getattr(nn, class_name)
-    own = layer.__mro__[: layer.__mro__.index(nn.Module)]
-    functions = [value for owner in own for value in vars(owner).values()]
-    return any(
-        "training" in function.__code__.co_names
-        for function in functions
-        if isinstance(function, types.FunctionType)
-    )
 
 
 def same_outputs(expected: Any, actual: Any, *, rounded: bool = False) -> bool:

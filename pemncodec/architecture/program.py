@@ -68,7 +68,9 @@ class UserModule(nn.Module):
         # A property, so that each graph keeps its own signature: torch.export needs the names.
         if self.pemn_programs is None:
             return self._forward_missing
-        program = self.pemn_programs[self.training]
+        program, in_training = self.pemn_programs
+        if program is not in_training and self.training:
+            program = in_training
         if program is None:
             return self._mode_missing
         return functools.partial(program.call, self)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from pemncodec.architecture.isolation import detached_values
@@ -16,9 +17,18 @@ from pemncodec.masking.masked_state import MaskedState
 from pemncodec.tensors import same_bits
 
 
-def plain_module(source: Any, state: MaskedState) -> nn.Module:
-    """A copy on the CPU, pruning removed, that holds the effective weights."""
-    effective = state.effective()
+def plain_module(source: Any, state: MaskedState, effective: Mapping[str, Tensor]) -> nn.Module:
+    """A copy on the CPU, masks and pruning removed, that holds the effective weights.
+
+    Args:
+        source: a masked model, or its architecture.
+        state: its weights and masks.
+        effective: `state.effective()`, copied.
+
+    Raises:
+        EncodeError: tensors of `state` do not fit `source`.
+        UnsupportedModelError: `source` cannot be copied, or ties tensors that differ.
+    """
     try:
         # Pruning keeps its result as an attribute, which is no leaf once the module has run.
         memo = {**detached_values(source), **_without_values(source)}
