@@ -57,7 +57,8 @@ _PRELOADED: Final = (
 _MASKS = ("masks", "mixing", "vectors")
 _DENSE = ("dense", "shorter_floats", "vectors")
 _FILES = ("container", "vectors", "encode", "mixing", "shorter_floats")
-_DESCRIPTION = ("vectors", "manifest", "rebuild")
+_LISTS = "vectors::test_the_text_lists_what_the_package_knows"
+_DESCRIPTION = (_LISTS, "manifest", "vectors", "rebuild")
 _VALUES = ("generator", "prototype", "mixing")
 _ENCODING = ("proof", "encode", "shorter_floats", "architectures", "container")
 _DIALECTS = ("dialects", "encode")
@@ -289,7 +290,9 @@ def ask(tree: Path, trial: Trial, pipe: int) -> None:
     code = 1
     try:
         for name in trial.tests:  # a file at a time, since collecting them takes a while too
-            code = int(pytest.main([*options, f"tests/test_{name}.py"], plugins=[First()]))
+            file, colons, function = name.partition("::")
+            path = f"tests/test_{file}.py{colons}{function}"
+            code = int(pytest.main([*options, path], plugins=[First()]))
             if code:
                 break
     finally:
