@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pemncodec.coders.mask_coder import MaskCoder, order0_bits
+from pemncodec.coders.mask_coder import MaskCoder, MaskContext, order0_bits
 from pemncodec.coders.masks import (
     CONSTANT,
     MASK_CODERS,
@@ -21,6 +21,7 @@ from pemncodec.coders.masks import (
     RANS,
     decode_mask,
     encode_mask,
+    mask_blocks,
     mask_coder,
 )
 from pemncodec.coders.packed import encode_packed, unpack
@@ -158,6 +159,24 @@ def test_the_examples_of_the_spec(block: str, ones: list[int]) -> None:
     mask[ones] = True
     assert encode_rans(np.packbits(mask, bitorder="little"), 40) == bytes.fromhex(block)
     assert np.array_equal(decoded(bytes([RANS.id]) + bytes.fromhex(block), 40), mask)
+
+
+@pytest.mark.parametrize("count", [1, 1001, 1 << 20, (1 << 20) + 1, (1 << 21) + 12_345])
+@pytest.mark.parametrize("density", [0.0, 0.3, 0.5, 1.0])
+def test_blocks_are_slices_of_the_mask(count: int, density: float) -> None:
+    """Whatever the coder; several threads take a block each."""
+    section = encode_mask(random_mask(count, density))
+    blocks = mask_blocks(section, MaskContext((count,)))
+    whole = decode_mask(section, count)
+    assert [block.start for block in blocks] == [0, *(block.stop for block in blocks[:-1])]
+    assert blocks[-1].stop == count
+    most = max(block.stop - block.start for block in blocks)
+    assert most <= 1 << (25 if mask_coder(section) is RANS else 20)
+    for block in blocks:
+        assert block.start % 8 == 0
+        packed = block.decode()
+        assert packed.size == -(-(block.stop - block.start) // 8)
+        assert np.array_equal(packed, whole[block.start // 8 :][: packed.size])
 
 
 def test_blocks_follow_a_density_that_varies() -> None:
