@@ -18,6 +18,7 @@ import pemncodec
 from pemncodec.coders.dense import decode_dense, dense_coder, encode_dense, group_tensors
 from pemncodec.contents import CARRIERS, Array, DenseTensor
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
+from pemncodec.tensors import tensor_to_array
 
 DTYPES = sorted(name for name in CARRIERS if hasattr(torch, name))
 MASKED = {"m": torch.ones(3)}
@@ -169,6 +170,24 @@ def test_what_compresses_is_compressed() -> None:
     flags = np.zeros(20_000, np.uint8)
     flags[5] = 1
     assert len(encode_dense([flags], "bool")) < 100
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
+def test_floats_of_both_signs_are_rotated(dtype: str) -> None:
+    """So that the sign leaves the byte of the exponent, of which there are few."""
+    torch.manual_seed(0)
+    values = torch.randn(20_000, dtype=torch.float64) * 2.0 ** torch.randint(0, 9, (20_000,))
+    array = tensor_to_array(values.to(getattr(torch, dtype)), "w")
+    section = encode_dense([array], dtype)
+    assert dense_coder(section) == "rotated planes"
+    assert decode_dense(section, [array.shape], dtype).tobytes() == array.tobytes()
+
+
+def test_integers_are_never_rotated() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(20_000) * 2.0 ** torch.randint(0, 9, (20_000,))
+    section = encode_dense([values.numpy().view(np.int32)], "int32")
+    assert dense_coder(section) == "planes"
 
 
 def test_small_tensors_of_a_kind_share_a_section() -> None:

@@ -148,9 +148,13 @@ def test_blocks_are_independent() -> None:
     tensor = context(shape, buckets, 5)
     data, _ = encode([(mask, tensor)])
     assert_round_trip([(mask, tensor)], data)
-    for cut in (0, 7, 8, 12, len(data) - 1):
-        with pytest.raises(DecodeError):
+    for cut, code in (
+        *((0, "truncated"), (7, "truncated"), (8, "section"), (12, "section")),
+        (len(data) - 1, "section"),
+    ):
+        with pytest.raises(DecodeError) as caught:
             decode_mixing(data[:cut], [tensor])
+        assert caught.value.code == code
     sizes = np.frombuffer(data[:8], "<u4")
     second = data[8 + sizes[0] :]
     first_gone = np.array([5, len(second)], "<u4").tobytes() + bytes(5) + second
