@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -177,6 +178,40 @@ def test_blocks_are_slices_of_the_mask(count: int, density: float) -> None:
         packed = block.decode()
         assert packed.size == -(-(block.stop - block.start) // 8)
         assert np.array_equal(packed, whole[block.start // 8 :][: packed.size])
+
+
+@pytest.mark.parametrize(
+    ("count", "ones"),
+    [
+        *((64, 9), (64, 10), (64, 54), (64, 55)),  # runs below a density of 10240 / 65536
+        *((64, 32), (65, 33), (63, 31)),
+        *((524_280, 262_140), (524_281, 262_140)),  # eight lanes from 65536 symbols on
+        (5000, 2),  # the longest runs
+    ],
+)
+def test_the_reference_decoder_reads_what_is_written(
+    reference: ModuleType, count: int, ones: int
+) -> None:
+    mask = np.random.default_rng(0).permutation(np.arange(count) < ones)
+    coded = encode_rans(np.packbits(mask, bitorder="little"), count)
+    assert reference.read_rans(coded, count) == mask.astype(int).tolist()
+
+
+@pytest.mark.parametrize(
+    ("densities", "bits"),
+    [
+        ((0.001,) * 8, 23),
+        ((0.001, 0.001, 0.02, 0.02, 0.001, 0.001, 0.02, 0.02), 21),
+        ((0.001, 0.02, 0.001, 0.02, 0.001, 0.02, 0.001, 0.02), 20),
+        ((0.02, 0.02, 0.02, 0.02, 0.001, 0.001, 0.001, 0.001), 22),
+    ],
+)
+def test_blocks_are_as_large_as_the_density_allows(densities: tuple[float], bits: int) -> None:
+    """The fewer blocks, the fewer bytes for each."""
+    parts = [random_mask(1 << 20, density, seed) for seed, density in enumerate(densities)]
+    section = encode_mask(np.concatenate(parts))
+    assert section[0] == RANS.id
+    assert section[1] == bits
 
 
 def test_blocks_follow_a_density_that_varies() -> None:
