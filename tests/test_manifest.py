@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from pemncodec.architecture.arguments import REQUIRED
+from pemncodec.architecture.composites import INNER_LAYERS
 from pemncodec.architecture.manifest import (
     LEAF_CLASSES,
     decode_manifest,
@@ -290,6 +292,25 @@ def test_any_change_is_refused_or_can_be_built(data: st.DataObject) -> None:
     with contextlib.suppress(ManifestError, LimitError):
         validate_manifest(manifest, Limits())
         check_run(build_module(manifest), manifest.get("inputs", []), Limits())
+
+
+@pytest.mark.parametrize("name", INNER_LAYERS)
+def test_inner_layers_are_those_that_pytorch_makes(name: str) -> None:
+    made = dict(getattr(nn, name)(4, 2).named_children())
+    assert made.keys() == INNER_LAYERS[name].keys()
+    for child, class_name in INNER_LAYERS[name].items():
+        assert isinstance(made[child], getattr(nn, class_name))
+
+
+def test_one_number_stands_for_equal_ones_where_pytorch_keeps_an_array() -> None:
+    stride = LEAF_CLASSES["Conv2d"]["stride"]
+    assert stride.compact([2, 2]) == 2
+    assert stride.compact([2, 1]) == [2, 1]
+    assert stride.compact([2]) == [2]
+    assert stride.compact(2) == 2
+    assert LEAF_CLASSES["AvgPool1d"]["stride"].compact([2]) == 2
+    assert LEAF_CLASSES["AvgPool2d"]["stride"].compact([2, 2]) == [2, 2]
+    assert LEAF_CLASSES["Embedding"]["padding_idx"].compact([]) == []
 
 
 @pytest.mark.parametrize("name", LEAF_CLASSES)
