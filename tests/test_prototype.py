@@ -29,6 +29,7 @@ from pemncodec.values.fill import (
     SeededValues,
     prototype_values,
     scale_values,
+    tensor_values,
     used_values,
 )
 from pemncodec.values.philox import DISTRIBUTIONS, generate
@@ -403,6 +404,17 @@ def test_filling(dtype: str, length: int, offset: int, shape: list[int], seed: i
     flat = bits_of(made)
     for i, used in enumerate(mask.reshape(-1)):
         assert flat[i] == (bits_of(values)[(offset + i) % length] if used else 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("offset", range(5))
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 6, 9, 10, 11, 23])
+def test_a_prototype_repeats_from_its_offset(dtype: str, offset: int, count: int) -> None:
+    prototype = StoredPrototype(np.arange(1, 6, dtype=np.float32), "float32")
+    made = np.empty(count, dtype)
+    ones = np.packbits(np.ones(count, np.bool_), bitorder="little")
+    tensor_values(prototype, Fill(0, offset, 0.5), dtype, count).fill_masked(0, ones, made)
+    assert made.tolist() == [((offset + i) % 5 + 1) / 2 for i in range(count)]
 
 
 @BOTH
