@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -12,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pemncodec.contents import Distribution
+from pemncodec.contents import Distribution, SeededPrototype
+from pemncodec.values.generators import check_prototype
 from pemncodec.values.on_device import generate_on
 from pemncodec.values.philox import DISTRIBUTIONS, generate, normal_quantiles, permutation
 
@@ -167,6 +170,25 @@ def test_arguments_out_of_range(
 ) -> None:
     with pytest.raises(ValueError, match=r".+"):
         make(*arguments, stream=stream)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distribution": "gaussian"}, "gaussian"),
+        ({"length": 0}, "length must be positive, not 0"),
+        ({"period": -1}, "not -1"),
+        ({"period": 6}, "not 6"),
+        ({"seed": -1}, "64"),
+        ({"seed": 1 << 64}, "64"),
+        ({"stream": 1 << 64}, "64"),
+    ],
+)
+def test_fields_of_a_prototype_out_of_range(change: dict[str, Any], message: str) -> None:
+    for length, period in ((5, 0), (5, 5), (1, 1)):
+        check_prototype(SeededPrototype("normal", (1 << 64) - 1, length, (1 << 64) - 1, period))
+    with pytest.raises(ValueError, match=message):
+        check_prototype(replace(SeededPrototype("normal", 0, 5), **change))
 
 
 @given(U64, STARTS, st.integers(0, 300), U64)

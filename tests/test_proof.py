@@ -25,7 +25,12 @@ from pemncodec.architecture import trace
 from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, given_inputs, guessed_inputs
 from pemncodec.architecture.isolation import isolated, random_states
 from pemncodec.architecture.mode import watched_mode
-from pemncodec.architecture.outputs import Reference, compare_outputs
+from pemncodec.architecture.outputs import (
+    Reference,
+    compare_outputs,
+    relative_difference,
+    same_outputs,
+)
 from pemncodec.errors import UnsupportedModelError
 
 
@@ -937,3 +942,67 @@ def test_guessing_leaves_no_trace() -> None:
     guessed_inputs(module)
     assert module.calls == 0
     assert module.training
+
+
+# ------------------------------------------------------------------------- comparing outputs
+
+ONE, NAN = torch.ones(2), torch.full((2,), torch.nan)
+SAME: list[tuple[Any, Any]] = [
+    (ONE, ONE.clone()),
+    (NAN, NAN.clone()),
+    (torch.empty(0, 2), torch.empty(0, 2)),
+    ([ONE, (NAN, 3)], (ONE, [NAN, 3])),
+    ({"a": ONE, "b": None}, {"a": ONE, "b": None}),
+    (torch.tensor([1, 2]), torch.tensor([1, 2])),
+    (torch.tensor([1, torch.inf, -torch.inf]), torch.tensor([1, torch.inf, -torch.inf])),
+]
+DIFFERENT: list[tuple[Any, Any]] = [
+    (ONE, ONE + 2e-5),
+    (ONE, NAN),
+    (NAN, ONE),
+    (torch.tensor([1, torch.inf]), torch.tensor([2, torch.inf])),
+    (torch.tensor([1, torch.nan]), torch.tensor([2, torch.nan])),
+    (torch.tensor([1, torch.inf]), torch.tensor([1, -torch.inf])),
+    (torch.tensor([1, torch.inf]), torch.tensor([1, 3e38])),
+    (ONE, None),
+    (ONE, [1.0, 1.0]),
+    (ONE, ONE.double()),
+    (ONE, ONE[None]),
+    (torch.empty(0, 2), torch.empty(2, 0)),
+    ([ONE], ONE[None]),
+    ([ONE], [ONE, ONE]),
+    ([ONE, ONE], [ONE]),
+    ([ONE, ONE], [ONE, NAN]),
+    ([ONE], {0: ONE}),
+    ({"a": ONE}, [ONE]),
+    ({"a": ONE}, {"b": ONE}),
+    ({"a": ONE, "b": NAN}, {"b": NAN, "a": ONE}),
+    ({"a": ONE, "b": ONE}, {"a": ONE, "b": NAN}),
+    (3, 4),
+    (torch.tensor([100_000_000]), torch.tensor([100_000_001])),
+]
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_outputs_that_are_the_same_and_that_are_not(rounded: bool) -> None:
+    for expected, actual in SAME:
+        assert same_outputs(expected, actual, rounded=rounded)
+    for expected, actual in DIFFERENT:
+        assert not same_outputs(expected, actual, rounded=rounded)
+
+
+def test_rounding_is_relative_to_the_largest_magnitude() -> None:
+    expected = torch.tensor([-1000.0, 0.0])
+    for difference, fits in ((0.0, True), (1e-6, True), (9e-3, True), (1.1e-2, False)):
+        actual = torch.tensor([-1000.0, difference])
+        assert same_outputs([expected], [actual], rounded=True) == fits
+        assert same_outputs(expected, actual) == (difference == 0)
+        assert relative_difference(expected, actual) == pytest.approx(difference / 1000)
+    assert relative_difference([ONE, -4 * ONE, 7], {"a": ONE, "b": -3 * ONE}) == 0.25
+    assert relative_difference(torch.zeros(2), ONE) == 1
+    assert relative_difference(torch.tensor([1, torch.inf]), torch.tensor([2, torch.inf])) == 1
+    assert relative_difference(torch.tensor([1, torch.inf]), ONE) == torch.inf
+    assert relative_difference(NAN, NAN) == 0
+    assert relative_difference(NAN, ONE) == torch.inf
+    assert relative_difference(torch.tensor([1]), torch.tensor([5])) == 0
+    assert relative_difference([torch.empty(0)], [torch.empty(0)]) == 0

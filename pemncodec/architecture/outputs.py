@@ -6,6 +6,7 @@ apart, or a refusal. Every run is one of a fresh copy, since a `forward` may lea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -243,9 +244,9 @@ def same_outputs(expected: Any, actual: Any, *, rounded: bool = False) -> bool:
         if not isinstance(actual, Tensor):
             return False
         if rounded and expected.is_floating_point() and expected.shape == actual.shape:
-            scale = float(expected.abs().max()) if expected.numel() else 0.0
+            tolerance = _ROUNDING * _largest(expected)
             return expected.dtype == actual.dtype and torch.allclose(
-                expected, actual, rtol=0.0, atol=_ROUNDING * scale, equal_nan=True
+                expected, actual, rtol=0.0, atol=tolerance, equal_nan=True
             )
         return same_bits(expected, actual)
     if isinstance(expected, Mapping):
@@ -266,12 +267,27 @@ def same_outputs(expected: Any, actual: Any, *, rounded: bool = False) -> bool:
 
 
 def relative_difference(expected: Any, actual: Any) -> float:
-    """Largest difference of two outputs of floats, relative to the largest magnitude expected."""
-    pairs = zip(_tensors_of(expected), _tensors_of(actual), strict=True)
-    differences = [(float((a - b).abs().max()), float(a.abs().max())) for a, b in pairs]
-    largest = max((scale for _, scale in differences), default=0.0)
-    difference = max((difference for difference, _ in differences), default=0.0)
+    """Largest difference of two outputs of floats, relative to the largest magnitude expected.
+
+    Infinities and NaN that both have are no difference, those of one alone are an infinite one.
+    """
+    pairs = list(zip(_tensors_of(expected), _tensors_of(actual), strict=True))
+    largest = max((_largest(a) for a, _ in pairs), default=0.0)
+    difference = max((_difference(a, b) for a, b in pairs), default=0.0)
     return difference / largest if largest else difference
+
+
+def _largest(values: Tensor) -> float:
+    """The largest finite magnitude; 0.0 where there is none."""
+    finite = values[values.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _difference(expected: Tensor, actual: Tensor) -> float:
+    differ = (expected != actual) & ~(expected.isnan() & actual.isnan())
+    if not differ.any():
+        return 0.0
+    return float((expected - actual)[differ].abs().nan_to_num(math.inf).max())
 
 
 def _tensors_of(output: Any) -> list[Tensor]:
