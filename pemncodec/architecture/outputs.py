@@ -287,7 +287,7 @@ def _difference(expected: Tensor, actual: Tensor) -> float:
     differ = (expected != actual) & ~(expected.isnan() & actual.isnan())
     if not differ.any():
         return 0.0
-    return float((expected - actual)[differ].abs().nan_to_num(math.inf).max())
+    return float((expected - actual)[differ].abs().nan_to_num(math.inf, math.inf).max())
 
 
 def _tensors_of(output: Any) -> list[Tensor]:
