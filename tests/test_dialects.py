@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from pemncodec import EncodeArgumentError, EncodeError
 from pemncodec.checkpoints import dialects
-from pemncodec.checkpoints.dialect import Dialect, MaskOptions
+from pemncodec.checkpoints.dialect import Dialect, MaskOptions, binary_mask
 from pemncodec.checkpoints.dialects import DIALECTS, dialects_of, read_masks
 from pemncodec.checkpoints.names import drop_prefix
 from pemncodec.masking import MaskedState, OneLayer, Stochastic, TopK, mask_model, masked_state
@@ -249,3 +249,27 @@ def test_prefixes_of_wrappers_are_dropped_unless_the_other_side_has_them() -> No
     assert list(drop_prefix(state, like=["a", "module.b"])) == ["a", "b"]
     assert list(drop_prefix(state, like=["module.a", "module.b"])) == list(state)
     assert list(drop_prefix(state | {"c": torch.ones(1)})) == [*state, "c"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.eye(3).to_sparse(), "w: expected a dense tensor"),
+        (torch.ones(3, 3, device="meta"), "w: expected a dense tensor"),
+        (torch.tensor([0, 1, 2]), "w: a mask holds only 0 and 1"),
+        (torch.tensor([0, 1, -1.0]), "w: a mask holds only 0 and 1"),
+        (torch.tensor([0, 1, torch.nan]), "w: a mask holds only 0 and 1"),
+    ],
+)
+def test_what_is_no_mask(mask: Tensor, message: str) -> None:
+    with pytest.raises(EncodeError, match=f"^{message}$"):
+        binary_mask(mask, "w")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16])
+def test_masks_of_any_dtype_and_order(dtype: torch.dtype) -> None:
+    wanted = torch.tensor([[1, 0, 1], [0, 0, 1]])
+    for mask in (wanted.to(dtype), wanted.to(dtype).t().contiguous().t()):
+        found = binary_mask(mask, "w")
+        assert found.dtype == np.bool_
+        assert found.tolist() == wanted.bool().tolist()
