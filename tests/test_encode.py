@@ -873,3 +873,19 @@ def test_a_parameter_that_is_only_named_like_scores() -> None:
     module = Attention()
     stream = encoded(module, masks={"fc.weight": torch.ones(3, 3)})
     assert_computes(pemncodec.decode(stream), module, torch.randn(2, 3))
+
+
+def test_a_parameter_that_is_only_named_like_a_pruned_one() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+            self.gain_orig = nn.Parameter(torch.randn(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) * self.gain_orig
+
+    module = Scaled()
+    prune.random_unstructured(module.fc, "weight", 0.5)
+    stream = encoded(module, example_inputs=torch.randn(2, 3))
+    assert_computes(pemncodec.decode(stream), module, torch.randn(2, 3))
