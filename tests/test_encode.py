@@ -885,7 +885,18 @@ def test_a_parameter_that_is_only_named_like_a_pruned_one() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x) * self.gain_orig
 
-    module = Scaled()
-    prune.random_unstructured(module.fc, "weight", 0.5)
-    stream = encoded(module, example_inputs=torch.randn(2, 3))
-    assert_computes(pemncodec.decode(stream), module, torch.randn(2, 3))
+    with pytest.raises(EncodeError, match="gain_orig: there is no gain_mask"):
+        encoded(Scaled(), masks={"fc.weight": torch.ones(3, 3)})
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_pruning_does_not_change_the_order_of_parameters(name: str) -> None:
+    module = nn.Sequential(nn.Linear(4, 3))
+    prune.random_unstructured(module[0], name, 0.5)
+    stream = encoded(module, example_inputs=torch.ones(1, 4))
+    assert list(pemncodec.load_state_dict(stream)) == ["0.weight", "0.bias"]
+    decoded = pemncodec.decode(stream)
+    assert [name for name, _ in decoded.named_parameters()] == ["0.weight", "0.bias"]
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        assert torch.equal(decoded(x), module(x))
