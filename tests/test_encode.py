@@ -900,3 +900,13 @@ def test_pruning_does_not_change_the_order_of_parameters(name: str) -> None:
     x = torch.randn(2, 4)
     with torch.no_grad():
         assert torch.equal(decoded(x), module(x))
+
+
+def test_a_module_that_masks_in_code_of_its_own_is_stored_without_architecture() -> None:
+    module = nn.Sequential(nn.Linear(6, 4))
+    module[0].scores = nn.Parameter(torch.rand(4, 6))
+    with pytest.raises(EncodeArgumentError, match="in code of its own"):
+        encoded(module, keep=0.5, example_inputs=torch.ones(1, 6))
+    state = pemncodec.load_state_dict(encoded(module, keep=0.5, manifest=False))
+    assert list(state) == ["0.weight", "0.bias"]
+    assert int((state["0.weight"] != 0).sum()) == 12

@@ -149,6 +149,16 @@ def test_affine_sections_that_are_refused(section: bytes, code: str) -> None:
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_tensors_of_no_elements_lose_nothing(mode: DenseMode) -> None:
+    state = {"w": torch.randn(4), "none": torch.empty(3, 0), "some": torch.randn(70)}
+    stream = io.BytesIO()
+    masks = {"w": torch.ones(4)}
+    report = pemncodec.encode(state, stream, masks=masks, manifest=False, dense=mode)
+    assert [t.name for t in report.info.tensors if t.max_error] == ["some"]
+    assert pemncodec.load_state_dict(stream)["none"].shape == (3, 0)
+
+
 @pytest.mark.parametrize("in_rows", [0, 1])
 def test_affine_sections_of_no_elements(in_rows: int) -> None:
     """No writer makes them, but nothing forbids them."""
