@@ -243,9 +243,8 @@ def same_outputs(expected: Any, actual: Any, *, rounded: bool = False) -> bool:
         if not isinstance(actual, Tensor):
             return False
         if rounded and expected.is_floating_point() and expected.shape == actual.shape:
-            scale = float(expected.abs().max()) if expected.numel() else 0.0
             return expected.dtype == actual.dtype and torch.allclose(
-                expected, actual, rtol=0.0, atol=_ROUNDING * scale, equal_nan=True
+                expected, actual, rtol=0.0, atol=_ROUNDING * _largest(expected), equal_nan=True
             )
         return same_bits(expected, actual)
     if isinstance(expected, Mapping):
@@ -266,12 +265,24 @@ def same_outputs(expected: Any, actual: Any, *, rounded: bool = False) -> bool:
 
 
 def relative_difference(expected: Any, actual: Any) -> float:
-    """Largest difference of two outputs of floats, relative to the largest magnitude expected."""
-    pairs = zip(_tensors_of(expected), _tensors_of(actual), strict=True)
-    differences = [(float((a - b).abs().max()), float(a.abs().max())) for a, b in pairs]
-    largest = max((scale for _, scale in differences), default=0.0)
-    difference = max((difference for difference, _ in differences), default=0.0)
+    """Largest difference of two outputs of floats, relative to the largest magnitude expected.
+
+    An infinity or NaN is no magnitude; it makes a difference where the other output has another.
+    """
+    pairs = list(zip(_tensors_of(expected), _tensors_of(actual), strict=True))
+    largest = max((_largest(a) for a, _ in pairs), default=0.0)
+    difference = max((_largest_difference(a, b) for a, b in pairs), default=0.0)
     return difference / largest if largest else difference
+
+
+def _largest(values: Tensor) -> float:
+    """The largest finite magnitude; 0 where there is none."""
+    return float(values.abs().nan_to_num(0.0, 0.0).max()) if values.numel() else 0.0
+
+
+def _largest_difference(first: Tensor, second: Tensor) -> float:
+    equal = (first == second) | (first.isnan() & second.isnan())
+    return float(torch.where(equal, 0.0, (first - second).abs()).nan_to_num(torch.inf).max())
 
 
 def _tensors_of(output: Any) -> list[Tensor]:
