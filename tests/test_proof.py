@@ -11,7 +11,10 @@ import copy
 import functools
 import io
 import random
+import threading
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -829,6 +832,30 @@ def test_an_exported_graph_may_round_but_not_differ(
         through(Rebound())
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_an_exported_graph_may_round_beside_infinities(
+    rebuilt_otherwise: Callable[[Alteration], None], value: float
+) -> None:
+    """They have no size that others could be compared with, and must be where they were."""
+
+    class Unbounded(Rebound):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super().forward(x), torch.full_like(x, value)])
+
+    torch.manual_seed(0)
+    rebuilt_otherwise(lambda _, y: y * (1 + 2**-20))
+    _, verified = through(Unbounded())
+    assert "outputs within 1e-06 of the largest" in verified
+    for alteration in (
+        lambda _, y: y * (1 + 2**-16),
+        lambda _, y: torch.where(y.isfinite(), y, 0.0),
+        lambda _, y: torch.where(y == y[0, 0, 0], value, y),
+    ):
+        rebuilt_otherwise(alteration)
+        with pytest.raises(UnsupportedModelError, match="in eval mode at batch size 2"):
+            through(Unbounded())
+
+
 def test_a_train_graph_that_is_the_eval_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """No layer depends on the mode, the rebuilt graphs do not, but the model does."""
 
@@ -858,6 +885,30 @@ class OwnTraining(Mixed):
     training = True  # type: ignore[assignment]
 
 
+class OwnSetting(Mixed):
+    """Keeps the mode under a second name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "training":
+            vars(self)["learns"] = value
+
+
+class OwnGetting(Mixed):
+    """May read any attribute unseen."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return super().__getattribute__(name)
+
+
+def scripted() -> nn.Module:
+    """Keeps its mode where Python does not look."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script: nn.Module = torch.jit.trace(nn.Linear(4, 4), torch.rand(2, 3, 4))
+    return script
+
+
 @pytest.mark.parametrize(
     ("module", "asks"),
     [
@@ -872,6 +923,9 @@ class OwnTraining(Mixed):
         (nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.1)), True),
         (OwnTrain(0.0), True),
         (OwnTraining(0.0), True),
+        (OwnSetting(0.0), True),
+        (OwnGetting(0.0), True),
+        (scripted(), True),
     ],
 )
 def test_who_asks_for_the_mode(module: nn.Module, asks: bool) -> None:
@@ -888,6 +942,32 @@ def test_the_mode_is_watched_for_as_long_as_code_runs() -> None:
     with pytest.raises(RuntimeError, match="mat1"), watched_mode(module):
         module.eval()(torch.rand(2, 3))
     assert not module.training
+    assert "training" not in vars(nn.Module)
+
+
+def test_a_module_that_keeps_its_mode_elsewhere_is_asked_by_another() -> None:
+    script = scripted().eval()
+    with watched_mode(nn.Linear(4, 4)) as watch:
+        assert not script.training
+    assert watch.asked
+
+
+def test_two_threads_watch_one_after_the_other() -> None:
+    entered = threading.Event()
+
+    def second() -> bool:
+        with watched_mode(nn.Linear(4, 4)) as watch:
+            entered.set()
+        return watch.asked
+
+    module = nn.BatchNorm1d(4).eval()
+    with ThreadPoolExecutor(1) as pool:
+        with watched_mode(module) as first:
+            asked = pool.submit(second)
+            assert not entered.wait(0.1)
+            module(torch.rand(2, 4))
+        assert first.asked
+        assert not asked.result()
     assert "training" not in vars(nn.Module)
 
 

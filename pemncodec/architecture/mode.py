@@ -5,11 +5,15 @@ Code that never asks does in one mode what it does in the other, so that one run
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
+
+# There is one class to watch at: a second watch would end the first one early.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -25,28 +29,34 @@ class ModeWatch:
 
 @contextmanager
 def watched_mode(root: nn.Module) -> Iterator[ModeWatch]:
-    """Watch code that runs `root` in eval mode.
+    """Watch code that runs `root`.
 
-    Not for use by several threads at once: what others run meanwhile is watched, too.
+    What other threads run meanwhile is watched, too; a watch in one of them waits for this one.
     """
-    watch = ModeWatch(asked=not all(map(_is_visible, root.modules())))
+    if not all(map(_is_visible, root.modules())):
+        yield ModeWatch(asked=True)
+        return
+    watch = ModeWatch(asked=False)
 
     def read(module: nn.Module) -> bool:
         # Dropout asks even where it drops nothing.
         if not (type(module) is nn.Dropout and module.p == 0):
             watch.asked = True
+        if "training" not in vars(module):  # modules of TorchScript keep it elsewhere
+            raise AttributeError("training")
         mode: bool = vars(module)["training"]
         return mode
 
     def write(module: nn.Module, mode: bool) -> None:
         vars(module)["training"] = mode
 
-    # A property of the class goes before the attribute that each module has.
-    nn.Module.training = property(read, write)  # type: ignore[assignment]
-    try:
-        yield watch
-    finally:
-        del nn.Module.training
+    with _ONE_AT_A_TIME:
+        # A property of the class goes before the attribute that each module has.
+        nn.Module.training = property(read, write)  # type: ignore[assignment]
+        try:
+            yield watch
+        finally:
+            del nn.Module.training
 
 
 def _is_visible(module: nn.Module) -> bool:
@@ -58,5 +68,7 @@ def _is_visible(module: nn.Module) -> bool:
         and not any("training" in vars(owner) for owner in own)
         and kind.train is nn.Module.train
         and kind.eval is nn.Module.eval
+        and kind.__setattr__ is nn.Module.__setattr__
+        and kind.__getattribute__ is nn.Module.__getattribute__
         and not {"train", "eval"} & vars(module).keys()
     )
