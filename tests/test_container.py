@@ -44,6 +44,7 @@ from pemncodec.coders.masks import encode_mask
 from pemncodec.coders.zstd import decode_zstd, encode_zstd
 from pemncodec.format.atomic import write_file
 from pemncodec.format.container import decode_container, encode_container, read_section
+from pemncodec.format.header import DenseRow
 from pemncodec.tensors import tensor_to_array
 
 SMALL_LIMITS = Limits(decoded_bytes=1 << 20, header_bytes=1 << 20, manifest_bytes=1 << 20)
@@ -243,6 +244,7 @@ def test_the_valid_header_is_read() -> None:
         assert file.tensor("m").tolist() == file.tensor("a").tolist() == [1, 0, 3, 4]
         assert file.tensor("c").tolist() == 1
         assert file.mask_bits("a").tolist() == [1, 0, 1, 1]
+        assert [row.error for row in file.header.tensors if isinstance(row, DenseRow)] == [0]
         assert file.metadata == {"k": "v"}
         file.verify()
 

@@ -910,3 +910,28 @@ def test_a_module_that_masks_in_code_of_its_own_is_stored_without_architecture()
     state = pemncodec.load_state_dict(encoded(module, keep=0.5, manifest=False))
     assert list(state) == ["0.weight", "0.bias"]
     assert int((state["0.weight"] != 0).sum()) == 12
+
+
+def test_presets_choose_among_coders() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(200)[:, None] < 100
+    masks = {
+        "strong": rng.random((200, 200)) < np.where(rows, 0.8, 0.2),
+        "weak": rng.random((200, 200)) < np.where(rows, 0.58, 0.42),  # mixing saves 1 %
+    }
+    weight = torch.randn(200, 200)
+
+    def coder(name: str, **preset: Any) -> str | None:
+        stream, mask = io.BytesIO(), {"w": masks[name]}
+        report = pemncodec.encode({"w": weight}, stream, masks=mask, manifest=False, **preset)
+        (tensor,) = report.info.tensors
+        return tensor.coder
+
+    for name, chosen in (
+        ("strong", {"fast": "packed", "default": "mixing", "max": "mixing"}),
+        ("weak", {"fast": "packed", "default": "packed", "max": "mixing"}),
+    ):
+        assert {preset: coder(name, preset=preset) for preset in chosen} == chosen
+        assert coder(name) == chosen["default"]
+    with pytest.raises(EncodeArgumentError, match="slow"):
+        coder("weak", preset="slow")

@@ -294,6 +294,18 @@ def test_any_change_is_refused_or_can_be_built(data: st.DataObject) -> None:
         check_run(build_module(manifest), manifest.get("inputs", []), Limits())
 
 
+def test_what_fills_a_tensor_is_no_size() -> None:
+    def check(*arguments: Any) -> None:
+        nodes = [{"in": "x"}, {"fn": "aten.new_full", "args": ["%0", *arguments]}, {"out": "%1"}]
+        manifest = {"format": "tree/1", "graphs": {"G": nodes}, "tree": {"graph": "G"}}
+        validate_manifest(manifest, Limits())
+
+    check([2, 2], 1 << 30)
+    with pytest.raises(ManifestError) as caught:
+        check([2, 1 << 30], 0)
+    assert caught.value.code == "manifest-argument"
+
+
 @pytest.mark.parametrize("name", INNER_LAYERS)
 def test_inner_layers_are_those_that_pytorch_makes(name: str) -> None:
     made = dict(getattr(nn, name)(4, 2).named_children())
