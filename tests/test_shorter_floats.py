@@ -215,6 +215,8 @@ def test_a_file_says_what_was_lost(mode: DenseMode, fold: bool) -> None:
     report, stream, model = encoded(dense=mode, fold_bn=fold)
     plain, _, _ = encoded()
     assert report.info.file_bytes < plain.info.file_bytes
+    assert report.verified.startswith("as shortened, every tensor bit for bit")
+    assert plain.verified.startswith("every tensor bit for bit")
     assert report.difference is not None
     assert 0 < report.difference < 0.1
     assert report.info.inference_only == fold
