@@ -46,6 +46,7 @@ from pemncodec.contents import (
     numel,
 )
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
+from pemncodec.format.contexts import prototype_buckets
 from pemncodec.format.writer import encode_contents
 from pemncodec.values.fill import prototype_values
 
@@ -378,6 +379,30 @@ def test_large_models_are_mixed_on_request_only() -> None:
     assert all(mask_coder(s) != MIXING for s, _ in sections_of(masks, "default", shapes))
     best = sections_of(masks, "max", shapes)
     assert [(mask_coder(s), members) for s, members in best] == [(MIXING, [i]) for i in range(5)]
+
+
+def test_all_blocks_of_a_mask_share_one_look_at_the_prototype(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mixing, "BLOCK_WEIGHTS", 1 << 10)
+    shape = (80, 60)
+    fill = MaskedTensor("w", "float32", shape, Fill(0), structured(shape))
+    prototype = SeededPrototype("normal", 1, numel(shape))
+    data = b"".join(encode_contents(Contents((prototype,), (fill,)), preset="max"))
+    looks: list[int] = []
+
+    def counted(prototype: Any) -> Buckets:
+        looks.append(prototype.length)
+        return prototype_buckets(prototype)
+
+    monkeypatch.setattr("pemncodec.format.masked_sections.prototype_buckets", counted)
+    with pemncodec.open(io.BytesIO(data)) as file:
+        assert file.info().tensors[0].coder == "mixing"
+        looks.clear()
+        assert np.array_equal(file.mask("w"), fill.mask)
+        assert looks == [4800]
+        assert np.array_equal(file.tensor("w") != 0, fill.mask)
+        assert looks == [4800, 4800]
 
 
 def test_streams_hold_four_million_weights() -> None:

@@ -25,12 +25,12 @@ def fill_tensors(
             unspecified after an error.
         progress: called with the share that is done, 0 to 1.
     """
+    if not targets:
+        return
     by_section: dict[int, list[tuple[MaskedRow, Array]]] = {}
     for values, target in targets:
         own = by_section.setdefault(values.sections.section_of(values.row), [])
         own.append((values.row, target.reshape(-1)))
-    if not targets:
-        return
     sections = targets[0][0].sections
     if sum(target.size for _, target in targets) <= _SMALL_WEIGHTS:
         for together in by_section.values():

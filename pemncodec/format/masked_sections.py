@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -58,7 +58,8 @@ class MaskedSections:
         """The mask of a tensor of n weights as packed bits, uint8 [ceil(n / 8)]."""
         if row.name in self._kept_masks:
             return self._kept_masks[row.name]
-        decoded = self._decoder(self._section_of[row.name])()
+        section = self._section_of[row.name]
+        decoded = self._decoder(section, self._source.read(section))()
         if len(decoded) > 1:
             for packed in decoded.values():
                 packed.flags.writeable = False
@@ -74,9 +75,9 @@ class MaskedSections:
         with in_section(section):
             return mask_coder(self._source.read(section))
 
-    def _decoder(self, section: int) -> Callable[[], dict[str, PackedMask]]:
+    def _decoder(self, section: int, data: bytes) -> Callable[[], dict[str, PackedMask]]:
         """What decodes the masks of a section, by name; the call reads no more of the file."""
-        data, rows = self._source.read(section), self.sharers[section]
+        rows = self.sharers[section]
         with in_section(section):
             coder = mask_coder(data)
         contexts = [
@@ -101,9 +102,9 @@ class MaskedSections:
         if isinstance(row, StoredRow) and row.used == "masks":
             return None
         if index not in self._kept_buckets:
-            make = partial(prototype_buckets, self._prototype(index))
+            make = cache(partial(prototype_buckets, self._prototype(index)))
             if len(self._users[index]) == 1:
-                return make
+                return make  # called when the mask is decoded, and dropped with its decoder
             self._kept_buckets[index] = make()
         return lambda: self._kept_buckets[index]
 
@@ -178,21 +179,22 @@ class MaskedSections:
         # First, since a prototype that is stored by use needs masks, which are kept then.
         values = [self.values_of(row) for row, _ in targets]
         names = {row.name for row, _ in targets}
-        if names == {row.name for row in self.sharers[section]} and not names & set(
-            self._kept_masks
-        ):
-            if len(targets) > 1 or self.coder(section).context:
-                return [partial(_fill_all, self._decoder(section), targets, values)]
-            ((row, out),) = targets
-            data = self._source.read(section)
-            with in_section(section):
-                blocks = mask_blocks(data, MaskContext(row.shape))
-            return [partial(_fill_block, section, block, values[0], out) for block in blocks]
-        return [
-            partial(_fill_block, section, block, own, out)
-            for (row, out), own in zip(targets, values, strict=True)
-            for block in blocks_of(self.packed_mask(row), out.size)
-        ]
+        sharers = {row.name for row in self.sharers[section]}
+        if names != sharers or not names.isdisjoint(self._kept_masks):
+            return [
+                partial(_fill_block, section, block, own, out)
+                for (row, out), own in zip(targets, values, strict=True)
+                for block in blocks_of(self.packed_mask(row), out.size)
+            ]
+        data = self._source.read(section)
+        with in_section(section):
+            coder = mask_coder(data)
+        if len(targets) > 1 or coder.context:
+            return [partial(_fill_all, self._decoder(section, data), targets, values)]
+        ((row, out),) = targets
+        with in_section(section):
+            blocks = mask_blocks(data, MaskContext(row.shape))
+        return [partial(_fill_block, section, block, values[0], out) for block in blocks]
 
     def values_of(self, row: MaskedRow) -> RepeatedValues | SeededValues:
         """The values that a tensor takes, scaled."""
