@@ -150,7 +150,7 @@ class MaskedTensor:
     dtype: str
     shape: tuple[int, ...]
     fill: Fill
-    mask: npt.NDArray[np.bool_]
+    mask: Mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pemncodec.contents import Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
-from pemncodec.masking.masked_state import Mask, MaskedState, StateDict
+from pemncodec.masking.masked_state import MaskedState, StateDict
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,9 +18,9 @@ from pemncodec.checkpoints.names import tied_names
 from pemncodec.checkpoints.official_scores import OFFICIAL_SCORES
 from pemncodec.checkpoints.pemncodec_masking import PEMNCODEC_MASKING
 from pemncodec.checkpoints.torch_prune import TORCH_PRUNE
-from pemncodec.contents import WEIGHT_DTYPES
+from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
-from pemncodec.masking.masked_state import Mask, MaskedState
+from pemncodec.masking.masked_state import MaskedState
 from pemncodec.tensors import dtype_name
 
 # In the order in which they read: each sees what those before it left.

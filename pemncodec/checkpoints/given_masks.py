@@ -7,8 +7,9 @@ import torch
 
 from pemncodec.checkpoints.dialect import MaskOptions, binary_mask, check_shape
 from pemncodec.checkpoints.names import tied_names
+from pemncodec.contents import Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
-from pemncodec.masking.masked_state import Mask, MaskedState, StateDict
+from pemncodec.masking.masked_state import MaskedState, StateDict
 
 
 def read_given_masks(state: StateDict, options: MaskOptions) -> MaskedState:

@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from pemncodec.checkpoints.dialect import Dialect, MaskOptions, check_shape
+from pemncodec.contents import Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.masking.keep import dropped_count
-from pemncodec.masking.masked_state import Mask, MaskedState, StateDict
+from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.masking.parametrized import is_parametrized_entry
 from pemncodec.tensors import dtype_name
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pemncodec.checkpoints.dialect import Dialect, MaskOptions, binary_mask, check_shape
+from pemncodec.contents import Mask
 from pemncodec.errors import EncodeError
-from pemncodec.masking.masked_state import Mask, MaskedState, StateDict
+from pemncodec.masking.masked_state import MaskedState, StateDict
 
 _ORIGINAL, _MASK = "_orig", "_mask"
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pemncodec.coders.shortening import Shortening
 from pemncodec.coders.varint import decode_varint, encode_varint
-from pemncodec.contents import Array, numel
+from pemncodec.contents import Array, Floats, numel
 from pemncodec.errors import CorruptError, TruncatedError
 
 PER_ROW_ITEMS = 64  # from here a row's own scale and offset cost less than 1 bit an item
@@ -22,7 +22,6 @@ PER_ROW_ITEMS = 64  # from here a row's own scale and offset cost less than 1 bi
 _MOST_OUTLIERS = 32  # of each end
 _OUTLIER_BITS = 40
 
-Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pemncodec.coders.mask_coder import Mask, PackedMask, static_coder
+from pemncodec.coders.mask_coder import static_coder
 from pemncodec.coders.packed import packed_size
+from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError
 
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pemncodec.contents import numel
+from pemncodec.contents import Mask, PackedMask, numel
 from pemncodec.errors import CorruptError
 
-Mask = npt.NDArray[np.bool_]
-PackedMask = npt.NDArray[np.uint8]
 Buckets = npt.NDArray[np.uint8]
 
 

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Literal, get_args
 
 from pemncodec.coders.constant import CONSTANT
-from pemncodec.coders.mask_coder import Mask, MaskBlock, MaskCoder, MaskContext, PackedMask
+from pemncodec.coders.mask_coder import MaskBlock, MaskCoder, MaskContext
 from pemncodec.coders.mixing import MIXING
 from pemncodec.coders.packed import PACKED
 from pemncodec.coders.rans import RANS
+from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError, TruncatedError
 
 MASK_CODERS: tuple[MaskCoder, ...] = (CONSTANT, PACKED, RANS, MIXING)

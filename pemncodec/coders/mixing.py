@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pemncodec import kernels
-from pemncodec.coders.mask_coder import Buckets, Mask, MaskCoder, MaskContext, PackedMask
+from pemncodec.coders.mask_coder import Buckets, MaskCoder, MaskContext
 from pemncodec.coders.packed import packed_size
+from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError, TruncatedError
 
 BLOCK_WEIGHTS = 1 << 23
@@ -87,7 +88,7 @@ def _block_bounds(count: int) -> list[tuple[int, int]]:
 
 
 def _encode_block(
-    bits: npt.NDArray[np.bool_],
+    bits: Mask,
     contexts: Sequence[MaskContext],
     start: int,
     densities: Sequence[int],
@@ -133,7 +134,7 @@ def _geometry(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return columns, math.prod(shape[2:]), shape[-1] if len(shape) > 2 else 1
 
 
-def _density_code(bits: npt.NDArray[np.bool_]) -> int:
+def _density_code(bits: Mask) -> int:
     """The code whose density is nearest, on the scale of logarithms of odds."""
     ones = int(np.count_nonzero(bits))
     odds = (2 * ones + 1) / (2 * (bits.size - ones) + 1)

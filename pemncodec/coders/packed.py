@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from pemncodec.coders.mask_coder import static_coder
+from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError, TruncatedError
 
 
@@ -14,12 +14,12 @@ def packed_size(count: int) -> int:
     return (count + 7) // 8
 
 
-def encode_packed(bits: npt.NDArray[np.bool_]) -> bytes:
+def encode_packed(bits: Mask) -> bytes:
     """bool [n] to ceil(n / 8) bytes; padding bits are 0."""
     return np.packbits(bits, bitorder="little").tobytes()
 
 
-def decode_packed(data: bytes, count: int) -> npt.NDArray[np.uint8]:
+def decode_packed(data: bytes, count: int) -> PackedMask:
     """Packed bits of `count` weights, checked.
 
     Raises:
@@ -36,7 +36,7 @@ def decode_packed(data: bytes, count: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8)
 
 
-def unpack(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.bool_]:
+def unpack(packed: PackedMask, count: int) -> Mask:
     """bool [count] from packed bits."""
     return np.unpackbits(packed, count=count, bitorder="little").view(np.bool_)
 

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pemncodec import kernels
-from pemncodec.coders.mask_coder import Mask, MaskBlock, order0_bits, static_coder
+from pemncodec.coders.mask_coder import MaskBlock, order0_bits, static_coder
 from pemncodec.coders.packed import packed_size
 from pemncodec.coders.varint import decode_varint, encode_varint
+from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
 
 BLOCK_BITS = range(20, 26)  # log2 of the weights of a block, where there are more than 2^20
@@ -27,7 +28,6 @@ _PRECISION = 15
 _BLOCK_BYTES = 12  # about what a block costs besides its words
 
 _POPCOUNT = np.array([value.bit_count() for value in range(256)])
-Packed = npt.NDArray[np.uint8]
 Frequencies = npt.NDArray[np.uint32]
 
 
@@ -64,8 +64,8 @@ def run_frequencies(rare: int) -> tuple[int, Frequencies]:
     return longest, frequencies
 
 
-def encode_rans(packed: Packed, count: int) -> bytes:
-    """Packed bits of `count` ≥ 1 weights to blocks, with an index where `count` is large."""
+def encode_rans(packed: PackedMask, count: int) -> bytes:
+    """PackedMask bits of `count` ≥ 1 weights to blocks, with an index where `count` is large."""
     if count <= 1 << BLOCK_BITS[0]:
         return _encode_block(packed, count)
     block_bits = _best_block_bits(packed, count)
@@ -76,8 +76,8 @@ def encode_rans(packed: Packed, count: int) -> bytes:
     return struct.pack(f"<B{len(blocks)}I", block_bits, *map(len, blocks)) + b"".join(blocks)
 
 
-def decode_rans(data: bytes, count: int) -> Packed:
-    """Packed bits of `count` weights.
+def decode_rans(data: bytes, count: int) -> PackedMask:
+    """PackedMask bits of `count` weights.
 
     Raises:
         TruncatedError: `data` is too short.
@@ -112,7 +112,7 @@ def split_blocks(data: bytes, count: int) -> list[MaskBlock]:
     return blocks
 
 
-def _decode_block(data: memoryview, count: int) -> Packed:
+def _decode_block(data: memoryview, count: int) -> PackedMask:
     if len(data) < 2:
         raise TruncatedError("truncated", "a block without its density")
     (density,) = struct.unpack_from("<H", data)
@@ -148,7 +148,7 @@ def _block_bounds(count: int, bits: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _best_block_bits(packed: Packed, count: int) -> int:
+def _best_block_bits(packed: PackedMask, count: int) -> int:
     """Small blocks follow a density that varies, and can be decoded by several threads; large ones
     save what each block costs, where that shows."""
     counts, sizes = np.bitwise_count(packed), []
@@ -164,7 +164,7 @@ def _best_block_bits(packed: Packed, count: int) -> int:
     return next(bits for bits, size in zip(BLOCK_BITS, sizes, strict=True) if size <= near)
 
 
-def _encode_block(packed: Packed, weights: int) -> bytes:
+def _encode_block(packed: PackedMask, weights: int) -> bytes:
     ones = int(np.bitwise_count(packed).sum(dtype=np.int64))
     density = min(max((ones * 65536 + weights // 2) // weights, 1), 65535)
     head = struct.pack("<H", density)
@@ -173,7 +173,7 @@ def _encode_block(packed: Packed, weights: int) -> bytes:
     return head + kernels.rans_encode(packed, byte_frequencies(density), _lanes(packed.size))
 
 
-def _encode_runs(packed: Packed, weights: int, density: int) -> bytes:
+def _encode_runs(packed: PackedMask, weights: int, density: int) -> bytes:
     longest, frequencies = run_frequencies(min(density, 65536 - density))
     rare = packed if density < 32768 else _inverted(packed, weights)
     runs = kernels.runs_encode(rare, weights, longest)
@@ -181,7 +181,7 @@ def _encode_runs(packed: Packed, weights: int, density: int) -> bytes:
     return encode_varint(len(runs)) + coded
 
 
-def _decode_runs(data: memoryview, weights: int, density: int, out: Packed) -> None:
+def _decode_runs(data: memoryview, weights: int, density: int, out: PackedMask) -> None:
     symbols, start = decode_varint(data, 0)
     if not 0 < symbols <= weights:
         raise CorruptError("section", f"{symbols} runs in a block of {weights} weights")
@@ -193,8 +193,8 @@ def _decode_runs(data: memoryview, weights: int, density: int, out: Packed) -> N
         out[:] = _inverted(out, weights)
 
 
-def _inverted(packed: Packed, count: int) -> Packed:
-    """Packed bits with ones and zeros exchanged, padding bits 0."""
+def _inverted(packed: PackedMask, count: int) -> PackedMask:
+    """PackedMask bits with ones and zeros exchanged, padding bits 0."""
     inverted = ~packed
     if count % 8:
         inverted[-1] &= (1 << count % 8) - 1

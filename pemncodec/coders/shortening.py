@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from pemncodec.contents import Array, DenseMode
+from pemncodec.contents import Array, DenseMode, Floats
 from pemncodec.values.rounding import one_nan, round_to, widen
 
-Floats = npt.NDArray[np.float32]
 Shapes = Sequence[tuple[int, ...]]
 
 

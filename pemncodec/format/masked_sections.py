@@ -13,10 +13,10 @@ from functools import cache, partial
 import numpy as np
 
 from pemncodec.coders.dense import decode_dense
-from pemncodec.coders.mask_coder import Buckets, MaskBlock, MaskCoder, MaskContext, PackedMask
+from pemncodec.coders.mask_coder import Buckets, MaskBlock, MaskCoder, MaskContext
 from pemncodec.coders.masks import blocks_of, decode_masks, mask_blocks, mask_coder
 from pemncodec.coders.packed import unpack
-from pemncodec.contents import Array, Prototype, StoredPrototype, numel
+from pemncodec.contents import Array, PackedMask, Prototype, StoredPrototype, numel
 from pemncodec.format.contexts import prototype_buckets
 from pemncodec.format.header import Header, MaskedRow, StoredRow
 from pemncodec.format.sections import SectionSource, in_section

@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-import numpy.typing as npt
 from bitarray import bitarray
 
 from pemncodec.architecture.manifest import decode_manifest
-from pemncodec.coders.mask_coder import PackedMask
 from pemncodec.coders.packed import unpack
-from pemncodec.contents import CARRIERS, Array, numel
+from pemncodec.contents import CARRIERS, Array, Mask, PackedMask, numel
 from pemncodec.format.dense_sections import DenseSections
 from pemncodec.format.filling import fill_tensors
 from pemncodec.format.header import (
@@ -139,7 +137,7 @@ class PemnFile:
         """A mask as packed bits, uint8 [ceil(n / 8)], weight i in bit i % 8 of byte i // 8."""
         return self.masked.packed_mask(self.masked_row(name))
 
-    def mask(self, name: str) -> npt.NDArray[np.bool_]:
+    def mask(self, name: str) -> Mask:
         """A mask as bool [*shape]; KeyError when no masked tensor has that name."""
         shape = self.masked_row(name).shape
         return unpack(self.packed_mask(name), numel(shape)).reshape(shape)

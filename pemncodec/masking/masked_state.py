@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pemncodec.contents import SeededFill
+from pemncodec.contents import Mask, SeededFill
 
-Mask = npt.NDArray[np.bool_]
 StateDict = dict[str, Tensor]
 
 

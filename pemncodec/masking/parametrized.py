@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pemncodec.contents import Mask
 from pemncodec.errors import EncodeError
-from pemncodec.masking.masked_state import Mask, MaskedState, StateDict
+from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.masking.masked_weight import Recipe
 from pemncodec.masking.selection import kept_in_each
 

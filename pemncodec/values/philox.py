@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pemncodec import kernels
-from pemncodec.contents import Distribution
+from pemncodec.contents import Distribution, Floats, PackedMask
 
 DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
 
@@ -27,7 +27,7 @@ def generate(
     *,
     stream: int = 0,
     scale: float = 1.0,
-) -> npt.NDArray[np.float32]:
+) -> Floats:
     """Values `start` to `stop` of a stream.
 
     Args:
@@ -63,8 +63,8 @@ def generate(
 def masked_normal(
     seed: int,
     start: int,
-    packed_mask: npt.NDArray[np.uint8],
-    out: npt.NDArray[np.float32],
+    packed_mask: PackedMask,
+    out: Floats,
     *,
     stream: int = 0,
     scale: float = 1.0,
@@ -100,25 +100,25 @@ def check_stream(seed: int, stream: int) -> None:
             raise ValueError(f"{name} must be a 64-bit unsigned integer, not {value}")
 
 
-def _uniform(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+def _uniform(words: npt.NDArray[np.uint32]) -> Floats:
     # 24 bits u become the odd number 2u + 1 − 2^24, exact in binary32: symmetric and never zero.
     odd = ((words >> 8) << 1).view(np.int32) + np.int32(1 - (1 << 24))
     return odd.astype(np.float32) * np.float32(2.0**-24)
 
 
-def _scaled(values: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float32]:
+def _scaled(values: Floats, scale: float) -> Floats:
     # Overflow to infinity is what the format asks for.
     with np.errstate(over="ignore"):
         return values if scale == 1.0 else np.multiply(values, np.float32(scale), out=values)
 
 
 @lru_cache(maxsize=64)
-def _scaled_quantiles(scale: float) -> npt.NDArray[np.float32]:
+def _scaled_quantiles(scale: float) -> Floats:
     return _scaled(normal_quantiles().copy(), scale)
 
 
 @cache
-def normal_quantiles() -> npt.NDArray[np.float32]:
+def normal_quantiles() -> Floats:
     """float32 [4096]: entry i is the binary32 number nearest to Φ⁻¹((i + ½) / 4096)."""
     upper = np.frombuffer((files("pemncodec.values") / "normal_quantiles.bin").read_bytes(), "<f4")
     table = np.concatenate([-upper[::-1], upper]).astype(np.float32)
