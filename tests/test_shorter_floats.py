@@ -288,6 +288,21 @@ def test_folding_keeps_the_module_and_its_outputs() -> None:
         assert kinds[f"1.{name}"] == kinds[f"4.{name}"] == "constant"
 
 
+def test_a_checkpoint_with_copies_of_a_batch_norm_that_the_module_shares() -> None:
+    """As .safetensors has them, which holds no memory twice."""
+    norm = nn.BatchNorm1d(4)
+    nn.init.uniform_(norm.weight, 1, 2)
+    model = nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 4), norm).eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stream = io.BytesIO()
+    masks = {"0.weight": state["0.weight"] > 0}
+    report = pemncodec.encode(state, stream, architecture=model, masks=masks, fold_bn=True)
+    assert report.difference is not None
+    assert report.difference < 1e-5
+    rebuilt = pemncodec.decode(stream)
+    assert rebuilt[1] is rebuilt[3]
+
+
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 1e-12, 0.1, 1e-8, 0.5])
 def test_a_neutral_batch_norm_changes_nothing(eps: float) -> None:
     """But for what its own rounding of 1 / √(var + eps) does, which is nothing where var is."""

@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def fold_batch_norms(model: nn.Module) -> dict[str, Tensor]:
     """New tensors by name, for every float32 batch norm with affine parameters and statistics."""
     folded: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
+    # Under each of its names, since a state dict may hold copies of what the module shares.
+    for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, _BatchNorm) or module.weight is None:
             continue
         mean, variance = module.running_mean, module.running_var

@@ -53,7 +53,7 @@ def plain_module(source: Any, state: MaskedState, effective: Mapping[str, Tensor
     first: dict[int, str] = {}
     for name, target in own.items():
         other = first.setdefault(id(target), name)
-        if not same_bits(effective[name], effective[other]):
+        if other != name and not same_bits(effective[name], effective[other]):
             raise UnsupportedModelError(
                 f"{other} and {name} are one tensor in the architecture, but differ once masked; "
                 "--no-manifest (manifest=False) stores them both"
