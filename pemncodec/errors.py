@@ -114,3 +114,9 @@ class LimitError(DecodeError):
 def first_line(error: BaseException) -> str:
     """What an error of other code says, in one line; its class when it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def named_line(error: BaseException) -> str:
+    """The class of an error of other code, and what it says, in one line."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

@@ -21,7 +21,7 @@ from pemncodec.errors import (
     EncodeError,
     ManifestError,
     UnsupportedModelError,
-    first_line,
+    named_line,
 )
 from pemncodec.format.info import FileInfo
 from pemncodec.format.reader import PemnFile, open_file
@@ -158,12 +158,8 @@ def _accuracy(
             before = float(metric(copy.deepcopy(original).eval()))
             after = float(metric(rebuilt))
     except Exception as error:
-        raise EncodeArgumentError(f"the accuracy function failed: {_cause(error)}") from error
+        raise EncodeArgumentError(f"the accuracy function failed: {named_line(error)}") from error
     return before, after
-
-
-def _cause(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _check_drop(before: float, after: float, max_drop: float | None) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pemncodec.architecture.manifest import BUILDER_FORMAT, validate_manifest
-from pemncodec.errors import EncodeArgumentError, ManifestError, first_line
+from pemncodec.errors import EncodeArgumentError, ManifestError, named_line
 from pemncodec.limits import Limits
 
 
@@ -87,7 +87,7 @@ def build_trusted(manifest: Mapping[str, Any], trust: Collection[str]) -> nn.Mod
         with torch.random.fork_rng(devices=[]):  # it draws initial values, none of which stays
             module = getattr(importlib.import_module(name), attribute)(**manifest.get("kwargs", {}))
     except Exception as error:  # whatever the code raises
-        cause = f"{type(error).__name__}: {first_line(error)}"
+        cause = named_line(error)
         raise ManifestError("manifest-run", f"{builder} failed: {cause:.200}") from error
     if not isinstance(module, nn.Module):
         raise ManifestError("manifest-run", f"{builder} made a {type(module).__name__}, no module")

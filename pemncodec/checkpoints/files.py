@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pemncodec.errors import EncodeError
+from pemncodec.errors import EncodeError, named_line
 from pemncodec.masking.masked_state import StateDict
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
@@ -45,7 +45,7 @@ def load_checkpoint(path: Path, *, trust_pickle: bool = False) -> nn.Module | St
         elif _is_pickle(path):
             cause = "it holds more than tensors; --trust-pickle loads it by running code from it"
         if trust_pickle:
-            cause = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+            cause = named_line(error)[:200]
         raise EncodeError(f"{path}: cannot load this: {cause}") from None
     if isinstance(loaded, nn.Module):
         return loaded

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pemncodec.cli.streams import one_line
-from pemncodec.errors import EncodeArgumentError, PemnError
+from pemncodec.errors import EncodeArgumentError, PemnError, named_line
 from pemncodec.limits import Limits
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def example_inputs(shapes: Sequence[tuple[str, tuple[str, ...]]]) -> list[Tensor
         try:
             inputs.append(random_input(dtype, [int(size.rstrip("?")) for size in sizes]))
         except RuntimeError as error:
-            raise EncodeArgumentError(f"--example-shape: {one_line(error)}") from None
+            raise EncodeArgumentError(f"--example-shape: {named_line(error)}") from None
     return inputs
 
 
@@ -109,7 +108,7 @@ def check_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise click.BadParameter(one_line(error), param_hint="--device") from None
+        raise click.BadParameter(named_line(error), param_hint="--device") from None
     return name
 
 
@@ -137,7 +136,7 @@ def load_object(place: str, option: str) -> Any:
     except PemnError:
         raise
     except Exception as error:
-        raise EncodeArgumentError(f"{option} {place}: {one_line(error)}") from error
+        raise EncodeArgumentError(f"{option} {place}: {named_line(error)}") from error
 
 
 def load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -148,7 +147,7 @@ def load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
         built = factory(**kwargs)
     except Exception as error:
         raise EncodeArgumentError(
-            f"--arch {arch} with {json.dumps(kwargs)}: {one_line(error)}"
+            f"--arch {arch} with {json.dumps(kwargs)}: {named_line(error)}"
         ) from error
     if not isinstance(built, nn.Module):
         raise EncodeArgumentError(f"--arch {arch}: made a {type(built).__name__}, not a module")

@@ -86,11 +86,6 @@ def named(source: str) -> Iterator[None]:
         fail(f"{source}: {error}", 1)
 
 
-def one_line(error: BaseException) -> str:
-    """An error of somebody else's code, for a message."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
 def fail(message: str, status: int) -> NoReturn:
     """Ends the process with one line on standard error."""
     click.echo(f"pemn: {visible(message)}", err=True)
