@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.contents import DenseMode, SeededPrototype
 from pemncodec.errors import EncodeArgumentError
-from pemncodec.values.generators import check_prototype
+from pemncodec.values.generators import GENERATORS, check_prototype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -71,6 +71,10 @@ class EncodeOptions:
                 f"accuracy must be a function of a module, not {self.accuracy!r:.60}"
             )
         for prototype in self.prototypes:
+            if type(prototype) not in GENERATORS:
+                raise EncodeArgumentError(
+                    f"prototypes must be SeededPrototype(…), not {prototype!r:.60}"
+                )
             try:
                 check_prototype(prototype)
             except ValueError as error:
@@ -90,6 +94,8 @@ class EncodeOptions:
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
+    if not isinstance(metadata, Mapping):
+        raise EncodeArgumentError(f"metadata must be text by name, not {metadata!r:.60}")
     for key, value in metadata.items():
         for text in (key, value):
             if not isinstance(text, str) or (not text.isascii() and _has_surrogate(text)):

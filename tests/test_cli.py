@@ -41,6 +41,11 @@ def fails(result: subprocess.CompletedProcess[bytes], status: int, *words: str) 
         assert word in message
 
 
+def test_options_are_checked_before_the_checkpoint_is_read(tmp_path: Path) -> None:
+    result = pemn("encode", "nothing.pt", "--no-manifest", "--max-drop", "0.1", cwd=tmp_path)
+    fails(result, 2, "needs --accuracy")
+
+
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("net") / "net.pemn"

@@ -350,6 +350,8 @@ def test_accuracy_is_measured_before_and_after(tmp_path: Path) -> None:
         ({"fold_bn": True, "manifest": False}, "need the architecture"),
         ({"max_drop": 0.1}, "needs --accuracy"),
         ({"accuracy": 3}, "must be a function"),
+        ({"prototypes": [("normal", 1, 2)]}, "prototypes must be SeededPrototype"),
+        ({"metadata": ["a"]}, "metadata must be text by name"),
         ({"accuracy": lambda _: "high"}, "the accuracy function failed: ValueError"),
     ],
 )
@@ -369,7 +371,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     printed = result.stdout.decode()
-    assert "inference only" in printed
+    assert "inference only: batch norms were folded" in printed
     assert "accuracy: 28 before, 28 after" in printed
     assert (tmp_path / "net.pemn").stat().st_size < 14_000
     shown = json.loads(pemn("inspect", "net.pemn", "--json", cwd=tmp_path).stdout)

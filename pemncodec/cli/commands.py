@@ -95,7 +95,8 @@ def cli() -> None:
     type=click.Choice(PRESETS),
     default="default",
     show_default=True,
-    help="Masks that decode fast, or that are as small as can be.",
+    help="fast: masks decode at memory speed. max: the smallest masks, slow to decode. "
+    "default: max for models that it decodes within a second, else fast.",
 )
 @click.option(
     "--dense",
@@ -103,7 +104,11 @@ def cli() -> None:
     metavar="[PATTERN=]MODE",
     help="lossless, fp16, bf16 or q8, for trained tensors (whose names fit)  [default: lossless].",
 )
-@click.option("--fold-bn", is_flag=True, help="Inference only: batch norms as two vectors.")
+@click.option(
+    "--fold-bn",
+    is_flag=True,
+    help="Fold statistics of batch norms into their weight and bias: smaller, for inference only.",
+)
 @click.option(
     "--accuracy",
     metavar="MODULE:FUNCTION",
@@ -160,27 +165,28 @@ def encode(
 
         architecture = load_architecture(arch, kwargs) if arch else None
         metric = load_object(accuracy, "--accuracy") if accuracy else None
+        # Before the checkpoint, which may be large.
+        options = EncodeOptions(
+            keep=keep,
+            architecture=architecture,
+            example_inputs=example_inputs(shapes) if shapes else None,
+            dynamic_axes=[
+                [axis for axis, size in enumerate(sizes, 1) if size.endswith("?")]
+                for _, sizes in shapes
+            ],
+            manifest=not no_manifest,
+            train_graph=train_graph,
+            builder=(arch, kwargs) if builder and arch else None,
+            preset=preset,
+            dense=parse_dense(dense),
+            fold_bn=fold_bn,
+            accuracy=metric,
+            max_drop=max_drop,
+        )
         step("reading the checkpoint", None)
         with checkpoint_path(source) as path:
             loaded = load_checkpoint(path, trust_pickle=trust_pickle)
         with named(source), output_target(output) as target:
-            options = EncodeOptions(
-                keep=keep,
-                architecture=architecture,
-                example_inputs=example_inputs(shapes) if shapes else None,
-                dynamic_axes=[
-                    [axis for axis, size in enumerate(sizes, 1) if size.endswith("?")]
-                    for _, sizes in shapes
-                ],
-                manifest=not no_manifest,
-                train_graph=train_graph,
-                builder=(arch, kwargs) if builder and arch else None,
-                preset=preset,
-                dense=parse_dense(dense),
-                fold_bn=fold_bn,
-                accuracy=metric,
-                max_drop=max_drop,
-            )
             report = encode_with(options, loaded, target, step)
     if as_json:
         json_report = {

@@ -76,7 +76,10 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
         )
     console.print(parts)
     if info.inference_only:
-        console.print("inference only: in train mode the module is not the original")
+        console.print(
+            "inference only: batch norms were folded, so that training the decoded module is not "
+            "training the original"
+        )
     for key, value in info.metadata.items():
         console.print(escape(f"{visible(key)}: {visible(value)}"))
     if not verbose:
