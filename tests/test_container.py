@@ -818,6 +818,28 @@ def test_one_tensor_is_read_alone() -> None:
     assert sum(alone) == sizes["a.weight"] + sizes["b.weight"] + info.prototype_bytes
 
 
+def test_arrays_that_masked_tensors_cannot_be_written_to(data: bytes) -> None:
+    with pemncodec.open(io.BytesIO(data)) as file:
+        name = next(name for name in file.masked_keys() if len(file.shape(name)) > 1)
+        right = file.tensor(name)
+        target = np.full_like(right, np.nan, order="C")
+        file.read_masked({name: target})
+        assert target.tobytes() == right.tobytes()
+        locked = target.copy()
+        locked.flags.writeable = False
+        for wrong in (
+            np.asfortranarray(target),
+            target.reshape(-1),
+            target.astype(np.float64),
+            target[:1],
+            locked,
+        ):
+            with pytest.raises(ValueError, match="needs a writable C-ordered float32 array"):
+                file.read_masked({name: wrong})
+        with pytest.raises(KeyError):
+            file.read_masked({"nobody": target})
+
+
 def test_reading_tensors_in_any_order_gives_the_same(data: bytes) -> None:
     with pemncodec.open(io.BytesIO(data)) as file:
         forward = {name: file.tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118

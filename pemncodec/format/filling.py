@@ -18,11 +18,11 @@ def fill_tensors(
     targets: Sequence[tuple[MaskedValues, Array]],
     progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Decodes masks and makes values, a block of a tensor in each job.
+    """Decodes masks and makes values; by several threads, a block at a time, where that pays.
 
     Args:
-        targets: tensors of one file, and C-ordered [*shape] in the carrier dtype of each, which is
-            unspecified after an error.
+        targets: masked tensors of one file, each with the array that its values are written to:
+            C-ordered [*shape], in the carrier dtype. After an error arrays may be half written.
         progress: called with the share that is done, 0 to 1.
     """
     if not targets:

@@ -164,14 +164,23 @@ class PemnFile:
     def read_masked(
         self, targets: Mapping[str, Array], progress: Callable[[float], None] | None = None
     ) -> None:
-        """Masked tensors as `tensor` gives them, each into memory of the caller's.
-
-        Several threads decode masks and make values, a block of each at a time.
+        """Writes the values of masked tensors, as `tensor` gives them, into the caller's arrays.
 
         Args:
-            targets: C-ordered [*shape] in the carrier dtype, by name; unspecified after an error.
+            targets: by name of the tensor the array to write to: C-ordered [*shape], in the carrier
+                dtype of the tensor. After an error arrays may be half written.
             progress: called with the share that is done, 0 to 1.
+
+        Raises:
+            KeyError: no masked tensor has that name.
+            ValueError: an array is not as described.
         """
+        for name, target in targets.items():
+            row = self.masked_row(name)
+            carrier = CARRIERS[row.dtype]
+            fits = target.shape == row.shape and target.dtype == carrier
+            if not (fits and target.flags.c_contiguous and target.flags.writeable):
+                raise ValueError(f"{name} needs a writable C-ordered {carrier} array {row.shape}")
         values = [(self.masked_values(name), target) for name, target in targets.items()]
         fill_tensors(values, progress)
 
