@@ -354,7 +354,9 @@ class _Writer:
         if self.device is None:
             tensors = [i for i, node in enumerate(self.nodes) if "shape" in node]
             if not tensors:
-                raise UntraceableError("forward makes tensors, but takes none that says where")
+                raise UntraceableError(
+                    "forward creates tensors, but takes none whose device they could have"
+                )
             self.device = len(self.nodes)
             self.nodes.append({"get": "device", "args": [f"%{tensors[0]}"]})
         return self.device

@@ -88,7 +88,7 @@ def trace_forward(module: nn.Module, calls: Sequence[Call]) -> list[dict[str, An
     """
     forward = inspect.unwrap(type(module).forward)
     if not inspect.isfunction(forward):
-        raise UntraceableError("its forward is no function of Python")
+        raise UntraceableError("its forward is not a Python function")
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     fixed = _fixed(parameters, calls)
     before = random_states()

@@ -110,7 +110,7 @@ def validate_manifest(manifest: Any, limits: Limits) -> None:
         tree = _Tree(_graphs(manifest.get("graphs", {}), limits), limits)
         node = manifest.get("tree")
         if isinstance(node, dict) and not is_name(node.get("name", "0")):
-            raise ManifestError("manifest-name", "the name of the outermost module is none")
+            raise ManifestError("manifest-name", "the outermost module has an invalid name")
         root = tree.check(node, "", 0)
         tree.check_calls(root)
         for name in manifest.get("frozen", []):

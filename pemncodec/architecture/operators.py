@@ -201,7 +201,7 @@ def validate_graph(name: str, nodes: Any, limits: Limits) -> None:
         LimitError: an input of more dimensions than `limits` allow.
     """
     if not isinstance(nodes, list) or not nodes:
-        raise ManifestError("manifest-schema", f"graph {name}: nodes are no array, or none")
+        raise ManifestError("manifest-schema", f"graph {name} is not an array of one or more nodes")
     inputs: dict[str, bool] = {}  # whether it may be left out
     for index, node in enumerate(nodes):
         place = f"graph {name}, node {index}"

@@ -401,5 +401,5 @@ def _of_sequences(function: Callable[..., Any], operands: tuple[Any, ...]) -> An
         elif type(operand) is int:
             length *= abs(operand) + 1
     if length > _SEQUENCE_LIMIT:
-        raise OverflowError("a sequence out of range")
+        raise OverflowError(f"a sequence of more than {_SEQUENCE_LIMIT} items")
     return function(*operands)

@@ -150,20 +150,22 @@ def decode_parameters(data: bytes, shapes: Sequence[tuple[int, ...]]) -> Paramet
     if not data:
         raise TruncatedError("truncated", "an empty affine body")
     if data[0] > 1:
-        raise CorruptError("section", f"a flag of {data[0]}")
+        raise CorruptError("section", f"the flag for scales by row is {data[0]}, expected 0 or 1")
     rows = [shape[0] if data[0] and len(shape) > 1 else 1 for shape in shapes]
     scales, at = _floats(data, 1, sum(rows))
     offsets, at = _floats(data, at, sum(rows))
     count, at = decode_varint(data, at)
     items = sum(map(numel, shapes))
     if count > items:
-        raise CorruptError("section", f"{count} exact values of {items}")
+        raise CorruptError("section", f"{count} exact values, but only {items} items")
     outliers, position = np.empty(count, np.int64), -1
     for index in range(count):
         gap, at = decode_varint(data, at)
         position += gap + 1
         if position >= items:
-            raise CorruptError("section", f"an exact value at {position} of {items}")
+            raise CorruptError(
+                "section", f"an exact value is at position {position}, but there are {items} items"
+            )
         outliers[index] = position
     exact, at = _floats(data, at, count)
     return Parameters(rows, scales, offsets, outliers, exact, at)

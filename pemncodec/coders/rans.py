@@ -96,7 +96,10 @@ def split_blocks(data: bytes, count: int) -> list[MaskBlock]:
     if not data:
         raise TruncatedError("truncated", "a rANS mask without the size of its blocks")
     if data[0] not in BLOCK_BITS:
-        raise CorruptError("section", f"blocks of 2^{data[0]} weights")
+        raise CorruptError(
+            "section",
+            f"blocks of 2^{data[0]} weights, expected 2^{BLOCK_BITS[0]} to 2^{BLOCK_BITS[-1]}",
+        )
     bounds = _block_bounds(count, data[0])
     position = 1 + 4 * len(bounds)
     if len(data) < position:
