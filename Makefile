@@ -20,9 +20,6 @@ ROUNDS ?= 2000
 sanitize: $(STAMP)  ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer; longer: ROUNDS=50000
 	$(BIN)/python tests/sanitize.py --rounds $(ROUNDS)
 
-mutants: $(STAMP)  ## damages copies of the package in 640 places, one at a time: do the tests notice?
-	$(BIN)/python benchmarks/mutants.py
-
 lint: $(STAMP)  ## style, types, import direction
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
