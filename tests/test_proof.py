@@ -219,6 +219,28 @@ class CountsToThree(Counts):
         return self.linear(x) * (2.0 if self.calls > 2 else 1.0)
 
 
+class CountsOnLayer(Net):
+    """As `CountsToThree`, on a layer of PyTorch, which has no such attribute."""
+
+    def setup(self) -> None:
+        self.linear.calls = 0  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.linear.calls += 1  # type: ignore[operator,assignment]
+        return self.linear(x) * (2.0 if self.linear.calls > 2 else 1.0)  # type: ignore[operator]
+
+
+class GrowsContainer(Net):
+    """From the third call on with a layer more."""
+
+    def setup(self) -> None:
+        self.layers = nn.ModuleList([nn.Linear(4, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layers.append(nn.Identity())
+        return self.linear(x) * (2.0 if len(self.layers) > 3 else 1.0)
+
+
 class CountsInTraining(Counts):
     """torch.fx sees the same in both modes; only a second call in train mode differs."""
 
@@ -511,6 +533,8 @@ REFUSED = {
     OfDataInBuffer: "forward changes the buffer 'mean' when it first runs",
     Counts: "at batch size 5: forward changes 'calls' of the model (Counts)",
     CountsToThree: "at batch size 2 when it is called again: forward changes 'calls'",
+    CountsOnLayer: "at batch size 2 when it is called again: forward changes 'calls' of module",
+    GrowsContainer: "forward changes",
     CountsInTraining: "in train mode at batch size 5: forward changes 'calls'",
     CountsInBuffer: "forward changes 'calls' of the model (CountsInBuffer)",
     Grows: "forward changes 'seen' of the model (Grows)",

@@ -20,7 +20,8 @@ class Change:
         path: of the module that has it.
         class_name: of that module.
         name: of the attribute.
-        of_layer: whether it belongs to a layer of `torch.nn`, such as the statistics of a norm.
+        of_layer: whether it is a buffer of a layer of `torch.nn`, such as the statistics of a norm,
+            which a rebuilt layer changes as well.
     """
 
     path: str
@@ -47,7 +48,8 @@ def changes(before: nn.Module, after: nn.Module) -> Iterator[Change]:
         for name in {**old, **new}:
             known = name in old and name in new
             if not (known and _is_same(old[name], new[name], set())):
-                yield Change(path, kind.__name__, name, is_known(module))
+                of_layer = is_known(module) and name in module._buffers
+                yield Change(path, kind.__name__, name, of_layer)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class _Calls:
         outputs: at each of `VERIFIED_BATCH_SIZES` in turn on a fresh copy, at the first of them
             once more, and at the first of them on a copy that was called with other values before.
         changed: attributes, and variables outside of the module, that the calls have set; without
-            those of layers of `torch.nn`.
+            buffers of layers of `torch.nn`.
         by_mode: whether the calls may be others in another mode.
         after: the first copy.
     """
