@@ -818,6 +818,13 @@ def test_one_tensor_is_read_alone() -> None:
     assert sum(alone) == sizes["a.weight"] + sizes["b.weight"] + info.prototype_bytes
 
 
+def test_what_is_kept_of_a_prototype_cannot_be_changed(data: bytes) -> None:
+    with pemncodec.open(io.BytesIO(data)) as file:
+        values = file.prototype(0)
+        with pytest.raises(ValueError, match="read-only"):
+            values[0] = 1
+
+
 def test_arrays_that_masked_tensors_cannot_be_written_to(data: bytes) -> None:
     with pemncodec.open(io.BytesIO(data)) as file:
         name = next(name for name in file.masked_keys() if len(file.shape(name)) > 1)

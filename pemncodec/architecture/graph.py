@@ -221,7 +221,7 @@ class _Writer:
 
 
 def value_to_json(value: Any, index: Mapping[fx.Node, int]) -> Any:
-    """An argument or result as JSON; `pemncodec.operators` says what is allowed.
+    """An argument or result as JSON; `operators` says what is allowed.
 
     Args:
         value: of a graph of torch.fx.

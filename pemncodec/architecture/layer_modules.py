@@ -56,7 +56,7 @@ def build_layer(
     """One layer of `torch.nn`, all arguments passed; on the device of the context.
 
     Args:
-        class_name: of the tables of `pemncodec.layers`.
+        class_name: of the tables in `layers` and `composites`.
         given: arguments that differ from their defaults.
         path: of the module, for messages.
         children: of a composite.

@@ -143,8 +143,8 @@ def encode(
 ) -> None:
     """Encode a checkpoint (.pt, .pth, .safetensors) of a masked network.
 
-    Reads official PEMN checkpoints (X.weight + X.scores, with --keep) and those of
-    torch.nn.utils.prune (X_orig + X_mask). The file is decoded again and compared with the
+    Reads checkpoints of pemncodec.masking, of torch.nn.utils.prune (X_orig + X_mask) and of the
+    official PEMN code (X.weight + X.scores, with --keep). The file is decoded again and compared with the
     original before it is written.
 
     \b

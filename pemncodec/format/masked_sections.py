@@ -121,6 +121,8 @@ class MaskedSections:
             values = prototype_values(row)
         # One that a single tensor uses is as large as that tensor.
         if values.nbytes <= _SMALL_BYTES or len(self._users.get(index, ())) > 1:
+            values = values.view()
+            values.flags.writeable = False
             self._kept_prototypes[index] = values
         return values
 

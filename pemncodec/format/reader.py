@@ -149,7 +149,10 @@ class PemnFile:
         return bits
 
     def prototype(self, index: int) -> Array:
-        """A prototype's values [length]; +0.0 where no mask uses one that is stored by use."""
+        """A prototype's values [length], +0.0 where no mask uses one that is stored by use.
+
+        Those that several tensors share are kept, and so read-only.
+        """
         return self.masked.prototype_values(index)
 
     def tensor(self, name: str) -> Array:
