@@ -168,7 +168,7 @@ def _check_input(item: Any, place: str, limits: Limits) -> None:
             size in (None, given) for size, given in zip(shape, item["sizes"], strict=True)
         )
         if not fits:
-            raise ManifestError("manifest-argument", f"{place}: sizes that the shape has not")
+            raise ManifestError("manifest-argument", f"{place}: its sizes do not fit its shape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +239,11 @@ class _Tree:
         for index, child in enumerate(_array(node, "children", place)):
             name = child.get("name", str(index)) if isinstance(child, dict) else str(index)
             if not is_name(name):
-                raise ManifestError("manifest-name", f"{place}: {str(name)[:60]!r} names a child")
+                raise ManifestError(
+                    "manifest-name", f"{place}: no child may be called {str(name)[:60]!r}"
+                )
             if name in module.children or name in module.tensors:
-                raise ManifestError("manifest-name", f"{place}: second {name}")
+                raise ManifestError("manifest-name", f"{place} has two things called {name}")
             below = self.check(child, f"{path}.{name}" if path else name, depth + 1)
             module.children[name] = below
             module.modules += below.modules
@@ -298,7 +300,10 @@ class _Tree:
                 if not isinstance(item, list) or len(item) != 2:
                     raise ManifestError("manifest-schema", f"{place}: {key} holds no pair")
                 if not is_name(item[0]) or item[0] in tensors:
-                    raise ManifestError("manifest-name", f"{place}: {str(item[0])[:60]!r}")
+                    raise ManifestError(
+                        "manifest-name",
+                        f"{place}: no tensor may be called {str(item[0])[:60]!r}, or there are two",
+                    )
                 check_shape(item[1], f"{place}, {item[0]}", self.limits)
                 tensors.add(item[0])
                 if key == "buffers":
@@ -331,7 +336,9 @@ class _Tree:
         elif module.kind == "Sequential":
             steps += sum(self._steps(child) for child in module.children.values())
         elif module.kind == "":
-            raise ManifestError("manifest-schema", f"module {module.path!r} is called: no forward")
+            raise ManifestError(
+                "manifest-schema", f"module {module.path!r} is called, but has no forward"
+            )
         for graph in module.graphs:
             work = graph.steps
             for target, times in graph.calls.items():

@@ -232,10 +232,16 @@ def _check_input(node: dict[str, Any], seen: dict[str, bool], place: str, limits
     _require(not {"default", "only"} <= node.keys(), "manifest-schema", f"{place}: two defaults")
     seen[name] = not {"default", "only"}.isdisjoint(node)
     ordered = seen[name] or not any(seen.values())
-    _require(ordered, "manifest-schema", f"{place}: no default behind one with a default")
+    _require(
+        ordered, "manifest-schema", f"{place}: an input without default follows one with a default"
+    )
     _Values(0, place).check(node.get("default", node.get("only")))
     if "dtype" in node or "shape" in node:
-        _require(not seen[name], "manifest-schema", f"{place}: a tensor with a default")
+        _require(
+            not seen[name],
+            "manifest-schema",
+            f"{place}: an input with a default has a dtype or shape",
+        )
         check_tensor_spec(node, place, limits, varies=lambda size: size is None or _is_range(size))
 
 
@@ -306,10 +312,10 @@ def _check_call(kind: str, node: dict[str, Any], index: int, place: str) -> None
     else:
         for key, value in kwargs.items():
             known = key in _KEYWORDS and (key != "device" or reference(value) is not None)
-            _require(known, "manifest-argument", f"{place}: {target} with {key[:40]}=")
+            _require(known, "manifest-argument", f"{place}: {target} with the keyword {key[:40]!r}")
     if kind in ("meth", "get"):
         on_value = bool(args) and reference(args[0]) is not None
-        _require(on_value, "manifest-argument", f"{place}: {target} of no value")
+        _require(on_value, "manifest-argument", f"{place}: {target} is not of a value of the graph")
     if kind == "get":
         _require(len(args) == 1, "manifest-argument", f"{place}: {target} takes no argument")
     placed = target not in FACTORIES or "device" in kwargs
@@ -332,7 +338,11 @@ def _check_call(kind: str, node: dict[str, Any], index: int, place: str) -> None
         sizes = rest[:-1] if name in _FILLING else rest
         for number in _numbers([*sizes, *kwargs.values()]):
             growth *= max(1, abs(int(number)))
-            _require(growth <= _GROWTH_PRODUCT, "manifest-argument", f"{place}: {target} to a size")
+            _require(
+                growth <= _GROWTH_PRODUCT,
+                "manifest-argument",
+                f"{place}: {target} by a factor above {_GROWTH_PRODUCT}",
+            )
 
 
 def is_key(text: object) -> bool:

@@ -90,12 +90,15 @@ def check_ties(module: nn.Module, aliases: Mapping[str, str]) -> None:
         target = aliases.get(name, name)
         if shared.setdefault(id(tensor), target) != target:
             raise ManifestError(
-                "manifest-tensor", f"{name} and {shared[id(tensor)]} are one tensor"
+                "manifest-tensor",
+                f"{name} and {shared[id(tensor)]} are one tensor, but two in the file",
             )
         if isinstance(tensor, nn.Parameter):
             parameters.add(target)
         elif target in parameters:
-            raise ManifestError("manifest-tensor", f"buffer {name} is parameter {target}")
+            raise ManifestError(
+                "manifest-tensor", f"the buffer {name} is an alias of the parameter {target}"
+            )
 
 
 def set_dtypes(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:

@@ -144,8 +144,8 @@ def encode(
     """Encode a checkpoint (.pt, .pth, .safetensors) of a masked network.
 
     Reads checkpoints of pemncodec.masking, of torch.nn.utils.prune (X_orig + X_mask) and of the
-    official PEMN code (X.weight + X.scores, with --keep). The file is decoded again and compared with the
-    original before it is written.
+    official PEMN code (X.weight + X.scores, with --keep). The file is decoded again and compared
+    with the original before it is written.
 
     \b
     pemn encode model.pt --keep 0.5 --arch models.py:convmixer \\
