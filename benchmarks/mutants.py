@@ -86,7 +86,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "values/generators": _VALUES,
     "values/periods": ("periods", "prototype"),
     "values/philox": _VALUES,
-    "values/portable": _VALUES,
+    "values/portable": (*_VALUES, "vectors"),
     "values/recovery": _VALUES,
     "values/rounding": _VALUES,
     "format/columns": _FILES,

@@ -498,6 +498,13 @@ def test_limits(limits: Limits) -> None:
     assert refusal(build(valid()), limits) == "limit"
 
 
+def test_what_a_reader_ignores_has_no_limit_of_rows() -> None:
+    small = Limits(tensors=4)
+    read_all(build(changed("tensors.?later", [0] * 4)), small)
+    read_all(build(changed("tensors.?later", [0] * 5)), small)
+    assert refusal(build(changed("tensors.name", [*"abcde"])), small) == "limit"
+
+
 @pytest.mark.parametrize("limits", [Limits(manifest_bytes=50), Limits(modules=4), Limits(nodes=1)])
 def test_limits_of_the_manifest(data: bytes, limits: Limits) -> None:
     for reader in (pemncodec.decode, pemncodec.load_state_dict):
