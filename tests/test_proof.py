@@ -230,6 +230,71 @@ class CountsOnLayer(Net):
         return self.linear(x) * (2.0 if self.linear.calls > 2 else 1.0)  # type: ignore[operator]
 
 
+class CountsInPartial(Net):
+    """From the third call on; the list that it counts in is no attribute of its own."""
+
+    def setup(self) -> None:
+        self.count = functools.partial(list.append, [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count(1)
+        return self.linear(x) * (2.0 if len(self.count.args[0]) > 2 else 1.0)
+
+
+class Slotted:
+    __slots__ = ("__dict__", "calls")
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+class CountsInSlot(Net):
+    def setup(self) -> None:
+        self.count = Slotted()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.calls += 1
+        return self.linear(x) * (2.0 if self.count.calls > 2 else 1.0)
+
+
+class Items(list[int]):
+    calls = 0
+
+
+class CountsOnList(Net):
+    """In an attribute of a list, whose items stay."""
+
+    def setup(self) -> None:
+        self.count = Items()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.calls += 1
+        return self.linear(x) * (2.0 if self.count.calls > 2 else 1.0)
+
+
+class CountsBesideTree(Net):
+    """In a module that is no child."""
+
+    def setup(self) -> None:
+        self.others = [CountsToThree()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.others[0].calls += 1
+        return self.linear(x) * (2.0 if self.others[0].calls > 2 else 1.0)
+
+
+class LargeFirst(Net):
+    """Differs only if its first call has the larger batch."""
+
+    def setup(self) -> None:
+        self.first = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x) * (2.0 if self.first and len(x) == 5 else 1.0)
+        self.first = False
+        return y
+
+
 class GrowsContainer(Net):
     """From the third call on with a layer more."""
 
@@ -535,6 +600,11 @@ REFUSED = {
     CountsToThree: "at batch size 2 when it is called again: forward changes 'calls'",
     CountsOnLayer: "at batch size 2 when it is called again: forward changes 'calls' of module",
     GrowsContainer: "forward changes",
+    CountsInPartial: "when it is called again: forward changes 'count'",
+    CountsInSlot: "when it is called again: forward changes 'count'",
+    CountsOnList: "when it is called again: forward changes 'count'",
+    LargeFirst: "in eval mode at batch size 5 when that is the first call",
+    CountsBesideTree: "when it is called again: forward changes 'others'",
     CountsInTraining: "in train mode at batch size 5: forward changes 'calls'",
     CountsInBuffer: "forward changes 'calls' of the model (CountsInBuffer)",
     Grows: "forward changes 'seen' of the model (Grows)",
@@ -1037,7 +1107,7 @@ def test_outputs_that_are_memory_of_the_module() -> None:
     x = torch.ones(5, 3, 4)
     rebuilt, _ = through(Accumulates())
     assert not torch.equal(rebuilt(x).clone(), rebuilt(x))
-    first, _, again, _ = Reference(Accumulates(), given_inputs(x)).evaluated().outputs
+    first, _, again, *_ = Reference(Accumulates(), given_inputs(x)).evaluated().outputs
     assert not torch.equal(first, again)
 
 

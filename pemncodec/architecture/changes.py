@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from pemncodec.architecture.layer_modules import is_known
 from pemncodec.tensors import same_bits
+
+# Objects that have been compared, by their addresses; held, so that no other gets these.
+_Pairs = dict[tuple[int, int], tuple[Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +45,17 @@ def changes(before: nn.Module, after: nn.Module) -> Iterator[Change]:
     both share them.
     """
     modules = dict(before.named_modules())
+    compared: _Pairs = {}
+    for path, module in after.named_modules():
+        if path in modules:  # each by its own path
+            compared[id(modules[path]), id(module)] = modules[path], module
     for path, module in after.named_modules():
         kind = type(module)
         old = _attributes(modules[path]) if path in modules else {}
         new = _attributes(module)
         for name in {**old, **new}:
             known = name in old and name in new
-            if not (known and _is_same(old[name], new[name], set())):
+            if not (known and _is_unchanged(old[name], new[name], compared)):
                 of_layer = is_known(module) and name in module._buffers
                 yield Change(path, kind.__name__, name, of_layer)
 
@@ -63,27 +71,48 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {**module._parameters, **module._buffers, **children, **own}
 
 
-def _is_same(first: Any, second: Any, seen: set[tuple[int, int]]) -> bool:
-    if first is second or (id(first), id(second)) in seen:
+def _is_unchanged(first: Any, second: Any, compared: _Pairs) -> bool:
+    try:
+        return _is_same(first, second, compared)
+    except Exception:  # whatever the class of a user's value raises
+        return False
+
+
+def _is_same(first: Any, second: Any, seen: _Pairs) -> bool:
+    if first is second:
         return True
-    seen.add((id(first), id(second)))
-    if type(first) is not type(second):
+    kind = type(first)
+    if kind is not type(second):
         return False
     if isinstance(first, Tensor):
         return same_bits(first, second)
-    if isinstance(first, Mapping):
+    # If they differ, it is told where they were met first.
+    if (id(first), id(second)) in seen:
+        return True
+    seen[id(first), id(second)] = first, second
+    if kind in (dict, OrderedDict):
         return list(first) == list(second) and all(
             _is_same(first[key], second[key], seen) for key in first
         )
-    if isinstance(first, list | tuple):
+    if kind in (list, tuple):
         return len(first) == len(second) and all(
             _is_same(a, b, seen) for a, b in zip(first, second, strict=True)
         )
-    if isinstance(first, nn.Module):  # compared by its own path
-        return True
-    if hasattr(first, "__dict__"):
+    if isinstance(first, nn.Module):  # one that is no child, such as an item of a list
         return _is_same(vars(first), vars(second), seen)
-    try:
-        return bool(first == second)
-    except Exception:  # whatever the class of a user's value raises
-        return False
+    if isinstance(first, str | bytes | int | float | complex | set | frozenset):
+        return bool(first == second) and _is_same(_own(first), _own(second), seen)
+    return _is_same(_copied(first), _copied(second), seen)
+
+
+def _own(value: Any) -> dict[str, Any]:
+    """What an object of a class of the user's has beside the value that its base holds."""
+    return getattr(value, "__dict__", {})
+
+
+def _copied(value: Any) -> Any:
+    """What a copy of an object takes over: attributes, slots, items, and what is held in C."""
+    reduced = value.__reduce_ex__(4)
+    if isinstance(reduced, str):  # a name, whose value copies share
+        return reduced
+    return [list(part) if isinstance(part, Iterator) else part for part in reduced]

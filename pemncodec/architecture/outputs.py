@@ -64,7 +64,8 @@ class _Calls:
 
     Attributes:
         outputs: at each of `VERIFIED_BATCH_SIZES` in turn on a fresh copy, at the first of them
-            once more, and at the first of them on a copy that was called with other values before.
+            once more, at the first of them on a copy that was called with other values before, and
+            at the last of them on a copy that was not called before.
         changed: attributes, and variables outside of the module, that the calls have set; without
             buffers of layers of `torch.nn`.
         by_mode: whether the calls may be others in another mode.
@@ -81,6 +82,7 @@ _PLACES: Final = (
     *(f"at batch size {size}" for size in VERIFIED_BATCH_SIZES),
     f"at batch size {VERIFIED_BATCH_SIZES[0]} when it is called again",
     f"at batch size {VERIFIED_BATCH_SIZES[0]} when it was called with other values before",
+    f"at batch size {VERIFIED_BATCH_SIZES[-1]} when that is the first call",
 )
 
 
@@ -95,8 +97,10 @@ def _calls(module: nn.Module, inputs: ExampleInputs, training: bool) -> _Calls:
             changed = (*own, *outside.changed())
             # Calls that change nothing do not depend on those before.
             again = _call(fresh, inputs.batch(first)) if changed else outputs[0]
-        late = outputs[0]
+        late, apart = outputs[0], outputs[-1]
         if changed:
+            with isolated(module):
+                apart = _call(working_copy(module).train(training), inputs.batch(last))
             other = tuple(x / 2 if x.is_floating_point() else x for x in inputs.batch(last))
             called = working_copy(module).train(training)
             with isolated(module):
@@ -105,7 +109,7 @@ def _calls(module: nn.Module, inputs: ExampleInputs, training: bool) -> _Calls:
                     late = _call(called, inputs.batch(first))
                 except UnsupportedModelError:  # it may demand such values as the caller gave
                     late = _NOTHING
-    return _Calls((*outputs, again, late), changed, watch.asked, fresh)
+    return _Calls((*outputs, again, late, apart), changed, watch.asked, fresh)
 
 
 class Reference:

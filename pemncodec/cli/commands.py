@@ -104,11 +104,7 @@ def cli() -> None:
     metavar="[PATTERN=]MODE",
     help="lossless, fp16, bf16 or q8, for trained tensors (whose names fit)  [default: lossless].",
 )
-@click.option(
-    "--fold-bn",
-    is_flag=True,
-    help="Fold statistics of batch norms into their weight and bias: smaller, for inference only.",
-)
+@click.option("--fold-bn", is_flag=True, help="Fold batch norms to two vectors: inference only.")
 @click.option(
     "--accuracy",
     metavar="MODULE:FUNCTION",
@@ -165,7 +161,6 @@ def encode(
 
         architecture = load_architecture(arch, kwargs) if arch else None
         metric = load_object(accuracy, "--accuracy") if accuracy else None
-        # Before the checkpoint, which may be large.
         options = EncodeOptions(
             keep=keep,
             architecture=architecture,
