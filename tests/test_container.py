@@ -498,6 +498,15 @@ def test_limits(limits: Limits) -> None:
     assert refusal(build(valid()), limits) == "limit"
 
 
+def test_a_transfer_in_text_mode_is_named() -> None:
+    data = encoded_small()
+    for damaged in (b"\x09" + data[1:], data.replace(b"\r\n", b"\n", 1)):
+        with pytest.raises(pemncodec.NotPemnError, match="damaged by a text-mode transfer"):
+            pemncodec.open(io.BytesIO(damaged))
+    with pytest.raises(pemncodec.NotPemnError, match=r"^offset 0: not a \.pemn file$"):
+        pemncodec.open(io.BytesIO(b"\x89PNG" + data[4:]))
+
+
 def test_what_a_reader_ignores_has_no_limit_of_rows() -> None:
     small = Limits(tensors=4)
     read_all(build(changed("tensors.?later", [0] * 4)), small)
