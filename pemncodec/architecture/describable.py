@@ -60,8 +60,17 @@ def check_plain(module: nn.Module, path: str) -> None:
                 "it has parametrizations (torch.nn.utils.parametrize.remove_parametrizations)",
             )
         for hooks in _HOOKS:
-            if getattr(below, hooks, None):
-                refuse(module, path, f"it has hooks ({hooks[1:]}), remove them before encoding")
+            for hook in (getattr(below, hooks, None) or {}).values():
+                of_torch = _is_of_torch_utils(hook)
+                # Norms of torch.nn.utils leave this one when they are removed.
+                if of_torch and hooks == "_load_state_dict_pre_hooks":
+                    continue
+                how = " (torch.nn.utils.remove_weight_norm, remove_spectral_norm)"
+                refuse(
+                    module,
+                    path,
+                    f"it has hooks ({hooks[1:]}), remove them before encoding{how * of_torch}",
+                )
         if "forward" in vars(below):
             refuse(module, path, "its forward was replaced on the instance")
     if is_known(module):
@@ -72,6 +81,12 @@ def check_plain(module: nn.Module, path: str) -> None:
     of_torch = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Module
     if of_torch and not isinstance(module, PARAMETER_CONTAINERS):
         refuse(module, path, f"the layer {type(module).__name__} is not supported")
+
+
+def _is_of_torch_utils(hook: object) -> bool:
+    hook = getattr(hook, "hook", hook)  # torch wraps some
+    function = hook if hasattr(hook, "__qualname__") else type(hook)
+    return str(function.__module__).startswith("torch.nn.utils.")
 
 
 def layer_parts(module: nn.Module) -> list[nn.Module]:

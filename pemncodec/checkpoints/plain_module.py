@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from pemncodec.architecture.isolation import detached_values
+from pemncodec.architecture.layer_modules import restore_order
 from pemncodec.errors import EncodeError, UnsupportedModelError, first_line
 from pemncodec.masking.masked_model import drop_masks
 from pemncodec.masking.masked_state import MaskedState
@@ -36,8 +37,9 @@ def plain_module(source: Any, state: MaskedState, effective: Mapping[str, Tensor
     except Exception as error:
         raise UnsupportedModelError(f"the module cannot be copied: {first_line(error)}") from None
     drop_masks(module, lambda _, like: nn.Parameter(like.data, requires_grad=False))
-    for child in module.modules():
+    for child in list(module.modules()):
         _remove_pruning(child)
+        restore_order(child)
     own = module.state_dict(keep_vars=True)
     for name, tensor in effective.items():
         if name not in own:
