@@ -20,9 +20,8 @@ from pemncodec.cli.options import (
     force_option,
     json_option,
     keep_option,
-    load_architecture,
-    load_object,
     max_memory_option,
+    parse_argv,
     parse_dense,
     parse_kwargs,
     quiet_option,
@@ -36,7 +35,16 @@ from pemncodec.cli.streams import (
     opened,
     output_target,
 )
-from pemncodec.cli.terminal import print_info, print_json, print_table, steps, visible
+from pemncodec.cli.terminal import (
+    print_info,
+    print_json,
+    print_report,
+    print_table,
+    report_json,
+    steps,
+    visible,
+)
+from pemncodec.cli.user_code import load_architecture, load_object, no_exit, user_code
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.errors import EncodeError, ManifestError
 from pemncodec.format.atomic import write_file
@@ -73,6 +81,9 @@ def cli() -> None:
     "--arch", metavar="MODULE:FACTORY", help="pkg.module:factory or path/to/file.py:factory."
 )
 @click.option("--arch-kwargs", default="{}", metavar="JSON", help="Arguments of the factory.")
+@click.option(
+    "--arch-argv", metavar="TEXT", help="What its code finds in sys.argv, such as '--dim 128'."
+)
 @click.option(
     "--example-shape",
     "shapes",
@@ -126,6 +137,7 @@ def encode(
     keep: float | None,
     arch: str | None,
     arch_kwargs: str,
+    arch_argv: str | None,
     shapes: Sequence[tuple[str, tuple[str, ...]]],
     builder: bool,
     train_graph: bool,
@@ -154,17 +166,19 @@ def encode(
     output = output or (STDIO if source == STDIO else str(Path(source).with_suffix(".pemn")))
     check_output(output, source, force=force)
     kwargs = parse_kwargs(arch_kwargs, arch)
+    argv = parse_argv(arch_argv, arch, builder=builder)
     if builder and (arch is None or arch.rpartition(":")[0].endswith(".py")):
         raise click.UsageError(
             "--builder needs --arch pkg.module:factory, of code that is installed"
         )
-    with steps(quiet=quiet) as step:
+    written = io.BytesIO()  # for standard output, which code of the user may not reach meanwhile
+    with steps(quiet=quiet) as step, user_code():
         step("loading torch", None)
         from pemncodec.checkpoints.files import load_checkpoint
         from pemncodec.encoding import encode_with
 
-        architecture = load_architecture(arch, kwargs) if arch else None
         metric = load_object(accuracy, "--accuracy") if accuracy else None
+        architecture = load_architecture(arch, kwargs, argv) if arch else None
         # Before the checkpoint, which may be large.
         options = EncodeOptions(
             keep=keep,
@@ -186,27 +200,15 @@ def encode(
         step("reading the checkpoint", None)
         with checkpoint_path(source) as path:
             loaded = load_checkpoint(path, trust_pickle=trust_pickle)
-        with named(source), output_target(output) as target:
-            report = encode_with(options, loaded, target, step)
+        with named(source), no_exit("the model's own code"):
+            report = encode_with(options, loaded, written if output == STDIO else output, step)
+    if output == STDIO:
+        sys.stdout.buffer.write(written.getbuffer())
+        sys.stdout.buffer.flush()
     if as_json:
-        json_report = {
-            **report.info.to_json(),
-            "verified": report.verified,
-            "difference": report.difference,
-            "accuracy": report.accuracy,
-        }
-        print_json(json_report, to_stderr=output == STDIO)
+        print_json(report_json(report), to_stderr=output == STDIO)
     elif not quiet:
-        print_info(output, report.info, verbose=verbose, to_stderr=output == STDIO)
-        click.echo(f"verified: {report.verified}", err=output == STDIO)
-        if report.difference is not None:
-            click.echo(
-                f"outputs differ by up to {report.difference:.2g} of the original's largest",
-                err=output == STDIO,
-            )
-        if report.accuracy is not None:
-            before, after = report.accuracy
-            click.echo(f"accuracy: {before:g} before, {after:g} after", err=output == STDIO)
+        print_report(output, report, verbose=verbose, to_stderr=output == STDIO)
 
 
 @cli.command()
