@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from torch import Tensor, nn
 
 from pemncodec.assembling import assemble_contents, dense_modes, shortened_state
-from pemncodec.checkpoints.reading import described_module, read_source
+from pemncodec.checkpoints.reading import described_module, notes_of, read_source
 from pemncodec.coders.masks import Preset
 from pemncodec.contents import DenseMode, SeededPrototype
 from pemncodec.describing import describe_network
@@ -30,7 +30,7 @@ def encode(
     target: str | os.PathLike[str] | BinaryIO,
     *,
     masks: Mapping[str, Tensor] | None = None,
-    keep: float | None = None,
+    keep: float | Mapping[str, float] | None = None,
     architecture: nn.Module | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     dynamic_axes: Sequence[Collection[int]] = (),
@@ -57,7 +57,8 @@ def encode(
             or any with `masks`; official PEMN (`X.weight`, `X.scores`) as a state dict.
         target: a path, replaced atomically, or a binary file object.
         masks: bool [*shape] by name of the parameter, for weights whose masks `source` lacks.
-        keep: share of each layer's weights that its scores keep, in (0, 1].
+        keep: share of each layer's weights that its scores keep, in (0, 1]; one for all, or by
+            pattern of the weight's name (`fnmatch`, the first that fits).
         architecture: the plain module whose state dict `source` is, when that is a state dict.
         example_inputs: what the module's `forward` takes, batch first; None guesses it from the
             first layer.
@@ -142,6 +143,7 @@ def encode_with(
         report = prove_network(stream, as_written, network, options, step)
     if modes:
         report = replace(report, verified=f"as shortened, {report.verified}")
+    report = replace(report, notes=notes_of(state))
     step("writing", None)
     write_file(pieces, target)
     return report

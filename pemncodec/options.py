@@ -24,7 +24,7 @@ class EncodeOptions:
     """
 
     masks: Mapping[str, Tensor] | None = None
-    keep: float | None = None
+    keep: float | Mapping[str, float] | None = None
     architecture: nn.Module | None = None
     example_inputs: Tensor | Sequence[Tensor] | None = None
     dynamic_axes: Sequence[Collection[int]] = ()

@@ -348,7 +348,6 @@ def less(state: State, name: str) -> State:
         (less(OFFICIAL, "0.weight"), {"keep": 0.5}, EncodeError, r"0\.scores"),
         (OFFICIAL | {"0.scores": torch.ones(4, 3, 3)}, {"keep": 0.5}, EncodeError, "shape"),
         (OFFICIAL | {"0.scores": torch.ones(108)}, {"keep": 0.5}, EncodeError, "shape"),
-        (less(pruned_net().state_dict(), "0.weight_mask"), {}, EncodeError, "0.weight"),
         (
             pruned_net().state_dict() | {"0.weight_mask": torch.full((4, 3, 3, 3), 0.5)},
             {},
@@ -885,8 +884,13 @@ def test_a_parameter_that_is_only_named_like_a_pruned_one() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x) * self.gain_orig
 
-    with pytest.raises(EncodeError, match="gain_orig: there is no gain_mask"):
-        encoded(Scaled(), masks={"fc.weight": torch.ones(3, 3)})
+    module = Scaled()
+    stream = encoded(module, masks={"fc.weight": torch.ones(3, 3)})
+    assert_computes(pemncodec.decode(stream), module, torch.randn(2, 3))
+    prune.random_unstructured(module.fc, "weight", 0.5)
+    stream = encoded(module, example_inputs=torch.randn(2, 3))
+    prune.remove(module.fc, "weight")
+    assert_computes(pemncodec.decode(stream), module, torch.randn(2, 3))
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])

@@ -83,10 +83,16 @@ def _remove_pruning(module: nn.Module) -> None:
     pruned = [
         name.removesuffix("_orig")
         for name, _ in module.named_parameters(recurse=False)
-        if name.endswith("_orig") and hasattr(module, f"{name.removesuffix('_orig')}_mask")
+        if name.endswith("_orig") and f"{name.removesuffix('_orig')}_mask" in module._buffers
     ]
     for name in pruned:
-        prune.remove(module, name)  # type: ignore[no-untyped-call]
+        try:
+            prune.remove(module, name)  # type: ignore[no-untyped-call]
+        except ValueError:
+            raise UnsupportedModelError(
+                f"{name}_orig and {name}_mask are called as if torch.nn.utils.prune had made them: "
+                "rename them"
+            ) from None
     # Pruning has moved weights behind the bias; layers register them first.
     parameters = module._parameters
     first = [name for name in pruned if name in ("weight", "in_proj_weight")]

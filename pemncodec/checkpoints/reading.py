@@ -55,13 +55,14 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
         if source is not unwrapped(source):
             source, masks = unwrapped(source), drop_prefix(masks or {})
         named = dict(source.state_dict(keep_vars=True))
+        own = named
     else:
         own = options.architecture.state_dict() if options.architecture is not None else {}
         named = drop_prefix(check_state_dict(source, "state dict"), like=own)
     _check_names(named)
-    state = read_masks(named, keep=options.keep, masks=masks)
+    state = read_masks(named, keep=options.keep, masks=masks, own=own)
     if options.manifest and isinstance(source, nn.Module):
-        check_describable(named)
+        check_describable(named, options.keep)
     if not state.masks:
         raise EncodeError(
             f"no masks found: neither {known_masks()}; masks of your own go through "
@@ -69,6 +70,18 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
             "a model of pemncodec.masking is encoded before bake, which drops its masks"
         )
     return state
+
+
+def notes_of(state: MaskedState) -> tuple[str, ...]:
+    """What one should know of how the masks were found."""
+    if not state.ties:
+        return ()
+    most = max(state.ties, key=lambda name: state.ties[name])
+    return (
+        f"{sum(state.ties.values()):,} scores of {len(state.ties):,} weights are equal where the "
+        f"cut goes between them ({most}: {state.ties[most]:,}): the earlier of them go, and code "
+        "that sorts otherwise drops others",
+    )
 
 
 def _check_names(state: Mapping[str, Tensor]) -> None:

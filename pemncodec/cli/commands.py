@@ -404,7 +404,8 @@ def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: 
         loaded = load_checkpoint(path, trust_pickle=trust_pickle)
     state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
     with named(against):
-        expected = read_masks(drop_prefix(state, like=file.keys()), keep=keep).effective()
+        named_alike = drop_prefix(state, like=file.keys())
+        expected = read_masks(named_alike, keep=keep, own=file.keys()).effective()
     decoded = load_state(file, "cpu")
     # Pruning moves a weight behind its layer's other tensors; names and bits are what counts.
     if sorted(decoded) == sorted(expected):

@@ -113,6 +113,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "verified": report.verified,
         "difference": report.difference,
         "accuracy": report.accuracy,
+        "notes": report.notes,
     }
 
 
@@ -125,7 +126,8 @@ def print_report(name: str, report: Report, *, verbose: bool, to_stderr: bool) -
     if report.accuracy is not None:
         before, after = report.accuracy
         lines.append(f"accuracy: {before:g} before, {after:g} after")
-    click.echo("\n".join(lines), err=to_stderr)
+    lines += [f"note: {note}" for note in report.notes]
+    click.echo("\n".join(map(visible, lines)), err=to_stderr)
 
 
 def print_table(rows: Sequence[Row]) -> None:
