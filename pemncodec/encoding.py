@@ -32,6 +32,7 @@ def encode(
     masks: Mapping[str, Tensor] | None = None,
     keep: float | Mapping[str, float] | None = None,
     architecture: nn.Module | None = None,
+    prefix: str | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     dynamic_axes: Sequence[Collection[int]] = (),
     manifest: bool = True,
@@ -60,6 +61,8 @@ def encode(
         keep: share of each layer's weights that its scores keep, in (0, 1]; one for all, or by
             pattern of the weight's name (`fnmatch`, the first that fits).
         architecture: the plain module whose state dict `source` is, when that is a state dict.
+        prefix: what the names of the network's tensors begin with in a state dict, such as
+            "model."; it is left out, and so are all other tensors.
         example_inputs: what the module's `forward` takes, batch first; None guesses it from the
             first layer.
         dynamic_axes: for each of `example_inputs`, axes beside the batch whose sizes may vary, such
@@ -95,6 +98,7 @@ def encode(
         masks=masks,
         keep=keep,
         architecture=architecture,
+        prefix=prefix,
         example_inputs=example_inputs,
         dynamic_axes=dynamic_axes,
         manifest=manifest,
@@ -143,7 +147,7 @@ def encode_with(
         report = prove_network(stream, as_written, network, options, step)
     if modes:
         report = replace(report, verified=f"as shortened, {report.verified}")
-    report = replace(report, notes=notes_of(state))
+    report = replace(report, notes=notes_of(source, state, options))
     step("writing", None)
     write_file(pieces, target)
     return report

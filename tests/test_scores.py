@@ -322,8 +322,8 @@ def test_ties_at_the_cut_are_counted(scores: list[float], keep: float, tied: int
     report = pemncodec.encode(state, io.BytesIO(), keep=keep, manifest=False)
     assert len(report.notes) == bool(tied)
     for note in report.notes:
-        assert note.startswith(f"{tied} scores of 1 weights are equal where the cut goes")
-        assert f"(w.weight: {tied})" in note
+        assert note.startswith(f"{tied} scores are equal where the cut goes between them (most in")
+        assert f" w.weight: {tied})" in note
 
 
 def test_ties_of_masked_models_are_counted() -> None:

@@ -106,6 +106,18 @@ def read_masks(
     return replace(read, aliases=_aliases(read))
 
 
+def with_missing_ties(state: MaskedState, ties: Mapping[str, str]) -> MaskedState:
+    """With names that a checkpoint left out, each of the same tensor and mask as another."""
+    own = {name: state.aliases.get(other, other) for name, other in ties.items()}
+    return replace(
+        state,
+        tensors=state.tensors | {name: state.tensors[other] for name, other in own.items()},
+        masks=state.masks
+        | {name: state.masks[other] for name, other in own.items() if other in state.masks},
+        aliases=state.aliases | own,
+    )
+
+
 def _joined(before: MaskedState, now: MaskedState) -> MaskedState:
     """What one dialect found, with what those before it had found."""
     for name, rule in before.rules.items():

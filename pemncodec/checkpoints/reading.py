@@ -6,9 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from pemncodec.checkpoints.dialects import check_describable, known_masks, read_masks
+from pemncodec.checkpoints.dialects import (
+    check_describable,
+    known_masks,
+    read_masks,
+    with_missing_ties,
+)
 from pemncodec.checkpoints.files import check_state_dict
-from pemncodec.checkpoints.names import drop_prefix
+from pemncodec.checkpoints.names import fitting_prefix, missing_ties, plain_names, ties_of
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.format.columns import is_name
 from pemncodec.limits import Limits
@@ -40,7 +45,7 @@ def described_module(
             "a state dict does not hold its architecture: give --arch pkg.module:factory "
             "(architecture=…), or --no-manifest (manifest=False) to store the tensors alone"
         )
-    return options.architecture
+    return unwrapped(options.architecture) if options.architecture is not None else None
 
 
 def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions) -> MaskedState:
@@ -50,17 +55,28 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
         EncodeArgumentError: options that do not fit the source.
         EncodeError: no masks, or data that cannot be encoded.
     """
-    masks = options.masks
+    masks = dict(options.masks or {})
     if isinstance(source, nn.Module):
+        if options.prefix is not None:
+            raise EncodeArgumentError("prefix is for the names of a state dict, not for a module")
+        named = dict(unwrapped(source).state_dict(keep_vars=True))
+        network: Mapping[str, Tensor] = named
+        names, groups = dict[str, str](), list[list[str]]()
         if source is not unwrapped(source):
-            source, masks = unwrapped(source), drop_prefix(masks or {})
-        named = dict(source.state_dict(keep_vars=True))
-        own = named
+            names = plain_names(masks)
     else:
-        own = options.architecture.state_dict() if options.architecture is not None else {}
-        named = drop_prefix(check_state_dict(source, "state dict"), like=own)
+        given = check_state_dict(source, "state dict")
+        network = _network(options.architecture)
+        names = plain_names(given, network, options.prefix)
+        named = {new: given[old] for old, new in names.items()}
+        _check_fit(named, network)
+        groups = ties_of(network)
     _check_names(named)
-    state = read_masks(named, keep=options.keep, masks=masks, own=own)
+    # By the names of the checkpoint, or by one of a tied weight that it leaves out.
+    other = {**missing_ties(named, groups), **names}
+    masks = {other.get(name, name): mask for name, mask in masks.items()}
+    state = read_masks(named, keep=options.keep, masks=masks, own=network)
+    state = with_missing_ties(state, missing_ties(state.tensors, groups))
     if options.manifest and isinstance(source, nn.Module):
         check_describable(named, options.keep)
     if not state.masks:
@@ -72,16 +88,41 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
     return state
 
 
-def notes_of(state: MaskedState) -> tuple[str, ...]:
-    """What one should know of how the masks were found."""
-    if not state.ties:
-        return ()
-    most = max(state.ties, key=lambda name: state.ties[name])
-    return (
-        f"{sum(state.ties.values()):,} scores of {len(state.ties):,} weights are equal where the "
-        f"cut goes between them ({most}: {state.ties[most]:,}): the earlier of them go, and code "
-        "that sorts otherwise drops others",
-    )
+def _network(architecture: nn.Module | None) -> Mapping[str, Tensor]:
+    return {} if architecture is None else unwrapped(architecture).state_dict(keep_vars=True)
+
+
+def _check_fit(named: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
+    """Names that would fit the architecture without what all of them begin with."""
+    prefix = fitting_prefix(named, network)
+    if prefix is not None:
+        raise EncodeArgumentError(
+            f"the names of the architecture's tensors begin with {prefix} in the checkpoint: "
+            f"--prefix {prefix} (prefix={prefix!r}) leaves that out"
+        )
+
+
+def notes_of(
+    source: nn.Module | Mapping[str, Tensor], state: MaskedState, options: EncodeOptions
+) -> tuple[str, ...]:
+    """What one should know of how weights and masks were found, each in a sentence."""
+    notes = []
+    if state.ties:
+        most = max(state.ties, key=lambda name: state.ties[name])
+        notes.append(
+            f"{sum(state.ties.values()):,} scores are equal where the cut goes between them (most "
+            f"in {most}: {state.ties[most]:,}): the earlier of them go, and code that sorts "
+            "otherwise drops others"
+        )
+    if options.prefix is not None and isinstance(source, Mapping):
+        names = plain_names(source, _network(options.architecture), options.prefix)
+        left_out = [name for name in source if name not in names]
+        if left_out:
+            notes.append(
+                f"left out, since their names do not begin with {options.prefix}: {left_out[0]}"
+                + f" and {len(left_out) - 1:,} more" * (len(left_out) > 1)
+            )
+    return tuple(notes)
 
 
 def _check_names(state: Mapping[str, Tensor]) -> None:

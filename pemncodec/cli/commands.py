@@ -13,6 +13,7 @@ import click
 from pemncodec import __version__
 from pemncodec.architecture.manifest import FORMAT
 from pemncodec.architecture.text import render_architecture
+from pemncodec.cli.comparing import compare_files
 from pemncodec.cli.options import (
     Shape,
     check_device,
@@ -24,6 +25,7 @@ from pemncodec.cli.options import (
     parse_argv,
     parse_dense,
     parse_kwargs,
+    prefix_option,
     quiet_option,
     trust_pickle_option,
 )
@@ -48,7 +50,6 @@ from pemncodec.cli.user_code import load_architecture, load_object, no_exit, use
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.errors import EncodeError, ManifestError
 from pemncodec.format.atomic import write_file
-from pemncodec.format.reader import PemnFile
 from pemncodec.limits import Limits
 from pemncodec.options import EncodeOptions
 from pemncodec.report.page import costs_page
@@ -77,6 +78,7 @@ def cli() -> None:
 @click.argument("source", metavar="CHECKPOINT")
 @click.option("-o", "--output", help="File to write  [default: CHECKPOINT with .pemn].")
 @keep_option
+@prefix_option
 @click.option(
     "--arch", metavar="MODULE:FACTORY", help="pkg.module:factory or path/to/file.py:factory."
 )
@@ -135,6 +137,7 @@ def encode(
     source: str,
     output: str | None,
     keep: float | None,
+    prefix: str | None,
     arch: str | None,
     arch_kwargs: str,
     arch_argv: str | None,
@@ -183,6 +186,7 @@ def encode(
         options = EncodeOptions(
             keep=keep,
             architecture=architecture,
+            prefix=prefix,
             example_inputs=example_inputs(shapes) if shapes else None,
             dynamic_axes=[
                 [axis for axis, size in enumerate(sizes, 1) if size.endswith("?")]
@@ -358,6 +362,7 @@ def report(
 @click.argument("source", metavar="FILE")
 @click.option("--against", metavar="CHECKPOINT", help="Also compare every tensor bit for bit.")
 @keep_option
+@prefix_option
 @trust_pickle_option
 @max_memory_option
 @quiet_option
@@ -365,19 +370,20 @@ def verify(
     source: str,
     against: str | None,
     keep: float | None,
+    prefix: str | None,
     trust_pickle: bool,
     max_memory: int,
     quiet: bool,
 ) -> None:
     """Decode all of a file and check every rule of the format."""
-    if keep is not None and against is None:
-        raise click.UsageError("--keep belongs to --against")
+    if (keep is not None or prefix is not None) and against is None:
+        raise click.UsageError("--keep and --prefix belong to --against")
     with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
         step("verifying", None)
         if against is None:
             file.verify()
         else:
-            _compare(file, against, keep, trust_pickle=trust_pickle)
+            compare_files(file, against, keep, prefix, trust_pickle=trust_pickle)
         if file.manifest is not None and file.manifest["format"] == FORMAT:
             from pemncodec.decoding import build_empty_module
 
@@ -389,28 +395,6 @@ def verify(
 
 
 # ------------------------------------------------------------------------------ what they do
-
-
-def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: bool) -> None:
-    from torch import nn
-
-    from pemncodec.checkpoints.dialects import read_masks
-    from pemncodec.checkpoints.files import load_checkpoint
-    from pemncodec.checkpoints.names import drop_prefix
-    from pemncodec.decoding import load_state
-    from pemncodec.proof import compare_states
-
-    with checkpoint_path(against) as path:
-        loaded = load_checkpoint(path, trust_pickle=trust_pickle)
-    state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
-    with named(against):
-        named_alike = drop_prefix(state, like=file.keys())
-        expected = read_masks(named_alike, keep=keep, own=file.keys()).effective()
-    decoded = load_state(file, "cpu")
-    # Pruning moves a weight behind its layer's other tensors; names and bits are what counts.
-    if sorted(decoded) == sorted(expected):
-        decoded = {name: decoded[name] for name in expected}
-    compare_states(decoded, expected)
 
 
 def _export(

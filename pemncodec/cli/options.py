@@ -47,6 +47,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 keep_option = click.option(
     "--keep", type=float, metavar="RATIO", help="Share of each layer's weights that scores keep."
 )
+prefix_option = click.option(
+    "--prefix",
+    metavar="TEXT",
+    help="Leave out what the checkpoint's names begin with, such as model., and all other names.",
+)
 trust_pickle_option = click.option(
     "--trust-pickle", is_flag=True, help="Load a pickled module; runs code from that file."
 )
