@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,3 +186,32 @@ class MaskedNet:
 def small() -> MaskedNet:
     module = small_net()
     return MaskedNet(module, random_masks(module), torch.randn(2, 3, 8, 8))
+
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Run:
+    """`pemn` in this process, which has torch already, in an empty folder."""
+    from pemncodec.cli import main
+
+    def call(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["pemn", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        for file in tmp_path.glob("*.py"):
+            monkeypatch.delitem(sys.modules, file.stem, raising=False)
+        importlib.invalidate_caches()
+        status: Any = 0
+        try:
+            main()
+        except SystemExit as error:
+            status = error.code
+        assert sys.argv[0] == "pemn"  # put back
+        return subprocess.CompletedProcess([], status, *capfdbinary.readouterr())
+
+    return call

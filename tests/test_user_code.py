@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Run
 from test_cli import fails
 
 import pemncodec
-from pemncodec.cli import main
 
 NOISY = """
 import argparse, os, subprocess, sys
@@ -57,7 +53,7 @@ def argv_of(*expected): assert sys.argv == seen, (sys.argv, seen)
 """
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def scored(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     state = {name: torch.randn(3, 4) for name in ("fc.weight", "fc.scores")}
@@ -67,33 +63,6 @@ def scored(tmp_path: Path) -> Path:
     (tmp_path / "noisy.py").write_text(NOISY)
     (tmp_path / "parsing.py").write_text(PARSING)
     return tmp_path
-
-
-Run = Callable[..., subprocess.CompletedProcess[bytes]]
-
-
-@pytest.fixture
-def run(
-    scored: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> Run:
-    """`pemn` in this process, which has torch already."""
-
-    def call(*arguments: object) -> subprocess.CompletedProcess[bytes]:
-        monkeypatch.chdir(scored)
-        monkeypatch.setattr(sys, "argv", ["pemn", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        for name in ("noisy", "models", "metrics", "parsing", "shows"):
-            monkeypatch.delitem(sys.modules, name, raising=False)
-        importlib.invalidate_caches()
-        status = 0
-        try:
-            main()
-        except SystemExit as error:
-            status = error.code
-        assert sys.argv[0] == "pemn"  # put back
-        return subprocess.CompletedProcess([], status, *capfdbinary.readouterr())
-
-    return call
 
 
 NOISY_OPTIONS = [

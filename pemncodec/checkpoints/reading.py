@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,17 +24,19 @@ from pemncodec.masking.masked_model import unwrapped
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
 
+_FILES = (str, bytes, memoryview, os.PathLike, io.IOBase)
 
-def described_module(
-    source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
-) -> nn.Module | None:
+
+def described_module(source: Any, options: EncodeOptions) -> nn.Module | None:
     """The module that the manifest is to describe; None for a file without one.
 
     Raises:
         EncodeArgumentError: there is none, or there are two.
     """
     if not isinstance(source, nn.Module | Mapping):
-        raise EncodeArgumentError(f"expected a module or state dict, not {type(source).__name__}")
+        kind = type(source).__name__
+        hint = ": load it with torch.load or safetensors" * isinstance(source, _FILES)
+        raise EncodeArgumentError(f"expected a module or state dict, not {kind}{hint}")
     if not isinstance(options.architecture, nn.Module | None):
         raise EncodeArgumentError(
             f"architecture must be a module, not {options.architecture!r:.60}"

@@ -31,6 +31,7 @@ from pemncodec.cli.options import (
 )
 from pemncodec.cli.streams import (
     STDIO,
+    FileName,
     check_output,
     checkpoint_path,
     named,
@@ -75,8 +76,10 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="CHECKPOINT")
-@click.option("-o", "--output", help="File to write  [default: CHECKPOINT with .pemn].")
+@click.argument("source", metavar="CHECKPOINT", type=FileName())
+@click.option(
+    "-o", "--output", type=FileName(), help="File to write  [default: CHECKPOINT with .pemn]."
+)
 @keep_option
 @prefix_option
 @click.option(
@@ -166,7 +169,8 @@ def encode(
     pemn encode model.pt --keep 0.5 --arch models.py:convmixer \\
         --arch-kwargs '{"dim": 128, "depth": 4}' --example-shape 3,32,32 -o model.pemn
     """
-    output = output or (STDIO if source == STDIO else str(Path(source).with_suffix(".pemn")))
+    piped = source == STDIO or Path(source).is_fifo()
+    output = output or (STDIO if piped else str(Path(source).with_suffix(".pemn")))
     check_output(output, source, force=force)
     kwargs = parse_kwargs(arch_kwargs, arch)
     argv = parse_argv(arch_argv, arch, builder=builder)
@@ -203,7 +207,7 @@ def encode(
         )
         step("reading the checkpoint", None)
         with checkpoint_path(source) as path:
-            loaded = load_checkpoint(path, trust_pickle=trust_pickle)
+            loaded = load_checkpoint(path, trust_pickle=trust_pickle, name=source)
         with named(source), no_exit("the model's own code"):
             report = encode_with(options, loaded, written if output == STDIO else output, step)
     if output == STDIO:
@@ -216,10 +220,11 @@ def encode(
 
 
 @cli.command()
-@click.argument("source", metavar="FILE")
+@click.argument("source", metavar="FILE", type=FileName())
 @click.option(
     "-o",
     "--output",
+    type=FileName(),
     required=True,
     help="A state dict (.safetensors, .pt, .pth; - is safetensors) or a network to deploy (.pt2, "
     ".onnx, .pte).",
@@ -277,7 +282,7 @@ def decode(
 
 
 @cli.command()
-@click.argument("source", metavar="FILE")
+@click.argument("source", metavar="FILE", type=FileName())
 @click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")
 @click.option("--architecture", is_flag=True, help="The network instead, as print(model) does.")
 @max_memory_option
@@ -359,7 +364,7 @@ def report(
 
 
 @cli.command()
-@click.argument("source", metavar="FILE")
+@click.argument("source", metavar="FILE", type=FileName())
 @click.option("--against", metavar="CHECKPOINT", help="Also compare every tensor bit for bit.")
 @keep_option
 @prefix_option

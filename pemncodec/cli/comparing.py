@@ -28,7 +28,7 @@ def compare_files(
     from pemncodec.proof import compare_states
 
     with checkpoint_path(against) as path:
-        loaded = load_checkpoint(path, trust_pickle=trust_pickle)
+        loaded = load_checkpoint(path, trust_pickle=trust_pickle, name=against)
     state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
     with named(against):
         plain = drop_wrappers(state, file.keys(), prefix)
