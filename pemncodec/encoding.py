@@ -33,7 +33,7 @@ def encode(
     keep: float | Mapping[str, float] | None = None,
     architecture: nn.Module | None = None,
     prefix: str | None = None,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
     dynamic_axes: Sequence[Collection[int]] = (),
     manifest: bool = True,
     train_graph: bool = False,
@@ -63,8 +63,8 @@ def encode(
         architecture: the plain module whose state dict `source` is, when that is a state dict.
         prefix: what the names of the network's tensors begin with in a state dict, such as
             "model."; it is left out, and so are all other tensors.
-        example_inputs: what the module's `forward` takes, batch first; None guesses it from the
-            first layer.
+        example_inputs: what the module's `forward` takes, batch first, by position or by name; None
+            guesses it from the first layer.
         dynamic_axes: for each of `example_inputs`, axes beside the batch whose sizes may vary, such
             as the length of a sequence; a `forward` that has to be exported fixes all others.
         manifest: False stores the tensors without the architecture.

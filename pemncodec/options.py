@@ -27,7 +27,7 @@ class EncodeOptions:
     keep: float | Mapping[str, float] | None = None
     architecture: nn.Module | None = None
     prefix: str | None = None
-    example_inputs: Tensor | Sequence[Tensor] | None = None
+    example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None
     dynamic_axes: Sequence[Collection[int]] = ()
     manifest: bool = True
     train_graph: bool = False

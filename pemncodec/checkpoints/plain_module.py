@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
 from pemncodec.architecture.isolation import detached_values
@@ -30,6 +31,11 @@ def plain_module(source: Any, state: MaskedState, effective: Mapping[str, Tensor
         EncodeError: tensors of `state` do not fit `source`.
         UnsupportedModelError: `source` cannot be copied, or ties tensors that differ.
     """
+    for name, tensor in source.state_dict(keep_vars=True).items():
+        if is_lazy(tensor):
+            raise EncodeError(
+                f"{name} of the architecture has no shape yet: run it on an input once"
+            )
     try:
         # Pruning keeps its result as an attribute, which is no leaf once the module has run.
         memo = {**detached_values(source), **_without_values(source)}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pemncodec.checkpoints.dialects import (
     check_describable,
@@ -79,7 +80,10 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
     _check_names(named)
     # By the names of the checkpoint, or by one of a tied weight that it leaves out.
     other = {**missing_ties(named, groups), **names}
-    masks = {other.get(name, name): mask for name, mask in masks.items()}
+    of_mask = {name: other.get(name, name) for name in masks}
+    if len(set(of_mask.values())) < len(of_mask):
+        raise EncodeArgumentError(f"masks: two for one weight, among {', '.join(of_mask)}")
+    masks = {of_mask[name]: mask for name, mask in masks.items()}
     state = read_masks(named, keep=options.keep, masks=masks, own=network)
     state = with_missing_ties(state, missing_ties(state.tensors, groups))
     if options.manifest and isinstance(source, nn.Module):
@@ -133,6 +137,8 @@ def notes_of(
 def _check_names(state: Mapping[str, Tensor]) -> None:
     """Names and shapes that a reader would refuse; the rest is checked by decoding the file."""
     for name, tensor in state.items():
+        if is_lazy(tensor):
+            raise EncodeError(f"{name} has no values yet: run the module on an input once")
         if not is_name(name):
             raise EncodeError(f"{name!r:.60} cannot be the name of a tensor")
         if isinstance(tensor, Tensor) and tensor.dim() > Limits().dimensions:
