@@ -57,6 +57,9 @@ class EncodeOptions:
             raise EncodeArgumentError("dynamic_axes needs example_inputs")
         if self.masks is not None and not isinstance(self.masks, Mapping):
             raise EncodeArgumentError(f"masks must be named, not {type(self.masks).__name__}")
+        for name in self.masks or ():
+            if not isinstance(name, str):
+                raise EncodeArgumentError(f"masks must be named by text, not by {name!r:.60}")
         if self.prefix is not None and not (isinstance(self.prefix, str) and self.prefix):
             raise EncodeArgumentError(
                 f"--prefix (prefix=…) must be the beginning of names, not {self.prefix!r:.60}"

@@ -13,6 +13,7 @@ from conftest import MaskedNet, small_net
 from safetensors.torch import save_file
 from test_encode import applied, official_state, pruned_net
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
 
 import pemncodec
@@ -82,13 +83,16 @@ def encoded(source: Any, **options: Any) -> io.BytesIO:
         (["n_averaged", "a"], [], ["n_averaged", "a"]),
         (["n_averaged", "module.a"], ["n_averaged", "module.a"], ["n_averaged", "module.a"]),
         (["n_averaged"], [], ["n_averaged"]),
+        (["a.n_averaged", "a.module.w", "b.w"], [], ["a.w", "b.w"]),
+        (["a.n_averaged", "a.module.w", "a.b"], [], ["a.n_averaged", "a.module.w", "a.b"]),
+        (["an_averaged", "amodule.w"], [], ["an_averaged", "amodule.w"]),
     ],
 )
 def test_names_without_wrappers(names: list[str], like: list[str], expected: list[str]) -> None:
     state = {name: torch.tensor(float(number)) for number, name in enumerate(names)}
     dropped = drop_wrappers(state, like)
     assert list(dropped) == expected
-    kept = [name for name in names if name != "n_averaged" or len(names) == len(expected)]
+    kept = [name for name in names if "n_averaged" not in name or len(names) == len(expected)]
     assert [float(tensor) for tensor in dropped.values()] == [float(state[name]) for name in kept]
 
 
@@ -149,6 +153,36 @@ def test_names_that_would_merge_are_told_apart() -> None:
     assert list(pemncodec.load_state_dict(encoded(state, masks=masks, manifest=False))) == list(
         state
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
+@pytest.mark.parametrize(
+    ("wrap", "inserted"),
+    [
+        (torch.compile, "_orig_mod."),
+        (nn.DataParallel, "module."),
+        (checkpoint_wrapper, "_checkpoint_wrapped_module."),
+        (AveragedModel, "module."),
+        (lambda module: nn.DataParallel(torch.compile(module)), "module._orig_mod."),
+    ],
+    ids=["compile", "DataParallel", "checkpointing", "AveragedModel", "both"],
+)
+def test_modules_with_wrappers_within(small: MaskedNet, wrap: Any, inserted: str) -> None:
+    plain = io.BytesIO()
+    small.encode(plain)
+    module = small_net()
+    module[2].fn = wrap(module[2].fn)
+    before = [type(below) for below in module.modules()]
+    wrapped = {name.replace("fn.", f"fn.{inserted}"): mask for name, mask in small.masks.items()}
+    for masks in (small.masks, wrapped):
+        stream = encoded(module, masks=masks, example_inputs=small.inputs)
+        assert stream.getvalue() == plain.getvalue()
+    assert [type(below) for below in module.modules()] == before  # its source stays as it was
+    state = dict(module.state_dict())
+    stream = encoded(
+        state, masks=small.masks, architecture=small_net(4), example_inputs=small.inputs
+    )
+    assert stream.getvalue() == plain.getvalue()
 
 
 # ------------------------------------------------------------------------------------ prefixes

@@ -221,6 +221,12 @@ def test_masks_that_are_none(mask: Any, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_masks_are_named_by_text() -> None:
+    for source in ({"w": torch.ones(2)}, nn.Linear(2, 2)):
+        with pytest.raises(EncodeArgumentError, match="masks must be named by text, not by 0"):
+            encoded(source, masks={0: torch.ones(2)}, manifest=False)
+
+
 # ------------------------------------------------------------------------------ shares by name
 
 
@@ -247,6 +253,7 @@ def test_shares_by_name() -> None:
         ({"*": "0.5"}, r"above 0 and at most 1, not '0\.5'"),
         ({"*": None}, "above 0 and at most 1, not None"),
         ({}, "keep has nothing for fc"),
+        ({1: 0.5}, "keep must be named by patterns, not by 1"),
     ],
 )
 def test_shares_that_do_not_fit(keep: Any, words: str) -> None:

@@ -37,6 +37,9 @@ class MaskOptions:
         keep = self.keep
         if keep is None:
             return
+        for name in keep if isinstance(keep, Mapping) else ():
+            if not isinstance(name, str):
+                raise EncodeArgumentError(f"keep must be named by patterns, not by {name!r:.60}")
         for share in keep.values() if isinstance(keep, Mapping) else (keep,):
             if not _is_share(share):
                 raise EncodeArgumentError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from pemncodec.errors import EncodeArgumentError
 
 # Of torch.compile, fully sharded data parallel and activation checkpointing.
-_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _PARALLEL = "module"
 _AVERAGED = "n_averaged"  # counts what AveragedModel has averaged in its "module"
 _MOST_WRAPPERS = 6  # in one name
@@ -45,14 +45,12 @@ def plain_names(
     Raises:
         EncodeArgumentError: no name begins with `prefix`.
     """
-    of_network = _WRAPPERS.intersection(part for name in like for part in name.split("."))
-    dropped = _WRAPPERS - of_network
+    of_network = WRAPPERS.intersection(part for name in like for part in name.split("."))
+    dropped = WRAPPERS - of_network
     plain = _renamed({name: name for name in names}, lambda name: _without(name, dropped))
     if prefix is not None:
         plain = _with_prefix(plain, _without(f"{prefix.rstrip('.')}.", dropped))
-    inner = [name for name in plain.values() if name != _AVERAGED]
-    if _AVERAGED not in like and len(inner) == len(plain) - 1 and _all_parallel(inner):
-        plain = {old: new for old, new in plain.items() if new != _AVERAGED}
+    plain = _without_averages(plain, like)
     while _all_parallel(plain.values()) and not _all_parallel(like):
         plain = {old: new.removeprefix(f"{_PARALLEL}.") for old, new in plain.items()}
     if like and not _fit(plain, like):
@@ -68,11 +66,12 @@ def fitting_prefix(names: Iterable[str], like: Collection[str]) -> str | None:
     modules, known = set(map(_module_of, names)), set(map(_module_of, like))
     if not known or known <= modules:
         return None
-    first = min(known)
+    longest = max(known, key=len)
     for module in sorted(modules, key=len):
-        prefix = module.removesuffix(first).removesuffix("." * bool(first))
-        fits = {f"{prefix}.{other}".removesuffix(".") for other in known} <= modules
-        if prefix and fits and module == f"{prefix}.{first}".removesuffix("."):
+        prefix = module.removesuffix(f".{longest}") if longest else module
+        if not prefix or (longest and prefix == module):
+            continue
+        if {f"{prefix}.{other}".removesuffix(".") for other in known} <= modules:
             return f"{prefix}."
     return None
 
@@ -86,6 +85,24 @@ def _renamed(names: Mapping[str, str], rename: Any) -> dict[str, str]:
 def _without(name: str, dropped: Collection[str]) -> str:
     *modules, last = name.split(".")
     return ".".join([*(module for module in modules if module not in dropped), last])
+
+
+def _without_averages(names: Mapping[str, str], like: Collection[str]) -> dict[str, str]:
+    """Without the counters of AveragedModel and the name of what each has averaged."""
+    plain = dict(names)
+    for counter in names.values():
+        if counter.rpartition(".")[2] != _AVERAGED or counter in like:
+            continue
+        above = counter.removesuffix(_AVERAGED)
+        inside = f"{above}{_PARALLEL}."
+        beside = [name for name in plain.values() if name.startswith(above) and name != counter]
+        if beside and all(name.startswith(inside) for name in beside):
+            plain = {
+                old: above + new.removeprefix(inside) if new.startswith(inside) else new
+                for old, new in plain.items()
+                if new != counter
+            }
+    return plain
 
 
 def _with_prefix(names: Mapping[str, str], prefix: str) -> dict[str, str]:
@@ -117,7 +134,7 @@ def _fitting(name: str, known: Collection[str]) -> Iterator[str]:
     """A name with as few "module" left out as make it one of a known module."""
     parts = name.split(".")
     places = [place for place, part in enumerate(parts[:-1]) if part == _PARALLEL]
-    for count in range(min(len(places), _MOST_WRAPPERS) + 1):
+    for count in range(len(places) + 1 if len(places) <= _MOST_WRAPPERS else 0):
         for gone in combinations(places, count):
             candidate = ".".join(part for at, part in enumerate(parts) if at not in gone)
             if _module_of(candidate) in known:

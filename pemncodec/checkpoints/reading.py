@@ -18,10 +18,10 @@ from pemncodec.checkpoints.dialects import (
 )
 from pemncodec.checkpoints.files import check_state_dict
 from pemncodec.checkpoints.names import fitting_prefix, missing_ties, plain_names, ties_of
+from pemncodec.checkpoints.wrappers import without_wrappers
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.format.columns import is_name
 from pemncodec.limits import Limits
-from pemncodec.masking.masked_model import unwrapped
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
 
@@ -45,13 +45,13 @@ def described_module(source: Any, options: EncodeOptions) -> nn.Module | None:
     if isinstance(source, nn.Module):
         if options.architecture is not None:
             raise EncodeArgumentError("a module is its own architecture: give one of the two")
-        return unwrapped(source) if options.manifest else None
+        return without_wrappers(source) if options.manifest else None
     if options.manifest and options.architecture is None:
         raise EncodeArgumentError(
             "a state dict does not hold its architecture: give --arch pkg.module:factory "
             "(architecture=…), or --no-manifest (manifest=False) to store the tensors alone"
         )
-    return unwrapped(options.architecture) if options.architecture is not None else None
+    return without_wrappers(options.architecture) if options.architecture is not None else None
 
 
 def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions) -> MaskedState:
@@ -65,11 +65,9 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
     if isinstance(source, nn.Module):
         if options.prefix is not None:
             raise EncodeArgumentError("prefix is for the names of a state dict, not for a module")
-        named = dict(unwrapped(source).state_dict(keep_vars=True))
+        named = dict(without_wrappers(source).state_dict(keep_vars=True))
         network: Mapping[str, Tensor] = named
-        names, groups = dict[str, str](), list[list[str]]()
-        if source is not unwrapped(source):
-            names = plain_names(masks)
+        names, groups = plain_names(masks, named), list[list[str]]()
     else:
         given = check_state_dict(source, "state dict")
         network = _network(options.architecture)
@@ -98,7 +96,7 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
 
 
 def _network(architecture: nn.Module | None) -> Mapping[str, Tensor]:
-    return {} if architecture is None else unwrapped(architecture).state_dict(keep_vars=True)
+    return {} if architecture is None else without_wrappers(architecture).state_dict(keep_vars=True)
 
 
 def _check_fit(named: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
