@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import fails
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
@@ -30,15 +31,6 @@ def pemn(
         [sys.executable, "-m", "pemncodec.cli", *map(str, arguments)],
         cwd=cwd, input=stdin, capture_output=True, check=False, env={**os.environ, **(env or {})},
     )  # fmt: skip
-
-
-def fails(result: subprocess.CompletedProcess[bytes], status: int, *words: str) -> None:
-    message = result.stderr.decode()
-    assert result.returncode == status, message
-    assert message.count("\n") == 1, message
-    assert message.startswith("pemn: ")
-    for word in words:
-        assert word in message
 
 
 def test_options_are_checked_before_the_checkpoint_is_read(tmp_path: Path) -> None:

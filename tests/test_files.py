@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import Run
-from test_cli import fails
+from conftest import Run, fails
 from torch import Tensor, nn
 
 import pemncodec

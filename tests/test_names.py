@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MaskedNet, small_net
+from conftest import MaskedNet, applied, official_state, pruned_net, small_net
 from safetensors.torch import save_file
-from test_encode import applied, official_state, pruned_net
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_encode import rule
+from conftest import rule
 from torch import Tensor, nn
 from torch.nn.utils import prune
 

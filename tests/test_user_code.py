@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
-from test_cli import fails
+from conftest import Run, fails
 
 import pemncodec
 
