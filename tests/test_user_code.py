@@ -162,6 +162,19 @@ def test_a_metric_that_ends_the_process_is_one_line(scored: Path, run: Run) -> N
     fails(run("encode", "plain.pt", *options), 2, "status 5")
 
 
+class Ends:
+    def __setstate__(self, _: object) -> None:
+        raise SystemExit(6)
+
+
+def test_a_trusted_pickle_that_ends_the_process_is_one_line(run: Run, scored: Path) -> None:
+    ends = Ends()
+    ends.value = 1  # type: ignore[attr-defined]
+    torch.save({"state_dict": {"w": torch.ones(1)}, "x": ends}, scored / "ends.pt")
+    result = run("encode", "ends.pt", "--trust-pickle", "--no-manifest")
+    fails(result, 2, "code of ends.pt: it ended with status 6")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -206,7 +206,7 @@ def encode(
             max_drop=max_drop,
         )
         step("reading the checkpoint", None)
-        with checkpoint_path(source) as path:
+        with checkpoint_path(source) as path, no_exit(f"code of {source}"):
             loaded = load_checkpoint(path, trust_pickle=trust_pickle, name=source)
         with named(source), no_exit("the model's own code"):
             report = encode_with(options, loaded, written if output == STDIO else output, step)
