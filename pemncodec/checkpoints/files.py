@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def load_checkpoint(
         return _load_safetensors(path, name)
     if kind == "npz":
         return _load_arrays(path, name)
-    loaded = _load_pickle(path, name, trust_pickle=trust_pickle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of protocols that it then refuses, or reads well
+        loaded = _load_pickle(path, name, trust_pickle=trust_pickle)
     place = ""
     for key in _NESTED:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict | nn.Module | Inert):
@@ -114,9 +117,10 @@ def _cause(path: Path) -> str:
 def _said(error: Exception) -> str:
     """What torch.load says between a paragraph on its options and a link."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for line in lines:
-        if "WeightsUnpickler error: " in line:
-            return line.partition("WeightsUnpickler error: ")[2]
+    marks = [at for at, line in enumerate(lines) if "WeightsUnpickler error:" in line]
+    if marks:
+        behind = " ".join(lines[marks[0] : marks[0] + 2])
+        return behind.partition("WeightsUnpickler error:")[2].strip()
     return next((line for line in lines if not line.startswith("Weights only")), str(error))
 
 

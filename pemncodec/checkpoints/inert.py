@@ -54,7 +54,7 @@ def load_inert(path: Path) -> Any:
         Exception: of many classes, where torch.load refuses the file.
     """
     found = _globals(path)
-    kinds: dict[str, type] = {"collections.defaultdict": OrderedDict}
+    kinds: dict[str, type] = {}
     while True:
         stand_ins = [_stand_in(module, name, kinds) for module, name in sorted(found)]
         try:

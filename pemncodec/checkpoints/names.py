@@ -64,7 +64,7 @@ def plain_names(
 def fitting_prefix(names: Iterable[str], like: Collection[str]) -> str | None:
     """What has to be left out in front of some names, that these are all that a network has."""
     modules, known = set(map(_module_of, names)), set(map(_module_of, like))
-    if not known or known <= modules:
+    if known <= modules:
         return None
     longest = max(known, key=len)
     for module in sorted(modules, key=len):
