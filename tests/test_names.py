@@ -285,6 +285,18 @@ def test_a_name_that_a_file_of_tied_weights_leaves_out(
     assert decoded.head.weight is decoded.embed.weight
 
 
+@pytest.mark.parametrize("left_out", ["embed.weight", "head.weight"])
+def test_the_prefix_of_tied_weights_is_proposed(left_out: str) -> None:
+    state = {f"lm.{name}": tensor for name, tensor in Tied().state_dict().items()}
+    del state[f"lm.{left_out}"]
+    options = {"masks": {"body.weight": torch.ones(4, 4)}, "architecture": Tied()}
+    tokens = torch.arange(5).reshape(1, 5)
+    with pytest.raises(EncodeArgumentError, match=r"--prefix lm\. \(prefix='lm\.'\)"):
+        encoded(state, example_inputs=tokens, **options)
+    stream = encoded(state, example_inputs=tokens, prefix="lm.", **options)
+    assert list(pemncodec.load_state_dict(stream)) == list(Tied().state_dict())
+
+
 def test_tied_weights_with_scores_or_pruning() -> None:
     torch.manual_seed(0)
     state = dict(Tied().state_dict())

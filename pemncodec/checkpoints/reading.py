@@ -101,7 +101,9 @@ def _network(architecture: nn.Module | None) -> Mapping[str, Tensor]:
 
 def _check_fit(named: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
     """Names that would fit the architecture without what all of them begin with."""
-    prefix = fitting_prefix(named, network)
+    # A checkpoint may leave out one name of a tied tensor.
+    once = [group[0] for group in ties_of(network) if len(group) == 1]
+    prefix = fitting_prefix(named, once or network)
     if prefix is not None:
         raise EncodeArgumentError(
             f"the names of the architecture's tensors begin with {prefix} in the checkpoint: "
