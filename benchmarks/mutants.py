@@ -61,7 +61,8 @@ _LISTS = "vectors::test_the_text_lists_what_the_package_knows"
 _DESCRIPTION = (_LISTS, "manifest", "vectors", "rebuild")
 _VALUES = ("generator", "prototype", "mixing")
 _ENCODING = ("encode", "proof", "shorter_floats", "architectures", "container")
-_DIALECTS = ("dialects", "encode")
+_DIALECTS = ("dialects", "scores", "encode")
+_NAMES = ("names", "inputs", "encode", "scores")
 
 # Which tests are asked, those first that are fast and nearest to the module.
 TESTS: Final[dict[str, tuple[str, ...]]] = {
@@ -106,13 +107,17 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "architecture/outputs": ("proof", "rebuild"),
     "checkpoints/dialect": _DIALECTS,
     "checkpoints/dialects": _DIALECTS,
-    "checkpoints/files": _DIALECTS,
+    "checkpoints/files": ("files", "encode"),
     "checkpoints/given_masks": _DIALECTS,
-    "checkpoints/names": _DIALECTS,
+    "checkpoints/inert": ("files",),
+    "checkpoints/kinds": ("files",),
+    "checkpoints/names": _NAMES,
     "checkpoints/official_scores": _DIALECTS,
-    "checkpoints/plain_module": _DIALECTS,
-    "checkpoints/reading": _DIALECTS,
+    "checkpoints/plain_module": (*_DIALECTS, "inputs", "leftovers"),
+    "checkpoints/reading": (*_NAMES, "dialects"),
     "checkpoints/torch_prune": _DIALECTS,
+    "checkpoints/wrappers": _NAMES,
+    "cli/user_code": ("user_code",),
     "assembling": _ENCODING,
     "encoding": _ENCODING,
     "options": _ENCODING,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +23,7 @@ from pemncodec.format.filling import fill_tensors
 from pemncodec.format.header import AliasRow, MaskedRow
 from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile, open_file
+from pemncodec.format.sections import Source
 from pemncodec.limits import Limits
 from pemncodec.tensors import array_to_tensor, tensor_to_array
 from pemncodec.values.on_device import fill_masked_on
@@ -36,7 +35,7 @@ Dense = Callable[[Sequence[MaskedValues], Progress], dict[str, Tensor]]
 
 
 def decode(
-    source: str | os.PathLike[str] | BinaryIO,
+    source: Source,
     *,
     device: torch.device | str = "cpu",
     limits: Limits | None = None,
@@ -47,7 +46,7 @@ def decode(
     Frozen weights have `requires_grad=False`, trained tensors what they had.
 
     Args:
-        source: a path, or a binary file object.
+        source: a path, a binary file object, or the bytes of a file.
         device: where every tensor goes.
         limits: bounds on what the file may decode to.
         trust: import paths ("pkg.module:factory") of code that the file may import and call, for
@@ -62,7 +61,7 @@ def decode(
 
 
 def load_state_dict(
-    source: str | os.PathLike[str] | BinaryIO,
+    source: Source,
     *,
     device: torch.device | str = "cpu",
     limits: Limits | None = None,

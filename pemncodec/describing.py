@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pemncodec.architecture.batch_norm import fold_batch_norms
 from pemncodec.architecture.builder import describe_builder
-from pemncodec.architecture.example import ExampleInputs, given_inputs, guessed_inputs
+from pemncodec.architecture.example import ExampleInputs, given_inputs, guessed_inputs, in_order
 from pemncodec.architecture.isolation import working_copy
 from pemncodec.architecture.outputs import Reference
 from pemncodec.architecture.trace import Trace, trace_module
@@ -54,11 +54,10 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
     """
     effective = state.effective()
     plain = plain_module(module, state, effective)
-    inputs = (
-        given_inputs(options.example_inputs, options.dynamic_axes)
-        if options.example_inputs is not None
-        else guessed_inputs(plain)
-    )
+    given, axes = options.example_inputs, options.dynamic_axes
+    if isinstance(given, Mapping):
+        given, axes = in_order(plain, given, axes)
+    inputs = guessed_inputs(plain) if given is None else given_inputs(given, axes)
     original = Reference(plain, inputs)
     original.evaluated()  # what cannot be run is refused before it is described
     if options.fold_bn:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from torch import Tensor, nn
 
 from pemncodec.assembling import assemble_contents, dense_modes, shortened_state
-from pemncodec.checkpoints.reading import described_module, read_source
+from pemncodec.checkpoints.reading import described_module, notes_of, read_source
 from pemncodec.coders.masks import Preset
 from pemncodec.contents import DenseMode, SeededPrototype
 from pemncodec.describing import describe_network
@@ -30,9 +30,10 @@ def encode(
     target: str | os.PathLike[str] | BinaryIO,
     *,
     masks: Mapping[str, Tensor] | None = None,
-    keep: float | None = None,
+    keep: float | Mapping[str, float] | None = None,
     architecture: nn.Module | None = None,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    prefix: str | None = None,
+    example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
     dynamic_axes: Sequence[Collection[int]] = (),
     manifest: bool = True,
     train_graph: bool = False,
@@ -57,10 +58,13 @@ def encode(
             or any with `masks`; official PEMN (`X.weight`, `X.scores`) as a state dict.
         target: a path, replaced atomically, or a binary file object.
         masks: bool [*shape] by name of the parameter, for weights whose masks `source` lacks.
-        keep: share of each layer's weights that its scores keep, in (0, 1].
+        keep: share of each layer's weights that its scores keep, in (0, 1]; one for all, or by
+            pattern of the weight's name (`fnmatch`, the first that fits).
         architecture: the plain module whose state dict `source` is, when that is a state dict.
-        example_inputs: what the module's `forward` takes, batch first; None guesses it from the
-            first layer.
+        prefix: what the names of the network's tensors begin with in a state dict, such as
+            "model."; it is left out, and so are all other tensors.
+        example_inputs: what the module's `forward` takes, batch first, by position or by name; None
+            guesses it from the first layer.
         dynamic_axes: for each of `example_inputs`, axes beside the batch whose sizes may vary, such
             as the length of a sequence; a `forward` that has to be exported fixes all others.
         manifest: False stores the tensors without the architecture.
@@ -94,6 +98,7 @@ def encode(
         masks=masks,
         keep=keep,
         architecture=architecture,
+        prefix=prefix,
         example_inputs=example_inputs,
         dynamic_axes=dynamic_axes,
         manifest=manifest,
@@ -142,6 +147,7 @@ def encode_with(
         report = prove_network(stream, as_written, network, options, step)
     if modes:
         report = replace(report, verified=f"as shortened, {report.verified}")
+    report = replace(report, notes=notes_of(source, state, options))
     step("writing", None)
     write_file(pieces, target)
     return report

@@ -24,9 +24,10 @@ class EncodeOptions:
     """
 
     masks: Mapping[str, Tensor] | None = None
-    keep: float | None = None
+    keep: float | Mapping[str, float] | None = None
     architecture: nn.Module | None = None
-    example_inputs: Tensor | Sequence[Tensor] | None = None
+    prefix: str | None = None
+    example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None
     dynamic_axes: Sequence[Collection[int]] = ()
     manifest: bool = True
     train_graph: bool = False
@@ -56,6 +57,13 @@ class EncodeOptions:
             raise EncodeArgumentError("dynamic_axes needs example_inputs")
         if self.masks is not None and not isinstance(self.masks, Mapping):
             raise EncodeArgumentError(f"masks must be named, not {type(self.masks).__name__}")
+        for name in self.masks or ():
+            if not isinstance(name, str):
+                raise EncodeArgumentError(f"masks must be named by text, not by {name!r:.60}")
+        if self.prefix is not None and not (isinstance(self.prefix, str) and self.prefix):
+            raise EncodeArgumentError(
+                f"--prefix (prefix=…) must be the beginning of names, not {self.prefix!r:.60}"
+            )
         if self.preset not in PRESETS:
             raise EncodeArgumentError(
                 f"unknown preset {self.preset!r:.60}, have {', '.join(PRESETS)}"

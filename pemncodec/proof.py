@@ -45,12 +45,14 @@ class Report:
             inputs, from the original's, relative to the original's largest magnitude; None where
             nothing was to be lost or there is no module to run.
         accuracy: what the caller's metric says of the original and of the file.
+        notes: what else one should know of it, each in a sentence.
     """
 
     info: FileInfo
     verified: str
     difference: float | None = None
     accuracy: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def prove_tensors(stream: BinaryIO, state: MaskedState) -> Report:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from pemncodec import kernels
 from pemncodec.kernels import twins
@@ -183,3 +187,81 @@ class MaskedNet:
 def small() -> MaskedNet:
     module = small_net()
     return MaskedNet(module, random_masks(module), torch.randn(2, 3, 8, 8))
+
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Run:
+    """`pemn` in this process, which has torch already, in an empty folder."""
+    from pemncodec.cli import main
+
+    def call(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["pemn", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        for file in tmp_path.glob("*.py"):
+            monkeypatch.delitem(sys.modules, file.stem, raising=False)
+        importlib.invalidate_caches()
+        status: Any = 0
+        try:
+            main()
+        except SystemExit as error:
+            status = error.code
+        assert sys.argv[0] == "pemn"  # put back
+        return subprocess.CompletedProcess([], status, *capfdbinary.readouterr())
+
+    return call
+
+
+def rule(scores: Tensor, keep: float) -> Tensor:
+    """The official rule, as its README has it."""
+    s = scores.abs().flatten()
+    order = s.sort(stable=True).indices
+    mask = torch.ones(s.numel(), dtype=torch.bool)
+    mask[order[: int((1 - keep) * s.numel())]] = False
+    return mask.reshape(scores.shape)
+
+
+def official_state(module: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """In the official dialect: scores beside each masked weight."""
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        if name.endswith("weight") and tensor.dim() > 1:
+            state[name] = tensor
+            name = name.removesuffix("weight") + "scores"
+            tensor = torch.randn(tensor.shape, generator=generator)
+        state[name] = tensor
+    return state
+
+
+def applied(state: dict[str, Tensor], keep: float) -> dict[str, Tensor]:
+    plain = {}
+    for name, tensor in state.items():
+        scores = state.get(name.removesuffix("weight") + "scores")
+        if scores is not None and name.endswith("weight"):
+            tensor = torch.where(rule(scores, keep), tensor, torch.zeros_like(tensor))
+        if not name.endswith("scores"):
+            plain[name] = tensor
+    return plain
+
+
+def pruned_net() -> nn.Module:
+    module = small_net()
+    for layer in (module[0], module[2].fn[0], module[5]):
+        prune.random_unstructured(layer, "weight", 0.5)
+    return module
+
+
+def fails(result: subprocess.CompletedProcess[bytes], status: int, *words: str) -> None:
+    message = result.stderr.decode()
+    assert result.returncode == status, message
+    assert message.count("\n") == 1, message
+    assert message.startswith("pemn: ")
+    for word in words:
+        assert word in message

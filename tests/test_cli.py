@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import fails
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
@@ -30,15 +31,6 @@ def pemn(
         [sys.executable, "-m", "pemncodec.cli", *map(str, arguments)],
         cwd=cwd, input=stdin, capture_output=True, check=False, env={**os.environ, **(env or {})},
     )  # fmt: skip
-
-
-def fails(result: subprocess.CompletedProcess[bytes], status: int, *words: str) -> None:
-    message = result.stderr.decode()
-    assert result.returncode == status, message
-    assert message.count("\n") == 1, message
-    assert message.startswith("pemn: ")
-    for word in words:
-        assert word in message
 
 
 def test_options_are_checked_before_the_checkpoint_is_read(tmp_path: Path) -> None:
@@ -299,3 +291,26 @@ def test_impossible_example_shapes_and_devices(masked_state: Path, net: Path) ->
     folder = masked_state.parent
     fails(pemn("encode", masked_state, *options, cwd=folder), 2, "--example-shape")
     fails(pemn("decode", net, "-o", "x.pt", "--device", "meta", cwd=folder), 2, "meta")
+
+
+def test_prefixes_and_ties_on_the_command_line(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(6, 6)
+    state = {f"model.{n}.{k}": torch.randn(6, 6) for n in ("0", "1") for k in ("weight", "scores")}
+    safetensors.torch.save_file(state | {"loss.weight": weight}, tmp_path / "m.safetensors")
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    layers = [nn.Linear(6, 6, bias=False) for _ in range(3)]\n"
+        "    layers[2].weight = layers[0].weight\n"
+        "    return nn.Sequential(*layers)\n"
+    )
+    options = ["m.safetensors", "--keep", 0.5, "--arch", "nets.py:net", "-o", "m.pemn"]
+    fails(pemn("encode", *options[:3], "--prefix", "x", "--no-manifest", cwd=tmp_path), 2, "x.")
+    result = pemn("encode", *options, "--prefix", "model.", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert b"note: left out, since their names do not begin with model.: loss" in result.stdout
+    against = ["verify", "m.pemn", "--against", "m.safetensors", "--keep", 0.5]
+    result = pemn(*against, "--prefix", "model.", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    fails(pemn("verify", "m.pemn", "--prefix", "model.", cwd=tmp_path), 2, "--against")

@@ -14,7 +14,6 @@ from pemncodec import EncodeArgumentError, EncodeError
 from pemncodec.checkpoints import dialects
 from pemncodec.checkpoints.dialect import Dialect, MaskOptions, binary_mask
 from pemncodec.checkpoints.dialects import DIALECTS, dialects_of, read_masks
-from pemncodec.checkpoints.names import drop_prefix
 from pemncodec.masking import MaskedState, OneLayer, Stochastic, TopK, mask_model, masked_state
 
 State = dict[str, Tensor]
@@ -240,15 +239,7 @@ def test_keep_is_a_share(keep: float) -> None:
         read_masks(scored(), keep=keep)
 
 
-# ----------------------------------------------------------------------------------------- names
-
-
-def test_prefixes_of_wrappers_are_dropped_unless_the_other_side_has_them() -> None:
-    state = {"module._orig_mod.a": torch.ones(1), "module._orig_mod.b": torch.ones(1)}
-    assert list(drop_prefix(state)) == ["a", "b"]
-    assert list(drop_prefix(state, like=["a", "module.b"])) == ["a", "b"]
-    assert list(drop_prefix(state, like=["module.a", "module.b"])) == list(state)
-    assert list(drop_prefix(state | {"c": torch.ones(1)})) == [*state, "c"]
+# ----------------------------------------------------------------------------- what is no mask
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from pemncodec.architecture.layer_modules import is_known
 from pemncodec.architecture.layers import LEAF_CLASSES
+from pemncodec.architecture.operators import is_name
 from pemncodec.architecture.program import UserModule
 from pemncodec.errors import UnsupportedModelError
 
@@ -33,6 +34,7 @@ _FIXED_METHODS: Final = (
     "get_extra_state",
     "set_extra_state",
 )
+_ATTRIBUTES: Final = {"child": "_modules", "parameter": "_parameters", "buffer": "_buffers"}
 PARAMETER_CONTAINERS: Final = (nn.ParameterList, nn.ParameterDict)
 
 
@@ -52,6 +54,7 @@ def class_name(module: nn.Module) -> str:
 
 def check_plain(module: nn.Module, path: str) -> None:
     """Refuse what a rebuilt module would silently lack."""
+    _check_names(module, path)
     for below in layer_parts(module):
         if parametrize.is_parametrized(below):
             refuse(
@@ -60,8 +63,17 @@ def check_plain(module: nn.Module, path: str) -> None:
                 "it has parametrizations (torch.nn.utils.parametrize.remove_parametrizations)",
             )
         for hooks in _HOOKS:
-            if getattr(below, hooks, None):
-                refuse(module, path, f"it has hooks ({hooks[1:]}), remove them before encoding")
+            for hook in (getattr(below, hooks, None) or {}).values():
+                of_torch = _is_of_torch_utils(hook)
+                # Norms of torch.nn.utils leave this one when they are removed.
+                if of_torch and hooks == "_load_state_dict_pre_hooks":
+                    continue
+                how = " (torch.nn.utils.remove_weight_norm, remove_spectral_norm)"
+                refuse(
+                    module,
+                    path,
+                    f"it has hooks ({hooks[1:]}), remove them before encoding{how * of_torch}",
+                )
         if "forward" in vars(below):
             refuse(module, path, "its forward was replaced on the instance")
     if is_known(module):
@@ -72,6 +84,26 @@ def check_plain(module: nn.Module, path: str) -> None:
     of_torch = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Module
     if of_torch and not isinstance(module, PARAMETER_CONTAINERS):
         refuse(module, path, f"the layer {type(module).__name__} is not supported")
+
+
+def _check_names(module: nn.Module, path: str) -> None:
+    for what in ("child", "parameter", "buffer"):
+        named: dict[str, object] = getattr(module, _ATTRIBUTES[what])
+        for name, value in named.items():
+            if value is not None and not is_name(name):
+                refuse(
+                    module,
+                    path,
+                    f"its {what} is called {name!r:.60}, and a file's names are ASCII letters, "
+                    "digits, - and _, at most 128, no keyword of Python and without __ in front: "
+                    "rename it",
+                )
+
+
+def _is_of_torch_utils(hook: object) -> bool:
+    hook = getattr(hook, "hook", hook)  # torch wraps some
+    function = hook if hasattr(hook, "__qualname__") else type(hook)
+    return str(function.__module__).startswith("torch.nn.utils.")
 
 
 def layer_parts(module: nn.Module) -> list[nn.Module]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,34 @@ def _halved(x: Tensor, axes: Sequence[int]) -> Tensor:
     return x.contiguous()
 
 
+def in_order(
+    module: nn.Module,
+    named: Mapping[str, Tensor],
+    dynamic_axes: Sequence[Collection[int]] = (),
+) -> tuple[list[Tensor], list[Collection[int]]]:
+    """Inputs that are given by name in the order of `forward`, with their axes.
+
+    Args:
+        module: that takes them.
+        named: what a file has by position, so that none of `forward` may be left out in front.
+        dynamic_axes: of each, in the order of `named`.
+
+    Raises:
+        EncodeArgumentError: they are not the first that `forward` takes.
+    """
+    axes = dict(zip(named, [*dynamic_axes, *[()] * len(named)], strict=False))
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(module.forward).parameters.values()
+    order = [parameter.name for parameter in parameters if parameter.kind in by_position]
+    first = order[: len(named)]
+    if set(first) != set(named):
+        raise EncodeArgumentError(
+            f"example_inputs are {', '.join(map(str, named))}, but forward takes "
+            f"{', '.join(first) or 'nothing'} first, and a file's inputs go by position"
+        )
+    return [named[name] for name in first], [axes[name] for name in first]
+
+
 def given_inputs(
     example_inputs: Tensor | Sequence[Tensor], dynamic_axes: Sequence[Collection[int]] = ()
 ) -> ExampleInputs:
@@ -62,7 +91,7 @@ def given_inputs(
             axes.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not all(isinstance(x, Tensor) and x.dim() and x.shape[0] for x in inputs):
+    if not inputs or not all(isinstance(x, Tensor) and x.dim() and x.shape[0] for x in inputs):
         raise EncodeArgumentError("example_inputs must be tensors with a batch dimension")
     axes = [*dynamic_axes, *[()] * (len(inputs) - len(dynamic_axes))]
     if len(axes) != len(inputs):

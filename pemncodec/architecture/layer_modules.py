@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import torch
 from torch import nn
 from torch.nn import functional
 
 from pemncodec.architecture.arguments import Argument, is_default
 from pemncodec.architecture.composites import COMPOSITES, CONTAINERS
-from pemncodec.architecture.layers import LEAF_CLASSES
+from pemncodec.architecture.layers import LEAF_CLASSES, check_arguments
 from pemncodec.errors import ManifestError, UnsupportedModelError, first_line
 
 _ACTIVATIONS: Final[dict[Any, str]] = {functional.relu: "relu", functional.gelu: "gelu"}
@@ -100,6 +101,27 @@ def _build_composite(
     module = layer(layers[0], len(layers), norm=children.get("norm"), **arguments)
     module.layers = layers  # in place of copies of the first
     return module
+
+
+def restore_order(module: nn.Module) -> None:
+    """Put a layer's own tensors and children in the order of its class, which pruning changes."""
+    if not is_known(module) or type(module).__name__ not in LEAF_CLASSES:
+        return
+    try:
+        given = describe_layer(module)
+        check_arguments(type(module).__name__, given, "")
+        with torch.device("meta"):
+            twin = build_layer(type(module).__name__, given, "")
+    except (ManifestError, UnsupportedModelError):
+        return  # refused where it is described, with its place
+    for path, part in twin.named_modules():
+        own = dict(module.named_modules()).get(path)
+        for key in ("_parameters", "_buffers", "_modules") if own is not None else ():
+            entries: dict[str, Any] = getattr(own, key)
+            names = list(getattr(part, key))
+            if sorted(entries) == sorted(names) and list(entries) != names:
+                ordered = {name: entries.pop(name) for name in names}
+                entries.update(ordered)
 
 
 def difference(module: nn.Module, twin: nn.Module) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -18,24 +19,36 @@ class MaskOptions:
     """What a caller says of the masks of a checkpoint.
 
     Attributes:
-        keep: share of each layer's weights that its scores keep, in (0, 1]; None where no dialect
-            needs it.
+        keep: share of each layer's weights that its scores keep, in (0, 1], one for all or by
+            pattern of the weight's name; None where no dialect needs it.
         masks: bool (or 0 and 1) [*shape] by name of the weight, for weights whose masks the
             checkpoint lacks.
+        own: names that the network itself has for its tensors, where it is known.
 
     Raises:
         EncodeArgumentError: `keep` is out of range.
     """
 
-    keep: float | None = None
+    keep: float | Mapping[str, float] | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    own: Collection[str] = ()
 
     def __post_init__(self) -> None:
         keep = self.keep
-        if keep is not None and not (isinstance(keep, int | float) and 0 < keep <= 1):
-            raise EncodeArgumentError(
-                f"--keep (keep=…) must be above 0 and at most 1, not {keep!r}"
-            )
+        if keep is None:
+            return
+        for name in keep if isinstance(keep, Mapping) else ():
+            if not isinstance(name, str):
+                raise EncodeArgumentError(f"keep must be named by patterns, not by {name!r:.60}")
+        for share in keep.values() if isinstance(keep, Mapping) else (keep,):
+            if not _is_share(share):
+                raise EncodeArgumentError(
+                    f"--keep (keep=…) must be above 0 and at most 1, not {share!r:.60}"
+                )
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, Real) and 0 < float(value) <= 1
 
 
 @dataclass(frozen=True, slots=True)

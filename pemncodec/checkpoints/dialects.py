@@ -5,7 +5,7 @@ A new dialect is a file with its `Dialect`, and a line in `DIALECTS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -41,14 +41,19 @@ def dialects_of(state: Mapping[str, Tensor]) -> list[Dialect]:
     return [dialect for dialect in DIALECTS if dialect.matches(checked)]
 
 
-def check_describable(state: Mapping[str, Tensor]) -> None:
+def check_describable(state: Mapping[str, Tensor], keep: object) -> None:
     """Of the state dict of a module that is to be described by a manifest.
+
+    Args:
+        state: with masks that could be read.
+        keep: as `read_masks` got it.
 
     Raises:
         EncodeArgumentError: the module masks in code of its own.
     """
     for dialect in dialects_of(state):
-        if dialect.own_code:
+        # Without the keep that it needs, all of the dialect's masks are given by the caller.
+        if dialect.own_code and not (dialect.needs_keep and keep is None):
             raise EncodeArgumentError(
                 f"a module with {dialect.name} computes its masks in code of its own: give its "
                 "state_dict(), and the plain module as architecture"
@@ -64,25 +69,30 @@ def known_masks() -> str:
 def read_masks(
     state: Mapping[str, Tensor],
     *,
-    keep: float | None = None,
+    keep: float | Mapping[str, float] | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    own: Collection[str] = (),
 ) -> MaskedState:
     """Weights and masks of a state dict in any of the dialects.
 
     Args:
         state: names as in `state_dict`.
-        keep: share of the weights of a layer that its scores keep; needed when there are scores.
+        keep: share of the weights of a layer that its scores keep, or shares by pattern of the
+            weight's name; needed for scores of weights that are not in `masks`.
         masks: more masks, bool (or 0 and 1) [*shape], by name of the weight.
+        own: names that the network itself has for its tensors, where it is known.
 
     Raises:
         EncodeArgumentError: `keep` is missing, needless or outside (0, 1].
         EncodeError: scores or masks that do not fit, NaN scores, two masks for a weight.
     """
-    options = MaskOptions(keep, {} if masks is None else masks)
+    options = MaskOptions(keep, {} if masks is None else masks, own)
     dialects = dialects_of(state)
     read = MaskedState(dict(state), {})
-    for dialect in dialects:
-        read = _joined(read, dialect.read(read.tensors, options))
+    for dialect in DIALECTS:
+        asked_for = keep is not None and dialect.needs_keep
+        if dialect in dialects or dialect.matches(read.tensors) or asked_for:
+            read = _joined(read, dialect.read(read.tensors, options))
     if keep is not None and not any(dialect.needs_keep for dialect in dialects):
         raise EncodeArgumentError(
             "keep is given, but the masks follow from the checkpoint itself: leave it out"
@@ -94,6 +104,18 @@ def read_masks(
         if dtype_name(read.tensors[name]) not in WEIGHT_DTYPES:
             raise EncodeError(f"{name}: cannot mask weights of {dtype_name(read.tensors[name])}")
     return replace(read, aliases=_aliases(read))
+
+
+def with_missing_ties(state: MaskedState, ties: Mapping[str, str]) -> MaskedState:
+    """With names that a checkpoint left out, each of the same tensor and mask as another."""
+    own = {name: state.aliases.get(other, other) for name, other in ties.items()}
+    return replace(
+        state,
+        tensors=state.tensors | {name: state.tensors[other] for name, other in own.items()},
+        masks=state.masks
+        | {name: state.masks[other] for name, other in own.items() if other in state.masks},
+        aliases=state.aliases | own,
+    )
 
 
 def _joined(before: MaskedState, now: MaskedState) -> MaskedState:
@@ -108,6 +130,7 @@ def _joined(before: MaskedState, now: MaskedState) -> MaskedState:
         before.masks | now.masks,
         fills=before.fills | now.fills,
         rules=before.rules | now.rules,
+        ties=before.ties | now.ties,
     )
 
 

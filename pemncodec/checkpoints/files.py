@@ -2,63 +2,126 @@
 
 from __future__ import annotations
 
-import zipfile
+import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pemncodec.errors import EncodeError, named_line
+from pemncodec.checkpoints.inert import Inert, full_name, load_inert
+from pemncodec.checkpoints.kinds import WHAT_TO_DO, kind_of
+from pemncodec.errors import EncodeError, first_line, named_line
 from pemncodec.masking.masked_state import StateDict
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 
 
-def load_checkpoint(path: Path, *, trust_pickle: bool = False) -> nn.Module | StateDict:
-    """A `.safetensors` file, or what `torch.save` wrote.
+def load_checkpoint(
+    path: Path, *, trust_pickle: bool = False, name: str | None = None
+) -> nn.Module | StateDict:
+    """A `.safetensors` or `.npz` file, or what `torch.save` wrote; known by its content.
+
+    Objects beside the state dict are passed over, and no code of theirs is run.
 
     Args:
         path: the file.
         trust_pickle: also load a pickled module, which runs code from the file.
+        name: what messages call the file, in place of its path.
 
     Raises:
         EncodeError: not a checkpoint, or one that only `trust_pickle` would load.
     """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    name = str(path) if name is None else name
+    kind = kind_of(path)
+    if kind in WHAT_TO_DO:
+        raise EncodeError(f"{name}: cannot load this: {WHAT_TO_DO[kind]}")
+    if kind == "safetensors" or (kind == "unknown" and path.suffix == ".safetensors"):
+        return _load_safetensors(path, name)
+    if kind == "npz":
+        return _load_arrays(path, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of protocols that it then refuses, or reads well
+        loaded = _load_pickle(path, name, trust_pickle=trust_pickle)
+    place = ""
+    for key in _NESTED:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict | nn.Module | Inert):
+            loaded, place = loaded[key], f" under {key!r}"
+            break
+    if isinstance(loaded, nn.Module):
+        return loaded
+    if isinstance(loaded, Inert):
+        raise EncodeError(
+            f"{name}: cannot load this: it holds more than tensors, "
+            f"{full_name(type(loaded))}{place}; --trust-pickle loads it by running code from it"
+        )
+    return check_state_dict(loaded, name)
 
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise EncodeError(f"{path}: not a safetensors file ({error})") from None
+
+def _load_safetensors(path: Path, name: str) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        return load_file(path)
+    except SafetensorError as error:
+        raise EncodeError(f"{name}: not a safetensors file ({error})") from None
+
+
+def _load_arrays(path: Path, name: str) -> StateDict:
+    state = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            try:
+                state[key] = torch.from_numpy(arrays[key])
+            except (TypeError, ValueError) as error:
+                raise EncodeError(f"{name}: entry {key!r:.80}: {first_line(error)}") from None
+    return check_state_dict(state, name)
+
+
+def _load_pickle(path: Path, name: str, *, trust_pickle: bool) -> Any:
+    try:
+        with path.open("rb") as stream:  # a path's suffix would mean more to torch than its content
+            if trust_pickle:
+                return torch.load(stream, map_location="cpu", weights_only=False)
+            try:
+                return torch.load(stream, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                return load_inert(path)
     except OSError:
         raise
     except Exception as error:
-        cause = "neither a checkpoint of torch.save nor a safetensors file"
-        if not path.stat().st_size:
-            cause = "the file is empty"
-        elif _is_pickle(path):
-            cause = "it holds more than tensors; --trust-pickle loads it by running code from it"
-        if trust_pickle:
-            cause = named_line(error)[:200]
-        raise EncodeError(f"{path}: cannot load this: {cause}") from None
-    if isinstance(loaded, nn.Module):
-        return loaded
-    for key in _NESTED:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    return check_state_dict(loaded, str(path))
+        cause = named_line(error)[:200]
+        if not trust_pickle:
+            cause = _cause(path)
+        raise EncodeError(f"{name}: cannot load this: {cause}") from None
 
 
-def _is_pickle(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(1) == b"\x80" or zipfile.is_zipfile(stream)
+def _cause(path: Path) -> str:
+    """Why a file cannot be loaded without running code from it."""
+    if kind_of(path) != "pickle":
+        return "neither a checkpoint of torch.save nor a safetensors file"
+    try:
+        load_inert(path)
+    except Exception as error:
+        return (
+            f"it holds more than tensors ({_said(error):.200}); --trust-pickle loads it by running "
+            "code from it"
+        )
+    raise AssertionError("it was refused before")
+
+
+def _said(error: Exception) -> str:
+    """What torch.load says between a paragraph on its options and a link."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    marks = [at for at, line in enumerate(lines) if "WeightsUnpickler error:" in line]
+    if marks:
+        behind = " ".join(lines[marks[0] : marks[0] + 2])
+        return behind.partition("WeightsUnpickler error:")[2].strip()
+    return next((line for line in lines if not line.startswith("Weights only")), str(error))
 
 
 def check_state_dict(value: Any, what: str) -> StateDict:
@@ -68,13 +131,13 @@ def check_state_dict(value: Any, what: str) -> StateDict:
         EncodeError: anything else.
     """
     if not isinstance(value, Mapping):
-        raise EncodeError(f"{what}: expected a state dict, found {type(value).__name__}")
+        raise EncodeError(f"{what}: expected a state dict, found {full_name(type(value))}")
     if not value:
         raise EncodeError(f"{what}: the state dict is empty")
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise EncodeError(
-                f"{what}: entry {name!r:.80} is {type(tensor).__name__}, expected a tensor; a "
+                f"{what}: entry {name!r:.80} is {full_name(type(tensor))}, expected a tensor; a "
                 f"state dict may be at the top or under one of {', '.join(_NESTED)}"
             )
     return dict(value)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from pemncodec.checkpoints.dialect import MaskOptions, binary_mask, check_shape
 from pemncodec.checkpoints.names import tied_names
 from pemncodec.contents import Mask
-from pemncodec.errors import EncodeArgumentError, EncodeError
+from pemncodec.errors import EncodeArgumentError, EncodeError, first_line
 from pemncodec.masking.masked_state import MaskedState, StateDict
 
 
@@ -22,9 +25,9 @@ def read_given_masks(state: StateDict, options: MaskOptions) -> MaskedState:
     tied = tied_names(state)
     masks: dict[str, Mask] = {}
     for name, values in options.masks.items():
-        given = torch.as_tensor(values)
         if name not in state:
             raise EncodeError(f"masks: there is no tensor {name}")
+        given = _as_tensor(values, name)
         check_shape(f"masks: the mask of {name}", given, name, state[name])
         mask = binary_mask(given, f"masks: {name}")
         for other in tied[name]:
@@ -38,3 +41,15 @@ def read_given_masks(state: StateDict, options: MaskOptions) -> MaskedState:
             if not np.array_equal(masks.setdefault(other, mask), mask):
                 raise EncodeError(f"masks: {other} has another mask already")
     return MaskedState(state, masks, rules=dict.fromkeys(masks, "masks: given by the caller"))
+
+
+def _as_tensor(values: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except Exception as error:  # whatever the caller gave
+        kind = type(values).__name__
+        raise EncodeArgumentError(
+            f"masks: the mask of {name} is no tensor of 0 and 1 but {kind} ({first_line(error)})"
+            if values is not None
+            else f"masks: the mask of {name} is None: leave out what has no mask"
+        ) from None

@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
 from pemncodec.architecture.isolation import detached_values
+from pemncodec.architecture.layer_modules import restore_order
 from pemncodec.errors import EncodeError, UnsupportedModelError, first_line
 from pemncodec.masking.masked_model import drop_masks
 from pemncodec.masking.masked_state import MaskedState
@@ -29,6 +31,11 @@ def plain_module(source: Any, state: MaskedState, effective: Mapping[str, Tensor
         EncodeError: tensors of `state` do not fit `source`.
         UnsupportedModelError: `source` cannot be copied, or ties tensors that differ.
     """
+    for name, tensor in source.state_dict(keep_vars=True).items():
+        if is_lazy(tensor):
+            raise EncodeError(
+                f"{name} of the architecture has no shape yet: run it on an input once"
+            )
     try:
         # Pruning keeps its result as an attribute, which is no leaf once the module has run.
         memo = {**detached_values(source), **_without_values(source)}
@@ -36,8 +43,9 @@ def plain_module(source: Any, state: MaskedState, effective: Mapping[str, Tensor
     except Exception as error:
         raise UnsupportedModelError(f"the module cannot be copied: {first_line(error)}") from None
     drop_masks(module, lambda _, like: nn.Parameter(like.data, requires_grad=False))
-    for child in module.modules():
+    for child in list(module.modules()):
         _remove_pruning(child)
+        restore_order(child)
     own = module.state_dict(keep_vars=True)
     for name, tensor in effective.items():
         if name not in own:
@@ -81,10 +89,16 @@ def _remove_pruning(module: nn.Module) -> None:
     pruned = [
         name.removesuffix("_orig")
         for name, _ in module.named_parameters(recurse=False)
-        if name.endswith("_orig") and hasattr(module, f"{name.removesuffix('_orig')}_mask")
+        if name.endswith("_orig") and f"{name.removesuffix('_orig')}_mask" in module._buffers
     ]
     for name in pruned:
-        prune.remove(module, name)  # type: ignore[no-untyped-call]
+        try:
+            prune.remove(module, name)  # type: ignore[no-untyped-call]
+        except ValueError:
+            raise UnsupportedModelError(
+                f"{name}_orig and {name}_mask are called as if torch.nn.utils.prune had made them: "
+                "rename them"
+            ) from None
     # Pruning has moved weights behind the bias; layers register them first.
     parameters = module._parameters
     first = [name for name in pruned if name in ("weight", "in_proj_weight")]

@@ -1,4 +1,7 @@
-"""The dialect of `torch.nn.utils.prune`: `X_orig` and `X_mask` stand in place of `X`."""
+"""The dialect of `torch.nn.utils.prune`: `X_orig` and `X_mask` stand in place of `X`.
+
+Only the pair does: one of them alone is a tensor of the network.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ _ORIGINAL, _MASK = "_orig", "_mask"
 
 
 def _matches(state: StateDict) -> bool:
-    return any(name.endswith(_ORIGINAL) for name in state)
+    return any(_is_original(name, state) for name in state)
+
+
+def _is_original(name: str, state: StateDict) -> bool:
+    return name.endswith(_ORIGINAL) and name.removesuffix(_ORIGINAL) + _MASK in state
 
 
 def _read(state: StateDict, _: MaskOptions) -> MaskedState:
@@ -20,9 +27,7 @@ def _read(state: StateDict, _: MaskOptions) -> MaskedState:
     for name, tensor in state.items():
         pruned = name.removesuffix(_ORIGINAL)
         masked = name.removesuffix(_MASK)
-        if pruned != name:
-            if pruned + _MASK not in state:
-                raise EncodeError(f"{name}: there is no {pruned}{_MASK}")
+        if _is_original(name, state):
             if pruned in state:
                 raise EncodeError(f"{name}: there is a {pruned} beside it, which it stands for")
             tensors[pruned] = tensor

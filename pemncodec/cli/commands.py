@@ -13,6 +13,7 @@ import click
 from pemncodec import __version__
 from pemncodec.architecture.manifest import FORMAT
 from pemncodec.architecture.text import render_architecture
+from pemncodec.cli.comparing import compare_files
 from pemncodec.cli.options import (
     Shape,
     check_device,
@@ -20,27 +21,36 @@ from pemncodec.cli.options import (
     force_option,
     json_option,
     keep_option,
-    load_architecture,
-    load_object,
     max_memory_option,
+    parse_argv,
     parse_dense,
     parse_kwargs,
+    prefix_option,
     quiet_option,
     trust_pickle_option,
 )
 from pemncodec.cli.streams import (
     STDIO,
+    FileName,
     check_output,
     checkpoint_path,
     named,
     opened,
     output_target,
 )
-from pemncodec.cli.terminal import print_info, print_json, print_table, steps, visible
+from pemncodec.cli.terminal import (
+    print_info,
+    print_json,
+    print_report,
+    print_table,
+    report_json,
+    steps,
+    visible,
+)
+from pemncodec.cli.user_code import load_architecture, load_object, no_exit, user_code
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.errors import EncodeError, ManifestError
 from pemncodec.format.atomic import write_file
-from pemncodec.format.reader import PemnFile
 from pemncodec.limits import Limits
 from pemncodec.options import EncodeOptions
 from pemncodec.report.page import costs_page
@@ -66,13 +76,19 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="CHECKPOINT")
-@click.option("-o", "--output", help="File to write  [default: CHECKPOINT with .pemn].")
+@click.argument("source", metavar="CHECKPOINT", type=FileName())
+@click.option(
+    "-o", "--output", type=FileName(), help="File to write  [default: CHECKPOINT with .pemn]."
+)
 @keep_option
+@prefix_option
 @click.option(
     "--arch", metavar="MODULE:FACTORY", help="pkg.module:factory or path/to/file.py:factory."
 )
 @click.option("--arch-kwargs", default="{}", metavar="JSON", help="Arguments of the factory.")
+@click.option(
+    "--arch-argv", metavar="TEXT", help="What its code finds in sys.argv, such as '--dim 128'."
+)
 @click.option(
     "--example-shape",
     "shapes",
@@ -120,8 +136,10 @@ def encode(
     source: str,
     output: str | None,
     keep: float | None,
+    prefix: str | None,
     arch: str | None,
     arch_kwargs: str,
+    arch_argv: str | None,
     shapes: Sequence[tuple[str, tuple[str, ...]]],
     builder: bool,
     train_graph: bool,
@@ -147,23 +165,28 @@ def encode(
     pemn encode model.pt --keep 0.5 --arch models.py:convmixer \\
         --arch-kwargs '{"dim": 128, "depth": 4}' --example-shape 3,32,32 -o model.pemn
     """
-    output = output or (STDIO if source == STDIO else str(Path(source).with_suffix(".pemn")))
+    piped = source == STDIO or Path(source).is_fifo()
+    output = output or (STDIO if piped else str(Path(source).with_suffix(".pemn")))
     check_output(output, source, force=force)
     kwargs = parse_kwargs(arch_kwargs, arch)
+    argv = parse_argv(arch_argv, arch, builder=builder)
     if builder and (arch is None or arch.rpartition(":")[0].endswith(".py")):
         raise click.UsageError(
             "--builder needs --arch pkg.module:factory, of code that is installed"
         )
-    with steps(quiet=quiet) as step:
+    written = io.BytesIO()  # for standard output, which code of the user may not reach meanwhile
+    with steps(quiet=quiet) as step, user_code():
         step("loading torch", None)
         from pemncodec.checkpoints.files import load_checkpoint
         from pemncodec.encoding import encode_with
 
-        architecture = load_architecture(arch, kwargs) if arch else None
         metric = load_object(accuracy, "--accuracy") if accuracy else None
+        architecture = load_architecture(arch, kwargs, argv) if arch else None
+        # Before the checkpoint, which may be large.
         options = EncodeOptions(
             keep=keep,
             architecture=architecture,
+            prefix=prefix,
             example_inputs=example_inputs(shapes) if shapes else None,
             dynamic_axes=[
                 [axis for axis, size in enumerate(sizes, 1) if size.endswith("?")]
@@ -179,36 +202,25 @@ def encode(
             max_drop=max_drop,
         )
         step("reading the checkpoint", None)
-        with checkpoint_path(source) as path:
-            loaded = load_checkpoint(path, trust_pickle=trust_pickle)
-        with named(source), output_target(output) as target:
-            report = encode_with(options, loaded, target, step)
+        with checkpoint_path(source) as path, no_exit(f"code of {source}"):
+            loaded = load_checkpoint(path, trust_pickle=trust_pickle, name=source)
+        with named(source), no_exit("the model's own code"):
+            report = encode_with(options, loaded, written if output == STDIO else output, step)
+    if output == STDIO:
+        sys.stdout.buffer.write(written.getbuffer())
+        sys.stdout.buffer.flush()
     if as_json:
-        json_report = {
-            **report.info.to_json(),
-            "verified": report.verified,
-            "difference": report.difference,
-            "accuracy": report.accuracy,
-        }
-        print_json(json_report, to_stderr=output == STDIO)
+        print_json(report_json(report), to_stderr=output == STDIO)
     elif not quiet:
-        print_info(output, report.info, verbose=verbose, to_stderr=output == STDIO)
-        click.echo(f"verified: {report.verified}", err=output == STDIO)
-        if report.difference is not None:
-            click.echo(
-                f"outputs differ by up to {report.difference:.2g} of the original's largest",
-                err=output == STDIO,
-            )
-        if report.accuracy is not None:
-            before, after = report.accuracy
-            click.echo(f"accuracy: {before:g} before, {after:g} after", err=output == STDIO)
+        print_report(output, report, verbose=verbose, to_stderr=output == STDIO)
 
 
 @cli.command()
-@click.argument("source", metavar="FILE")
+@click.argument("source", metavar="FILE", type=FileName())
 @click.option(
     "-o",
     "--output",
+    type=FileName(),
     required=True,
     help="A state dict (.safetensors, .pt, .pth; - is safetensors) or a network to deploy (.pt2, "
     ".onnx, .pte).",
@@ -266,7 +278,7 @@ def decode(
 
 
 @cli.command()
-@click.argument("source", metavar="FILE")
+@click.argument("source", metavar="FILE", type=FileName())
 @click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")
 @click.option("--architecture", is_flag=True, help="The network instead, as print(model) does.")
 @max_memory_option
@@ -348,9 +360,10 @@ def report(
 
 
 @cli.command()
-@click.argument("source", metavar="FILE")
+@click.argument("source", metavar="FILE", type=FileName())
 @click.option("--against", metavar="CHECKPOINT", help="Also compare every tensor bit for bit.")
 @keep_option
+@prefix_option
 @trust_pickle_option
 @max_memory_option
 @quiet_option
@@ -358,19 +371,20 @@ def verify(
     source: str,
     against: str | None,
     keep: float | None,
+    prefix: str | None,
     trust_pickle: bool,
     max_memory: int,
     quiet: bool,
 ) -> None:
     """Decode all of a file and check every rule of the format."""
-    if keep is not None and against is None:
-        raise click.UsageError("--keep belongs to --against")
+    if (keep is not None or prefix is not None) and against is None:
+        raise click.UsageError("--keep and --prefix belong to --against")
     with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
         step("verifying", None)
         if against is None:
             file.verify()
         else:
-            _compare(file, against, keep, trust_pickle=trust_pickle)
+            compare_files(file, against, keep, prefix, trust_pickle=trust_pickle)
         if file.manifest is not None and file.manifest["format"] == FORMAT:
             from pemncodec.decoding import build_empty_module
 
@@ -382,27 +396,6 @@ def verify(
 
 
 # ------------------------------------------------------------------------------ what they do
-
-
-def _compare(file: PemnFile, against: str, keep: float | None, *, trust_pickle: bool) -> None:
-    from torch import nn
-
-    from pemncodec.checkpoints.dialects import read_masks
-    from pemncodec.checkpoints.files import load_checkpoint
-    from pemncodec.checkpoints.names import drop_prefix
-    from pemncodec.decoding import load_state
-    from pemncodec.proof import compare_states
-
-    with checkpoint_path(against) as path:
-        loaded = load_checkpoint(path, trust_pickle=trust_pickle)
-    state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
-    with named(against):
-        expected = read_masks(drop_prefix(state, like=file.keys()), keep=keep).effective()
-    decoded = load_state(file, "cpu")
-    # Pruning moves a weight behind its layer's other tensors; names and bits are what counts.
-    if sorted(decoded) == sorted(expected):
-        decoded = {name: decoded[name] for name in expected}
-    compare_states(decoded, expected)
 
 
 def _export(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
+import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pemncodec.errors import EncodeArgumentError, PemnError, named_line
+from pemncodec.errors import EncodeArgumentError, named_line
 from pemncodec.limits import Limits
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class Size(click.ParamType[int]):
@@ -48,6 +47,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 keep_option = click.option(
     "--keep", type=float, metavar="RATIO", help="Share of each layer's weights that scores keep."
 )
+prefix_option = click.option(
+    "--prefix",
+    metavar="TEXT",
+    help="Leave out what the checkpoint's names begin with, such as model., and all other names.",
+)
 trust_pickle_option = click.option(
     "--trust-pickle", is_flag=True, help="Load a pickled module; runs code from that file."
 )
@@ -69,6 +73,19 @@ def parse_dense(options: Sequence[str]) -> dict[str, Any]:
             raise click.BadParameter(f"two modes for {pattern or '*'}", param_hint="--dense")
         modes[pattern or "*"] = mode
     return modes
+
+
+def parse_argv(text: str | None, arch: str | None, *, builder: bool) -> list[str]:
+    if text is None:
+        return []
+    if arch is None:
+        raise click.UsageError("--arch-argv belongs to --arch")
+    if builder:
+        raise click.UsageError("--builder stores no --arch-argv: give --arch-kwargs")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}", param_hint="--arch-argv") from None
 
 
 def parse_kwargs(text: str, arch: str | None) -> dict[str, Any]:
@@ -110,45 +127,3 @@ def check_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise click.BadParameter(named_line(error), param_hint="--device") from None
     return name
-
-
-def load_object(place: str, option: str) -> Any:
-    """What `pkg.module:name` or `path/to/file.py:name` names."""
-    import importlib
-    import importlib.util
-
-    name, _, attribute = place.rpartition(":")
-    try:
-        if name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-            if spec is None or spec.loader is None:
-                raise EncodeArgumentError(f"{option} {place}: cannot import {name}")
-            sys.path.insert(0, str(Path(name).resolve().parent))
-            module = importlib.util.module_from_spec(spec)
-            sys.modules.setdefault(module.__name__, module)
-            spec.loader.exec_module(module)
-        elif name:
-            sys.path.insert(0, str(Path.cwd()))
-            module = importlib.import_module(name)
-        else:
-            raise EncodeArgumentError(f"{option} {place}: expected module:name")
-        return getattr(module, attribute)
-    except PemnError:
-        raise
-    except Exception as error:
-        raise EncodeArgumentError(f"{option} {place}: {named_line(error)}") from error
-
-
-def load_architecture(arch: str, kwargs: dict[str, Any]) -> nn.Module:
-    from torch import nn
-
-    factory = load_object(arch, "--arch")
-    try:
-        built = factory(**kwargs)
-    except Exception as error:
-        raise EncodeArgumentError(
-            f"--arch {arch} with {json.dumps(kwargs)}: {named_line(error)}"
-        ) from error
-    if not isinstance(built, nn.Module):
-        raise EncodeArgumentError(f"--arch {arch}: made a {type(built).__name__}, not a module")
-    return built

@@ -7,16 +7,39 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import click
 
+from pemncodec.checkpoints.kinds import advice
 from pemncodec.cli.terminal import visible
-from pemncodec.errors import EncodeArgumentError, PemnError
+from pemncodec.errors import EncodeArgumentError, NotPemnError, PemnError
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
 
 STDIO = "-"
+_STANDARD = {
+    f"{folder}/{name}"
+    for folder, names in (("/dev", ("stdin", "stdout")), ("/dev/fd", "01"), ("/proc/self/fd", "01"))
+    for name in names
+}
+
+
+class FileName(click.ParamType[str]):
+    """The name of a file; - also for the names that systems have for standard input and output.
+
+    A file behind standard output is then written where it stands, not replaced.
+    """
+
+    name = "text"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 a method of click's
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> str:
+        return STDIO if value in _STANDARD else str(value)
 
 
 def check_output(output: str, source: str, *, force: bool) -> None:
@@ -34,7 +57,7 @@ def check_output(output: str, source: str, *, force: bool) -> None:
         raise click.UsageError(f"{output} is the input: give another name with -o")
     if path.is_dir():
         raise click.UsageError(f"{output} is a folder")
-    if path.exists() and not force:
+    if path.is_file() and not force:  # nothing is lost in a pipe or device
         raise click.UsageError(f"{output} exists: -f overwrites it")
     if not path.absolute().parent.is_dir():
         raise click.UsageError(f"there is no folder {path.parent}")
@@ -42,17 +65,16 @@ def check_output(output: str, source: str, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def checkpoint_path(source: str) -> Iterator[Path]:
-    """A checkpoint's path; standard input is spooled to a file, as its readers need one."""
-    if source != STDIO:
-        yield Path(source)
-        return
-    data = sys.stdin.buffer.read()
-    # safetensors: eight bytes of length, then a JSON object; torch.save writes neither there.
-    suffix = ".safetensors" if data[8:9] == b"{" else ".pt"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"stdin{suffix}"
-        path.write_bytes(data)
+    """A checkpoint's path; what comes from a pipe is spooled to a file, as its readers need one."""
+    path = Path(source)
+    if source != STDIO and not path.is_fifo():
         yield path
+        return
+    data = sys.stdin.buffer.read() if source == STDIO else path.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        spooled = Path(folder) / "checkpoint"
+        spooled.write_bytes(data)
+        yield spooled
 
 
 @contextlib.contextmanager
@@ -69,8 +91,14 @@ def output_target(output: str) -> Iterator[str | BinaryIO]:
 def opened(source: str, max_memory: int) -> Iterator[PemnFile]:
     """A .pemn file, or standard input; errors name it."""
     limits = Limits(decoded_bytes=max_memory)
+    if source != STDIO and Path(source).is_dir():
+        raise click.UsageError(f"{source} is a folder: name a file in it")
     with named(source):
-        file = open_file(sys.stdin.buffer if source == STDIO else source, limits=limits)
+        try:
+            file = open_file(sys.stdin.buffer if source == STDIO else source, limits=limits)
+        except NotPemnError as error:
+            what = advice(Path(source)) if Path(source).is_file() else ""
+            fail(f"{source}: {error}{f'; {what}' if what else ''}", 1)
     with file:
         yield file
 

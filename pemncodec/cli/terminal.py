@@ -6,12 +6,15 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pemncodec.format.info import FileInfo, TensorInfo
 from pemncodec.report.table import Row, titles
+
+if TYPE_CHECKING:
+    from pemncodec.proof import Report
 
 Step = Callable[[str, float | None], None]
 
@@ -101,6 +104,30 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
         if natural.maximum <= console.width:
             break
     console.print(table)
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """What `encode` wrote, as JSON."""
+    return {
+        **report.info.to_json(),
+        "verified": report.verified,
+        "difference": report.difference,
+        "accuracy": report.accuracy,
+        "notes": report.notes,
+    }
+
+
+def print_report(name: str, report: Report, *, verbose: bool, to_stderr: bool) -> None:
+    """What `encode` wrote: the file's parts, and what was proven of it."""
+    print_info(name, report.info, verbose=verbose, to_stderr=to_stderr)
+    lines = [f"verified: {report.verified}"]
+    if report.difference is not None:
+        lines.append(f"outputs differ by up to {report.difference:.2g} of the original's largest")
+    if report.accuracy is not None:
+        before, after = report.accuracy
+        lines.append(f"accuracy: {before:g} before, {after:g} after")
+    lines += [f"note: {note}" for note in report.notes]
+    click.echo("\n".join(map(visible, lines)), err=to_stderr)
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 from bitarray import bitarray
@@ -24,7 +23,7 @@ from pemncodec.format.header import (
 )
 from pemncodec.format.info import FileInfo, file_info
 from pemncodec.format.masked_sections import MaskedSections, MaskedValues
-from pemncodec.format.sections import SectionSource, StreamSections, in_section
+from pemncodec.format.sections import SectionSource, Source, StreamSections, in_section
 from pemncodec.limits import Limits
 
 
@@ -43,7 +42,7 @@ class PemnFile:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | BinaryIO | SectionSource,
+        source: Source | SectionSource,
         limits: Limits | None = None,
     ) -> None:
         """Opens a path, a binary file object, which stays the caller's to close, or other sections.
@@ -209,13 +208,11 @@ class PemnFile:
         return file_info(self.container, self.header, self.dense, self.masked)
 
 
-def open_file(
-    source: str | os.PathLike[str] | BinaryIO, *, limits: Limits | None = None
-) -> PemnFile:
+def open_file(source: Source, *, limits: Limits | None = None) -> PemnFile:
     """Opens a .pemn file for reading, without torch.
 
     Args:
-        source: a path, or a binary file object.
+        source: a path, a binary file object, or the bytes of a file.
         limits: bounds on what the file may decode to.
 
     Raises:

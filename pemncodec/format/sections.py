@@ -21,6 +21,9 @@ from pemncodec.format.container import (
 )
 from pemncodec.limits import Limits
 
+Source = str | os.PathLike[str] | BinaryIO | bytes | memoryview
+"""A path, a binary file object, or the bytes of a file."""
+
 
 @runtime_checkable
 class SectionSource(Protocol):
@@ -38,12 +41,12 @@ class SectionSource(Protocol):
 
 
 class StreamSections:
-    """The sections of a local file, or of a binary file object, which stays its caller's to close.
+    """The sections of a file or of its bytes; a file object stays its caller's to close.
 
     Not safe for use by several threads at once.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | BinaryIO, limits: Limits) -> None:
+    def __init__(self, source: Source, limits: Limits) -> None:
         """Reads and checks the front.
 
         Raises:
@@ -51,10 +54,9 @@ class StreamSections:
             OSError: from the file system.
         """
         self._owned = isinstance(source, str | os.PathLike)
-        self._stream: BinaryIO = (
-            Path(source).open("rb") if isinstance(source, str | os.PathLike) else _seekable(source)  # noqa: SIM115 closed by close()
-        )
+        self._opened = self._stream = _opened(source)
         try:
+            self._stream = _seekable(self._opened)
             self.container = decode_container(self._stream, limits)
             check_file_size(self._stream, self.container)
         except BaseException:
@@ -66,13 +68,20 @@ class StreamSections:
 
     def close(self) -> None:
         if self._owned:
-            self._stream.close()
+            self._opened.close()
+
+
+def _opened(source: Source) -> BinaryIO:
+    if isinstance(source, str | os.PathLike):
+        return Path(source).open("rb")
+    return io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
 
 
 def _seekable(stream: BinaryIO) -> BinaryIO:
     """The stream from its first byte, or, from a pipe, all of it in memory."""
     if not hasattr(stream, "seekable"):
-        raise TypeError(f"expected a path or a binary file object, not {type(stream).__name__}")
+        kind = type(stream).__name__
+        raise TypeError(f"expected a path, a binary file object or bytes, not {kind}")
     if not stream.seekable():
         head = read_up_to(stream, len(SIGNATURE))
         check_signature(head)  # before everything else is taken in

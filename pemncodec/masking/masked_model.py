@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
 
 from pemncodec.contents import (
     WEIGHT_DTYPES,
@@ -223,9 +224,9 @@ def parameter_groups(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of `nn.DataParallel`, `DistributedDataParallel` and `torch.compile`."""
+    """The model inside of `DataParallel`, `DistributedDataParallel`, `AveragedModel`, `compile`."""
     while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
             model = model.module
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner

@@ -23,6 +23,8 @@ class MaskedState:
         aliases: later names of a tensor to its first name.
         fills: where frozen weights come from, for those whose checkpoint says so.
         rules: how each mask was found, in words.
+        ties: of masks that follow from scores, how many scores are equal where the cut goes between
+            them, by name of the weight.
     """
 
     tensors: StateDict
@@ -30,6 +32,7 @@ class MaskedState:
     aliases: dict[str, str] = field(default_factory=dict)
     fills: dict[str, SeededFill] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
+    ties: dict[str, int] = field(default_factory=dict)
 
     def effective(self) -> StateDict:
         """The plain model's state dict: masks applied, masked-out weights +0.0, in C order.

@@ -11,7 +11,7 @@ from pemncodec.contents import Mask
 from pemncodec.errors import EncodeError
 from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.masking.masked_weight import Recipe
-from pemncodec.masking.selection import kept_in_each
+from pemncodec.masking.selection import TopK, kept_in_each
 
 _INFIX = ".parametrizations."
 _ORIGINAL, _SCORES, _RECIPE = ".original", ".0.scores", ".0._extra_state"
@@ -56,6 +56,8 @@ def read_parametrized(state: Mapping[str, Tensor]) -> MaskedState:
         scores, values = state[entry + _SCORES].detach().cpu(), state[entry + _ORIGINAL]
         if scores.shape != values.shape or not scores.is_floating_point():
             raise EncodeError(f"{entry}{_SCORES} does not fit {entry}{_ORIGINAL}")
+        if scores.itemsize == 1:
+            scores = scores.float()  # exact; short floats have no operators of their own
         # The sum is NaN where a score is, and cheaper than a look at each.
         if scores.sum().isnan() and scores.isnan().any():
             raise EncodeError(f"{entry}{_SCORES} holds NaN")
@@ -67,12 +69,31 @@ def read_parametrized(state: Mapping[str, Tensor]) -> MaskedState:
         memory[weight] = state[entry + _SCORES].data_ptr()
     tensors = _plain_state(state, recipes)
     masks = _masks(recipes, ranked, memory)
+    together = [name for name, recipe in recipes.items() if recipe.is_global]
+    alone = [[name] for name in recipes if isinstance(recipes[name].selection, TopK)]
+    ties: dict[str, int] = {}
+    for layers in (together, *(layer for layer in alone if layer[0] not in together)):
+        ties |= _ties({name: ranked[name] for name in layers}, masks)
     return MaskedState(
         tensors,
         {name: masks[name] for name in tensors if name in masks},
         fills={name: recipe.fill for name, recipe in recipes.items()},
         rules={name: f"pemncodec.masking: {recipe.rule}" for name, recipe in recipes.items()},
+        ties=ties,
     )
+
+
+def _ties(ranked: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> dict[str, int]:
+    """How many scores of each layer are equal where the cut goes between them."""
+    kept = [ranked[name][torch.from_numpy(masks[name])] for name in ranked]
+    gone = [ranked[name][~torch.from_numpy(masks[name])] for name in ranked]
+    if not any(map(Tensor.numel, kept)) or not any(map(Tensor.numel, gone)):
+        return {}
+    cut = max(float(scores.max()) for scores in gone if scores.numel())
+    if cut != min(float(scores.min()) for scores in kept if scores.numel()):
+        return {}
+    counts = {name: int((scores == cut).sum()) for name, scores in ranked.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _masks(

@@ -1,0 +1,91 @@
+"""What a file is, by its first bytes, and what to do with one that is no checkpoint.
+
+Works without torch.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from pemncodec.format.container import SIGNATURE
+
+Kind = Literal[
+    "pickle", "safetensors", "npz", "npy", "pemn", "torchscript", "pt2", "onnx", "hdf5", "gguf",
+    "gzip", "index", "folder", "empty", "unknown",
+]  # fmt: skip
+
+CHECKPOINTS: Final[tuple[Kind, ...]] = ("pickle", "safetensors", "npz")
+
+WHAT_TO_DO: Final[dict[Kind, str]] = {
+    "npy": "a single NumPy array: save all tensors by name with numpy.savez",
+    "pemn": "a .pemn file already",
+    "torchscript": "a TorchScript module: save the state_dict() of torch.jit.load(…) by torch.save",
+    "pt2": "an exported program: save the state_dict of torch.export.load(…) with torch.save",
+    "onnx": "an ONNX model: give the checkpoint that it was exported from",
+    "hdf5": "an HDF5 file: save its arrays by name with numpy.savez",
+    "gguf": "a GGUF file, quantized for llama.cpp: give the checkpoint that it was made from",
+    "gzip": "compressed with gzip: decompress it first",
+    "index": "JSON, such as an index of shards: load the shards and save one state dict",
+    "folder": "a folder: name a file in it",
+    "empty": "the file is empty",
+}
+_BEGINNINGS: Final[dict[bytes, Kind]] = {
+    SIGNATURE: "pemn",
+    b"\x93NUMPY": "npy",
+    b"\x89HDF\r\n\x1a\n": "hdf5",
+    b"GGUF": "gguf",
+    b"\x1f\x8b": "gzip",
+}
+
+
+def kind_of(path: Path) -> Kind:
+    """What a file is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if path.is_dir():
+        return "folder"
+    with path.open("rb") as stream:
+        head = stream.read(16)
+    if not head:
+        return "empty"
+    for beginning, kind in _BEGINNINGS.items():
+        if head.startswith(beginning):
+            return kind
+    if head[8:9] == b"{":  # behind eight bytes of length
+        return "safetensors"
+    if head[:1] == b"\x80":
+        return "pickle"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return _kind_of_archive(archive.namelist())
+    if path.suffix == ".onnx":
+        return "onnx"
+    return "index" if head.lstrip()[:1] == b"{" else "unknown"
+
+
+def _kind_of_archive(names: Sequence[str]) -> Kind:
+    inside = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inside:
+        return "torchscript"
+    if "data.pkl" in inside:
+        return "pickle"
+    if "archive_format" in inside:
+        return "pt2"
+    return "npz" if names and all(name.endswith(".npy") for name in names) else "unknown"
+
+
+def advice(path: Path) -> str:
+    """What a file that is no .pemn file is, and what to do with it; nothing where that is unknown.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    kind = kind_of(path)
+    if kind in CHECKPOINTS:
+        return "it is a checkpoint, which pemn encode makes a .pemn file of"
+    return f"it is {WHAT_TO_DO[kind]}" if kind in WHAT_TO_DO and kind != "empty" else ""
