@@ -393,6 +393,12 @@ def test_outputs_that_are_devices_and_pipes(run: Run, tmp_path: Path, pemn_bytes
     reader.join()
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out").is_fifo()
+    ours, theirs = os.pipe()  # as >(…) of a shell: a name that leads to no path
+    result = run("encode", "m.pt", *ENCODE, "-q", "-o", f"/dev/fd/{theirs}")
+    assert result.returncode == 0, result.stderr
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as pipe:
+        assert pipe.read() == read[0]
     for output in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
         result = run("encode", "m.pt", *ENCODE, "-q", "-o", output)
         assert result.stdout == read[0]

@@ -13,13 +13,14 @@ from conftest import Run, fails
 import pemncodec
 
 NOISY = """
-import argparse, os, subprocess, sys
+import ctypes, os, sys
 import torch
 from torch import nn
 
 print("at import", sys.argv)
 os.system("echo from another program")
 os.write(1, b"to the descriptor\\n")
+ctypes.CDLL(None).puts(b"from C, in a buffer")
 
 class Net(nn.Module):
     def __init__(self, width=3):
@@ -71,6 +72,7 @@ SAID = [
     b"at import ['noisy.py']",
     b"from another program",
     b"to the descriptor",
+    b"from C, in a buffer",
     b"constructed",
     b"in forward",
     b"in a metric",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import importlib.util
 import json
@@ -36,13 +37,19 @@ def user_code() -> Iterator[None]:
 def _descriptor_to_stderr() -> Iterator[None]:
     try:
         stdout = os.dup(1)
-    except OSError:  # closed
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
         yield
         return
+    own = sys.__stdout__
     try:
-        os.dup2(2, 1)
         yield
     finally:
+        # What is still in buffers belongs to standard error, too.
+        if own is not None:
+            own.flush()
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)
         os.dup2(stdout, 1)
         os.close(stdout)
 

@@ -30,11 +30,12 @@ def write_file(
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `target` that takes its name when the block ends without error."""
-    # Through symbolic links, so that a link to a file stays one.
-    path = Path(target).resolve()
+    path = Path(target)
     if path.exists() and not path.is_file():
         yield path  # a device or a pipe: nothing to replace, and a folder refuses by itself
         return
+    # Through symbolic links, so that a link to a file stays one.
+    path = path.resolve()
     descriptor, name = tempfile.mkstemp(prefix=".pemn-", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     os.close(descriptor)
