@@ -482,6 +482,11 @@ def test_a_tiny_file_that_decodes_to_much_is_refused_before_memory_is_taken() ->
     small = changed("prototypes.length.0", 4)
     read_all(build(small), Limits(decoded_bytes=16 + 16 + 4 + 16))
     assert refusal(build(small), Limits(decoded_bytes=16 + 16 + 4 + 15)) == "limit"
+    # Four values of the stored prototype, in eight bytes each, and in two; others are as before.
+    for dtype, width in (("float64", 8), ("float16", 2)):
+        header = build(changed("stored.dtype", [dtype]))
+        assert refusal(header, Limits(decoded_bytes=16 + 16 + 4 + 4 * width - 1)) == "limit"
+        assert refusal(header, Limits(decoded_bytes=16 + 16 + 4 + 4 * width)) != "limit"
 
 
 @pytest.mark.parametrize(
