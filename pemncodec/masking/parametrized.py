@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -85,15 +87,22 @@ def read_parametrized(state: Mapping[str, Tensor]) -> MaskedState:
 
 def _ties(ranked: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> dict[str, int]:
     """How many scores of each layer are equal where the cut goes between them."""
-    kept = [ranked[name][torch.from_numpy(masks[name])] for name in ranked]
-    gone = [ranked[name][~torch.from_numpy(masks[name])] for name in ranked]
-    if not any(map(Tensor.numel, kept)) or not any(map(Tensor.numel, gone)):
+    scores = {name: _as_array(values) for name, values in ranked.items()}
+    kept = [values[np.flatnonzero(masks[name])] for name, values in scores.items()]
+    if not any(values.size for values in kept):
         return {}
-    cut = max(float(scores.max()) for scores in gone if scores.numel())
-    if cut != min(float(scores.min()) for scores in kept if scores.numel()):
+    cut = min(values.min() for values in kept if values.size)
+    reaching = sum(np.count_nonzero(values >= cut) for values in scores.values())
+    if reaching == sum(values.size for values in kept):
         return {}
-    counts = {name: int((scores == cut).sum()) for name, scores in ranked.items()}
+    counts = {name: int(np.count_nonzero(values == cut)) for name, values in scores.items()}
     return {name: count for name, count in counts.items() if count}
+
+
+def _as_array(values: Tensor) -> npt.NDArray[np.floating]:
+    # NumPy has no bfloat16; float32 has all of its values.
+    flat = values.reshape(-1)
+    return (flat.float() if flat.dtype == torch.bfloat16 else flat).numpy()
 
 
 def _masks(
