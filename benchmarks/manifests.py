@@ -209,7 +209,8 @@ def print_table() -> None:
         print(f"| {' | '.join(cells)} |")
     for row in rows:
         if row["kind"].startswith("refused"):
-            print(f'\n*{row["network"]}* is refused: "{row["kind"].removeprefix("refused: ")}".')
+            cause = row["kind"].removeprefix("refused: ")
+            print(f'\nOne more network, *{row["network"]}*, is refused: "{cause}".')
 
 
 def main(names: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -161,6 +162,8 @@ def _accuracy(
             after = float(metric(rebuilt))
     except Exception as error:
         raise EncodeArgumentError(f"the accuracy function failed: {named_line(error)}") from error
+    if math.isnan(before) or math.isnan(after):
+        raise EncodeArgumentError(f"the accuracy function gives {before:g}, then {after:g}")
     return before, after
 
 

@@ -429,3 +429,13 @@ def test_bytes_are_files(tmp_path: Path) -> None:
     for nothing in (5, None, [1]):
         with pytest.raises(TypeError, match="a path, a binary file object or bytes, not"):
             pemncodec.open(nothing)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6, 0.9, 0.999])
+def test_checkpoints_that_are_cut_off_are_named(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "cut.pt"
+    torch.save({f"{i}.weight": torch.rand(40, 40) for i in range(8)}, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(EncodeError, match=r"cut\.pt: cannot load this: \S"):
+        load_checkpoint(path)

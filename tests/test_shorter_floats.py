@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -353,6 +354,7 @@ def test_accuracy_is_measured_before_and_after(tmp_path: Path) -> None:
         ({"prototypes": [("normal", 1, 2)]}, "prototypes must be SeededPrototype"),
         ({"metadata": ["a"]}, "metadata must be text by name"),
         ({"accuracy": lambda _: "high"}, "the accuracy function failed: ValueError"),
+        ({"accuracy": lambda _: math.nan}, "the accuracy function gives nan, then nan"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:

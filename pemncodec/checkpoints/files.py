@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -83,16 +84,19 @@ def _load_arrays(path: Path, name: str) -> StateDict:
 
 
 def _load_pickle(path: Path, name: str, *, trust_pickle: bool) -> Any:
+    stream = path.open("rb")  # a path's suffix would mean more to torch than its content
     try:
-        with path.open("rb") as stream:  # a path's suffix would mean more to torch than its content
+        with stream:
             if trust_pickle:
                 return torch.load(stream, map_location="cpu", weights_only=False)
             try:
                 return torch.load(stream, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
                 return load_inert(path)
-    except OSError:
-        raise
+    except OSError as error:
+        # Of a position that a damaged file names.
+        cause = "it is damaged or cut off" if error.errno == errno.EINVAL else named_line(error)
+        raise EncodeError(f"{name}: cannot load this: {cause}") from None
     except Exception as error:
         cause = named_line(error)[:200]
         if not trust_pickle:

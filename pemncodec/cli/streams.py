@@ -98,7 +98,7 @@ def opened(source: str, max_memory: int) -> Iterator[PemnFile]:
             file = open_file(sys.stdin.buffer if source == STDIO else source, limits=limits)
         except NotPemnError as error:
             what = advice(Path(source)) if Path(source).is_file() else ""
-            fail(f"{source}: {error}{f'; {what}' if what else ''}", 1)
+            raise BadDataError(f"{source}: {error}{f'; {what}' if what else ''}") from None
     with file:
         yield file
 
@@ -111,7 +111,13 @@ def named(source: str) -> Iterator[None]:
     except EncodeArgumentError:
         raise
     except PemnError as error:
-        fail(f"{source}: {error}", 1)
+        raise BadDataError(f"{source}: {error}") from None
+
+
+class BadDataError(click.ClickException):
+    """A file that cannot be used. Printed by `main`, when progress is no longer shown."""
+
+    exit_code = 1
 
 
 def fail(message: str, status: int) -> NoReturn:

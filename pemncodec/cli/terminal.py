@@ -122,7 +122,8 @@ def print_report(name: str, report: Report, *, verbose: bool, to_stderr: bool) -
     print_info(name, report.info, verbose=verbose, to_stderr=to_stderr)
     lines = [f"verified: {report.verified}"]
     if report.difference is not None:
-        lines.append(f"outputs differ by up to {report.difference:.2g} of the original's largest")
+        difference = f"{report.difference:.2g} of the original's largest"
+        lines.append(f"shortening changes outputs by up to {difference}")
     if report.accuracy is not None:
         before, after = report.accuracy
         lines.append(f"accuracy: {before:g} before, {after:g} after")
