@@ -503,6 +503,24 @@ def test_limits(limits: Limits) -> None:
     assert refusal(build(valid()), limits) == "limit"
 
 
+def test_what_is_no_file_is_refused_before_a_pipe_is_read_to_its_end() -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    pipe = Pipe(b"something else" * 100)
+    with pytest.raises(pemncodec.NotPemnError):
+        pemncodec.open(pipe)
+    assert len(pipe.read()) == 14 * 100 - 8
+
+
+def test_masks_of_tensors_that_have_none() -> None:
+    with pemncodec.open(io.BytesIO(build(valid()))) as file:
+        for ask in (file.mask, file.mask_bits, file.packed_mask, file.masked_values):
+            with pytest.raises(KeyError, match="d is not a masked tensor"):
+                ask("d")
+
+
 def test_a_transfer_in_text_mode_is_named() -> None:
     data = encoded_small()
     for damaged in (b"\x09" + data[1:], data.replace(b"\r\n", b"\n", 1)):
