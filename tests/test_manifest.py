@@ -15,6 +15,7 @@ from torch import nn
 
 from pemncodec.architecture.arguments import REQUIRED
 from pemncodec.architecture.composites import INNER_LAYERS
+from pemncodec.architecture.layers import check_arguments
 from pemncodec.architecture.manifest import (
     LEAF_CLASSES,
     decode_manifest,
@@ -329,3 +330,9 @@ def test_one_number_stands_for_equal_ones_where_pytorch_keeps_an_array() -> None
 def test_defaults_are_in_their_own_domain(name: str) -> None:
     for argument in LEAF_CLASSES[name].values():
         assert argument.default is REQUIRED or argument.accepts(argument.default)
+
+
+def test_a_layer_has_at_most_2_to_the_50_elements() -> None:
+    check_arguments("Linear", {"in_features": 1 << 25, "out_features": 1 << 25}, "layer")
+    with pytest.raises(ManifestError, match=r"a Linear of more than 2\^50 elements"):
+        check_arguments("Linear", {"in_features": 1 << 25, "out_features": (1 << 25) + 1}, "layer")
