@@ -24,6 +24,7 @@ from conftest import random_masks
 from torch import Tensor, nn
 
 import pemncodec
+from pemncodec import Limits, proof
 from pemncodec.architecture import trace
 from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, given_inputs, guessed_inputs
 from pemncodec.architecture.isolation import isolated, random_states
@@ -1180,3 +1181,18 @@ def test_rounding_is_relative_to_the_largest_magnitude() -> None:
     assert relative_difference(NAN, ONE) == torch.inf
     assert relative_difference(torch.tensor([1]), torch.tensor([5])) == 0
     assert relative_difference([torch.empty(0)], [torch.empty(0)]) == 0
+
+
+def test_what_is_in_memory_may_be_decoded_whatever_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    real = proof.open_file
+
+    def open_file(stream: io.BytesIO, *, limits: Limits) -> Any:
+        seen.append(limits.decoded_bytes)
+        return real(stream, limits=limits)
+
+    monkeypatch.setattr(proof, "open_file", open_file)
+    through(nn.Linear(4, 4))
+    assert min(seen) >= 1 << 60
