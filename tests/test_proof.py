@@ -35,7 +35,7 @@ from pemncodec.architecture.outputs import (
     relative_difference,
     same_outputs,
 )
-from pemncodec.errors import UnsupportedModelError
+from pemncodec.errors import EncodeError, UnsupportedModelError
 
 
 def table(rows: int) -> Tensor:
@@ -1196,3 +1196,23 @@ def test_what_is_in_memory_may_be_decoded_whatever_its_size(
     monkeypatch.setattr(proof, "open_file", open_file)
     through(nn.Linear(4, 4))
     assert min(seen) >= 1 << 60
+
+
+@pytest.mark.parametrize(
+    ("names", "cause"),
+    [("ab", "missing c"), ("abcd", "unexpected d"), ("acb", "other order")],
+)
+def test_how_names_of_tensors_differ(names: str, cause: str) -> None:
+    expected = {name: torch.zeros(1) for name in "abc"}
+    proof.compare_states(dict(expected), expected)
+    with pytest.raises(EncodeError, match=f"tensor names differ: {cause}$"):
+        proof.compare_states({name: torch.zeros(1) for name in names}, expected)
+
+
+def test_as_much_accuracy_may_be_lost_as_is_allowed() -> None:
+    def metric(values: list[float]) -> Callable[[nn.Module], float]:
+        return lambda _: values.pop(0)
+
+    through(nn.Linear(4, 4), accuracy=metric([1.0, 0.5]), max_drop=0.5)
+    with pytest.raises(EncodeError, match="falls from 1 to 0.25, by more than 0.5"):
+        through(nn.Linear(4, 4), accuracy=metric([1.0, 0.25]), max_drop=0.5)
