@@ -1214,5 +1214,5 @@ def test_as_much_accuracy_may_be_lost_as_is_allowed() -> None:
         return lambda _: values.pop(0)
 
     through(nn.Linear(4, 4), accuracy=metric([1.0, 0.5]), max_drop=0.5)
-    with pytest.raises(EncodeError, match="falls from 1 to 0.25, by more than 0.5"):
+    with pytest.raises(EncodeError, match=r"falls from 1 to 0\.25, by more than 0\.5"):
         through(nn.Linear(4, 4), accuracy=metric([1.0, 0.25]), max_drop=0.5)
