@@ -166,3 +166,25 @@ def test_hooks_of_the_user_are_still_refused() -> None:
         pemncodec.encode(layer, io.BytesIO(), masks=masks)
     handle.remove()
     pemncodec.encode(layer, io.BytesIO(), masks=masks)
+
+
+def test_a_mask_of_its_own_beside_a_weight_is_no_pruning() -> None:
+    class OwnMask(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 4)
+            self.register_buffer("weight_mask", (torch.rand(4, 4) < 0.5).float())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight * self.weight_mask, self.bias)
+
+    model = nn.Sequential(OwnMask(), nn.Linear(4, 2))
+    stream = io.BytesIO()
+    pemncodec.encode(
+        model,
+        stream,
+        masks={"0.weight": model[0].weight_mask != 0},
+        example_inputs=torch.rand(5, 4),
+    )
+    state = pemncodec.load_state_dict(stream)
+    assert torch.equal(state["0.weight_mask"], model[0].weight_mask)
+    assert torch.equal(state["0.weight"], (model[0].weight * model[0].weight_mask).detach() + 0.0)
