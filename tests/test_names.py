@@ -20,6 +20,7 @@ from pemncodec import EncodeArgumentError, EncodeError
 from pemncodec.checkpoints.dialects import read_masks
 from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.checkpoints.names import drop_wrappers, fitting_prefix, plain_names
+from pemncodec.checkpoints.wrappers import without_wrappers
 from pemncodec.masking import OneLayer, mask_model
 
 State = dict[str, Tensor]
@@ -343,3 +344,15 @@ def test_plain_names_are_left_as_they_are() -> None:
     names = list(small_net().state_dict())
     assert plain_names(names) == plain_names(names, names) == {name: name for name in names}
     assert list(read_masks(official_state(small_net()), keep=0.5).tensors) == names
+
+
+def test_the_shortest_prefix_is_proposed() -> None:
+    assert fitting_prefix(["zz.fc.weight", "a.b.fc.weight"], ["fc.weight"]) == "zz."
+    assert fitting_prefix(["aaaa.x", "aaaa.fc.weight", "bb.fc.weight"], ["fc.weight"]) == "bb."
+
+
+def test_children_that_are_none_beside_wrappers() -> None:
+    model = nn.Sequential(nn.DataParallel(nn.Linear(4, 4)), nn.Linear(4, 2))
+    model.register_module("shortcut", None)
+    plain = without_wrappers(model)
+    assert list(plain.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import io
+import math
 import random
 import threading
 import warnings
@@ -35,7 +36,7 @@ from pemncodec.architecture.outputs import (
     relative_difference,
     same_outputs,
 )
-from pemncodec.errors import EncodeError, UnsupportedModelError
+from pemncodec.errors import EncodeArgumentError, EncodeError, UnsupportedModelError
 
 
 def table(rows: int) -> Tensor:
@@ -1216,3 +1217,9 @@ def test_as_much_accuracy_may_be_lost_as_is_allowed() -> None:
     through(nn.Linear(4, 4), accuracy=metric([1.0, 0.5]), max_drop=0.5)
     with pytest.raises(EncodeError, match=r"falls from 1 to 0\.25, by more than 0\.5"):
         through(nn.Linear(4, 4), accuracy=metric([1.0, 0.25]), max_drop=0.5)
+
+
+@pytest.mark.parametrize("values", [[1.0, math.nan], [math.nan, 1.0], [math.nan, math.nan]])
+def test_an_accuracy_that_is_no_number(values: list[float]) -> None:
+    with pytest.raises(EncodeArgumentError, match=r"the accuracy function gives \S+, then \S+$"):
+        through(nn.Linear(4, 4), accuracy=lambda _: values.pop(0))

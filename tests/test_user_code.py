@@ -11,6 +11,8 @@ import torch
 from conftest import Run, fails
 
 import pemncodec
+from pemncodec import EncodeArgumentError
+from pemncodec.cli import user_code
 
 NOISY = """
 import ctypes, os, sys
@@ -187,3 +189,9 @@ def test_a_trusted_pickle_that_ends_the_process_is_one_line(run: Run, scored: Pa
 )
 def test_arguments_that_have_no_place(run: Run, options: list[str], words: list[str]) -> None:
     fails(run("encode", "plain.pt", "--keep", 0.5, *options), 2, *words)
+
+
+def test_an_exit_is_told_in_one_line() -> None:
+    said = r"^--arch x: usage: me \(--arch-argv gives it options\)$"
+    with pytest.raises(EncodeArgumentError, match=said), user_code.no_exit("--arch x"):
+        raise SystemExit("usage: me\nmore")
