@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,3 +197,25 @@ def test_an_exit_is_told_in_one_line() -> None:
     said = r"^--arch x: usage: me \(--arch-argv gives it options\)$"
     with pytest.raises(EncodeArgumentError, match=said), user_code.no_exit("--arch x"):
         raise SystemExit("usage: me\nmore")
+
+
+def test_what_c_code_keeps_in_a_buffer_goes_to_standard_error() -> None:
+    code = (
+        "import ctypes, sys\n"
+        "from pemncodec.cli.user_code import _descriptor_to_stderr\n"
+        "with _descriptor_to_stderr():\n"
+        "    ctypes.CDLL(None).puts(b'said in C')\n"
+        "print('said after')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("said after\n", "said in C\n")
+
+
+def test_standard_output_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(_: int) -> int:
+        raise OSError
+
+    monkeypatch.setattr(user_code.os, "dup", closed)
+    with user_code._descriptor_to_stderr():
+        ran = True
+    assert ran
