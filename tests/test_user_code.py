@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -207,7 +208,10 @@ def test_what_c_code_keeps_in_a_buffer_goes_to_standard_error() -> None:
         "    ctypes.CDLL(None).puts(b'said in C')\n"
         "print('said after')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=buffered, capture_output=True, text=True, check=True
+    )
     assert (done.stdout, done.stderr) == ("said after\n", "said in C\n")
 
 
