@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from pemncodec.architecture.batch_norm import fold_batch_norms
 from pemncodec.architecture.builder import describe_builder
 from pemncodec.architecture.example import ExampleInputs, given_inputs, guessed_inputs, in_order
-from pemncodec.architecture.isolation import working_copy
 from pemncodec.architecture.outputs import Reference
 from pemncodec.architecture.trace import Trace, trace_module
 from pemncodec.checkpoints.plain_module import in_module_order, plain_module
@@ -67,19 +66,18 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
         state = state.replaced(folded)
         effective = state.effective()
         plain = plain_module(module, state, effective)
-    traced = working_copy(plain)
     masked = list(state.masks)
     if options.builder is not None:
-        described = describe_builder(*options.builder, traced, inputs.specs, masked)
+        described = describe_builder(*options.builder, plain, inputs.specs, masked)
         trace = Trace(described, {}, trains=True, exported=False)
     else:
         trace = trace_module(
-            traced,
+            plain,
             inputs.specs,
             example=inputs,
             train_graph=options.train_graph,
             masked=masked,
         )
-    state = in_module_order(state, traced)
+    state = in_module_order(state, plain)
     effective = {name: effective[name] for name in state.tensors}
     return Network(module, state, effective, inputs, trace, original)

@@ -140,6 +140,29 @@ class PerSize(Net):
         return self.linear(x) + self.tables[size]
 
 
+class Remembers(nn.Module):
+    """Keeps a table in a dict that other modules have too."""
+
+    def __init__(self, tables: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.tables = tables
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.tables[0] = table(x.shape[1])
+        return x
+
+
+class SharesContainer(Net):
+    """A copy whose modules no longer share the dict would find it empty."""
+
+    def setup(self) -> None:
+        self.tables: dict[int, Tensor] = {}
+        self.first = Remembers(self.tables)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.first(x)) + self.tables[0]
+
+
 class PerBatch(Net):
     def setup(self) -> None:
         self.tables: dict[int, Tensor] = {}
@@ -571,6 +594,7 @@ DESCRIBED = [
     Filled,
     FilledByMode,
     PerSize,
+    SharesContainer,
     PerDtype,
     OfWeights,
     CountsForNothing,

@@ -11,29 +11,39 @@ import copy
 import pickle
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+_CONTAINERS: Final = frozenset({dict, OrderedDict, list, set})
 
 
 def working_copy(module: nn.Module) -> nn.Module:
     """A copy to trace and to run: everything is its own but the parameters, which are shared."""
     # Copying every weight takes longer than many a run.
     shared = {id(parameter): parameter for parameter in module.parameters()}
-    return copy.deepcopy(module, {**detached_values(module), **shared})
+    return copy.deepcopy(module, {**copied_values(module), **shared})
 
 
-def detached_values(module: nn.Module) -> dict[int, Any]:
-    """A memo for `copy.deepcopy`, in which what was computed from parameters is a plain value."""
+def copied_values(module: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy`: what it cannot copy, and what it is slow at.
+
+    What was computed from parameters becomes a plain value. Empty containers are made here, since
+    every module has a dozen of them, and copying them by their pickle takes most of the time.
+    """
     memo: dict[int, Any] = {}
 
     def visit(value: Any) -> None:
-        if isinstance(value, Tensor):
+        kind = type(value)
+        if kind in _CONTAINERS and not value and not getattr(value, "__dict__", None):
+            memo[id(value)] = kind()
+        elif isinstance(value, Tensor):
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
         elif isinstance(value, dict):
@@ -44,7 +54,9 @@ def detached_values(module: nn.Module) -> dict[int, Any]:
                 visit(item)
 
     for below in module.modules():
-        visit({name: value for name, value in vars(below).items() if name != "_modules"})
+        for name, value in vars(below).items():
+            if name != "_modules":
+                visit(value)
     return memo
 
 

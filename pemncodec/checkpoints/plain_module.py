@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
-from pemncodec.architecture.isolation import detached_values
+from pemncodec.architecture.isolation import copied_values
 from pemncodec.architecture.layer_modules import restore_order
 from pemncodec.errors import EncodeError, UnsupportedModelError, first_line
 from pemncodec.masking.masked_model import drop_masks
@@ -38,7 +38,7 @@ def plain_module(source: Any, state: MaskedState, effective: Mapping[str, Tensor
             )
     try:
         # Pruning keeps its result as an attribute, which is no leaf once the module has run.
-        memo = {**detached_values(source), **_without_values(source)}
+        memo = {**copied_values(source), **_without_values(source)}
         module: nn.Module = copy.deepcopy(source, memo).cpu()
     except Exception as error:
         raise UnsupportedModelError(f"the module cannot be copied: {first_line(error)}") from None
