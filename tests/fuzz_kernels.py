@@ -320,11 +320,34 @@ def magnitude_gradient(random: Random) -> Arguments:
     return made | {"out": room(random, 4 * count), "threads": random.choice((1, 2))}
 
 
+def mersenne_solve(random: Random) -> Arguments:
+    """Nearly all of a state is known: other systems are slow, and no different."""
+    state = np.random.RandomState(random.getrandbits(32)).get_state()[1]
+    count = random.choice((623, 630, 1300, 2000))
+    generator = np.random.MT19937()
+    generator.state = {"bit_generator": "MT19937", "state": {"key": state, "pos": 0}}
+    given = generator.random_raw(count).astype(np.uint32)
+    unknown = random.choice((0, 1, 5, 40))
+    masks = [(index, 1 << bit) for index in range(unknown, 624) for bit in range(32)]
+    places = (random.randrange(count) for _ in range(random.choice((0, 40, 40 + 80 * unknown))))
+    masks += [(place, random.getrandbits(32)) for place in places]
+    masks.sort(key=lambda mask: mask[0])
+    words, masks_of = np.array(masks, np.uint32).reshape(-1, 2).T.copy()
+    parities = np.bitwise_count(given[np.minimum(words, count - 1)] & masks_of)
+    if random.random() < 0.2:
+        parities[random.randrange(parities.size)] ^= 1
+    equations = {"words": words, "masks": masks_of, "parities": parities}
+    return {name: memory(random, value) for name, value in equations.items()} | {
+        "out": room(random, 4 * 624)
+    }
+
+
 MAKERS: dict[str, Callable[[Random], Arguments]] = {
     make.__name__: make
     for make in (
         philox4x32, quantiles, expand, expand_normal, rans_encode, rans_decode, runs_encode,
         runs_decode, mixing_encode, mixing_decode, top_k, keep_largest, magnitude_gradient,
+        mersenne_solve,
     )
 }  # fmt: skip
 
@@ -359,7 +382,7 @@ def outcome(kernel: Callable[..., Any], arguments: Arguments) -> tuple[str, Any]
         result = kernel(**arguments)
     except ValueError as error:
         return "error", str(error)
-    return "returned", result if "out" not in arguments else arguments["out"].tobytes()
+    return "returned", result if "out" not in arguments else (result, arguments["out"].tobytes())
 
 
 def holds_nan(name: str, arguments: Arguments) -> bool:

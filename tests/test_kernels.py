@@ -887,7 +887,10 @@ def valid_calls() -> dict[str, list[object]]:
         "top_k": [np.zeros(8, np.float32), 3, np.zeros(8, np.uint8)],
         "keep_largest": [np.zeros(8, np.float32), 1, 3, bytes(32), np.zeros(8, np.float32), 2],
         "magnitude_gradient": [bytes(8), bytes(8), bytes(8), np.zeros(2, np.float32), 2],
-    }
+        "mersenne_solve": [
+            np.ones(2, np.uint32), np.ones(2, np.uint32), b"\0\1", np.zeros(624, np.uint32)
+        ],
+    }  # fmt: skip
 
 
 KEYWORDS = {
@@ -902,6 +905,7 @@ KEYWORDS = {
     "top_k": ["values", "kept", "out"],
     "keep_largest": ["scores", "magnitude", "kept", "values", "out", "threads"],
     "magnitude_gradient": ["gradient", "values", "scores", "out", "threads"],
+    "mersenne_solve": ["words", "masks", "parities", "out"],
 }
 
 

@@ -326,6 +326,23 @@ CALLED(magnitude_gradient)
     return none_or_raise(error);
 }
 
+CALLED(mersenne_solve)
+{
+    static char *names[] = {"words", "masks", "parities", "out", NULL};
+    Py_buffer words = {0}, masks = {0}, parities = {0}, out = {0};
+    int64_t left = 0;
+    const char *error = raised;
+    if (PARSE("O&O&O&O&:mersenne_solve", names, readable, &words, readable, &masks, readable,
+              &parities, writable, &out))
+        WITHOUT_GIL(error = mersenne_solve(bytes_of(&words), bytes_of(&masks), bytes_of(&parities),
+                                           room_of(&out), &left));
+    PyBuffer_Release(&words);
+    PyBuffer_Release(&masks);
+    PyBuffer_Release(&parities);
+    PyBuffer_Release(&out);
+    return error == NULL ? PyLong_FromLongLong(left) : raise(error);
+}
+
 /* ---- Module ---- */
 
 #define METHOD(name) \
@@ -335,7 +352,7 @@ static PyMethodDef methods[] = {
     METHOD(philox4x32), METHOD(quantiles), METHOD(expand), METHOD(expand_normal),
     METHOD(rans_encode), METHOD(rans_decode), METHOD(runs_encode), METHOD(runs_decode),
     METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k), METHOD(keep_largest),
-    METHOD(magnitude_gradient), {0},
+    METHOD(magnitude_gradient), METHOD(mersenne_solve), {0},
 };
 
 static PyModuleDef_Slot slots[] = {

@@ -90,6 +90,12 @@ const char *top_k(Bytes values, uint64_t kept, Room out);
 const char *keep_largest(Bytes scores, bool magnitude, uint64_t kept, Bytes values, Room out,
                          uint64_t threads);
 
+/* ---- mersenne_solve.c: the seed behind weights ---- */
+
+/* Looks for the state of MT19937, 624 words, of which equations hold; `left` is the number of unknowns
+ * that they leave, or -1 where they contradict each other. */
+const char *mersenne_solve(Bytes words, Bytes masks, Bytes parities, Room out, int64_t *left);
+
 /* ---- gradient.c: the gradient of scores ---- */
 
 /* Writes gradient * value * sign(score), floats. */

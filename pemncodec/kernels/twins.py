@@ -3,6 +3,7 @@
 from pemncodec.kernels.expand_twin import expand, expand_normal
 from pemncodec.kernels.generator_twin import philox4x32, quantiles
 from pemncodec.kernels.gradient_twin import magnitude_gradient
+from pemncodec.kernels.mersenne_solve_twin import mersenne_solve
 from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
 from pemncodec.kernels.rans_twin import rans_decode, rans_encode
 from pemncodec.kernels.runs_twin import runs_decode, runs_encode
@@ -13,6 +14,7 @@ __all__ = [
     "expand_normal",
     "keep_largest",
     "magnitude_gradient",
+    "mersenne_solve",
     "mixing_decode",
     "mixing_encode",
     "philox4x32",
