@@ -40,7 +40,8 @@ from pemncodec.coders.mask_coder import Buckets, MaskContext, order0_bits
 from pemncodec.coders.masks import Preset, decode_masks, encode_masks
 from pemncodec.coders.packed import packed_size, unpack
 from pemncodec.coders.rans import decode_rans, encode_rans
-from pemncodec.format.header import MaskedRow, StoredRow
+from pemncodec.format.header import MaskedRow
+from pemncodec.format.prototype_rows import StoredRow
 from pemncodec.format.reader import PemnFile
 
 ROOT = Path(__file__).parent.parent

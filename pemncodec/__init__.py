@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pemncodec import generator as generator
-from pemncodec.contents import SeededPrototype
+from pemncodec.contents import SeededPrototype, TorchPrototype
 from pemncodec.errors import (
     CorruptError,
     DecodeError,
@@ -49,6 +49,7 @@ __all__ = [
     "PrototypeMismatchError",
     "Report",
     "SeededPrototype",
+    "TorchPrototype",
     "TruncatedError",
     "UnsupportedModelError",
     "UnsupportedVersionError",

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 Distribution = Literal["uniform", "signed-constant", "normal"]
+TorchDistribution = Literal["normal", "uniform", "normal-signs", "uniform-signs"]
+TorchVariant = Literal["vector", "scalar"]
 DenseMode = Literal["lossless", "fp16", "bf16", "q8"]
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -97,6 +99,45 @@ class SeededPrototype:
         return f"{values}, from seed {self.seed}, stream {self.stream}"
 
 
+@dataclass(frozen=True, slots=True)
+class TorchPrototype:
+    """Values that torch's CPU generator makes for one float32 tensor (spec section 5.5).
+
+    `normal_(0, std)` is the distribution "normal" with a fill's scale of std; so are all of
+    `torch.nn.init` that call it. `uniform_(-b, b)` is "uniform" with a scale of b in the "vector"
+    variant, and with `low` and `high` of −b and b in both.
+
+    Attributes:
+        distribution: "normal", with variance 1; "uniform", from `low` to `high`; or the signs of
+            either, −1, 0 and 1, those of "uniform" where the range is symmetric.
+        seed: what `torch.manual_seed` was given, its lower 32 bits.
+        length: number of values; 16 or more of a normal distribution.
+        skip: words that the generator had drawn before.
+        low: a binary32 number, of "uniform" alone.
+        high: a binary32 number, of "uniform" alone.
+        variant: the arithmetic: "vector" is that of torch on x86 with AVX2, "scalar" that of a
+            torch without vector instructions (`ATEN_CPU_CAPABILITY=default`).
+    """
+
+    distribution: TorchDistribution
+    seed: int
+    length: int
+    skip: int = 0
+    low: float = -1.0
+    high: float = 1.0
+    variant: TorchVariant = "vector"
+
+    @property
+    def in_words(self) -> str:
+        """What it is, on one line."""
+        kind: str = self.distribution
+        if kind == "uniform" and (self.low, self.high) != (-1.0, 1.0):
+            kind += f" ({self.low:g} to {self.high:g})"
+        values = f"{self.length:,} " + (kind if kind.endswith("-signs") else f"{kind} values")
+        variant = "" if self.variant == "vector" else f", {self.variant} variant"
+        return f"{values}, torch seed {self.seed}, after {self.skip:,} words{variant}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredPrototype:
     """Values that the file carries.
@@ -114,14 +155,17 @@ class StoredPrototype:
         return self.values.size
 
 
-Prototype = SeededPrototype | StoredPrototype
+Seeded = SeededPrototype | TorchPrototype
+"""Prototypes of which a file stores no values."""
+
+Prototype = Seeded | StoredPrototype
 
 
 @dataclass(frozen=True, slots=True)
 class SeededFill:
     """A layer's values before prototypes have numbers: `prototype[i % length] * scale`."""
 
-    prototype: SeededPrototype
+    prototype: Seeded
     scale: float
 
 

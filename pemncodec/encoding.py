@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pemncodec.assembling import assemble_contents, dense_modes, shortened_state
 from pemncodec.checkpoints.reading import described_module, notes_of, read_source
 from pemncodec.coders.masks import Preset
-from pemncodec.contents import DenseMode, SeededPrototype
+from pemncodec.contents import DenseMode, Seeded
 from pemncodec.describing import describe_network
 from pemncodec.format.atomic import write_file
 from pemncodec.format.writer import encode_contents
@@ -38,7 +38,7 @@ def encode(
     manifest: bool = True,
     train_graph: bool = False,
     builder: tuple[str, Mapping[str, Any]] | None = None,
-    prototypes: Sequence[SeededPrototype] = (),
+    prototypes: Sequence[Seeded] = (),
     preset: Preset = "default",
     dense: DenseMode | Mapping[str, DenseMode] = "lossless",
     fold_bn: bool = False,

@@ -19,6 +19,8 @@ class Limits:
         modules: number of modules in the manifest.
         nodes: number of graph nodes in the manifest.
         decoded_bytes: size of all tensors and prototypes of the file together, decoded.
+        drawn_words: words that torch's generator draws for the file's prototypes, those included
+            that it drew before them.
     """
 
     header_bytes: int = 64 << 20
@@ -30,3 +32,4 @@ class Limits:
     modules: int = 1 << 16
     nodes: int = 1 << 18
     decoded_bytes: int = 16 << 30
+    drawn_words: int = 1 << 33

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
 from pemncodec.coders.masks import PRESETS, Preset
-from pemncodec.contents import DenseMode, SeededPrototype
+from pemncodec.contents import DenseMode, Seeded
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.values.generators import GENERATORS, check_prototype
 
@@ -32,7 +32,7 @@ class EncodeOptions:
     manifest: bool = True
     train_graph: bool = False
     builder: tuple[str, Mapping[str, Any]] | None = None
-    prototypes: Sequence[SeededPrototype] = ()
+    prototypes: Sequence[Seeded] = ()
     preset: Preset = "default"
     dense: DenseMode | Mapping[str, DenseMode] = "lossless"
     fold_bn: bool = False
@@ -81,7 +81,8 @@ class EncodeOptions:
         for prototype in self.prototypes:
             if type(prototype) not in GENERATORS:
                 raise EncodeArgumentError(
-                    f"prototypes must be SeededPrototype(…), not {prototype!r:.60}"
+                    "prototypes must be SeededPrototype(…) or TorchPrototype(…), "
+                    f"not {prototype!r:.60}"
                 )
             try:
                 check_prototype(prototype)

@@ -81,7 +81,7 @@ def damaged_file(random: Random, data: bytes) -> bytes:
     for _ in range(random.randint(1, 3) if sections else 0):
         index = random.randrange(len(sections))
         sections[index] = damaged(random, sections[index])
-    return encode_container(container.header, sections) + b"".join(sections)
+    return encode_container(container.header, sections, container.version[1]) + b"".join(sections)
 
 
 def damaged(random: Random, data: bytes) -> bytes:
@@ -342,12 +342,40 @@ def mersenne_solve(random: Random) -> Arguments:
     }
 
 
+def mersenne_seed(random: Random) -> Arguments:
+    return {"seed": random.getrandbits(32), "out": room(random, 4 * 624)}
+
+
+def mersenne_advance(random: Random) -> Arguments:
+    state = memory(random, random.randbytes(4 * 624))
+    return {"state": state, "blocks": random.choice((0, 1, random.randrange(20)))}
+
+
+def mersenne_words(random: Random) -> Arguments:
+    state, count = memory(random, random.randbytes(4 * 624)), size_up_to(random, 5000)
+    skip = random.choice((0, 623, random.randrange(624)))
+    return {"state": state, "skip": skip, "out": room(random, 4 * count)}
+
+
+def torch_normal(random: Random) -> Arguments:
+    words = memory(random, random.randbytes(64 * size_up_to(random, 300)))
+    return {"words": words, "fused": random.randrange(2), "out": room(random, words.size)}
+
+
+def torch_uniform(random: Random) -> Arguments:
+    words = memory(random, random.randbytes(4 * size_up_to(random, 5000)))
+    bounds = memory(random, random.choice((floats(random, 2).tobytes(), random.randbytes(8))))
+    made = {"words": words, "fused": random.randrange(2), "bounds": bounds}
+    return made | {"out": room(random, words.size)}
+
+
 MAKERS: dict[str, Callable[[Random], Arguments]] = {
     make.__name__: make
     for make in (
         philox4x32, quantiles, expand, expand_normal, rans_encode, rans_decode, runs_encode,
         runs_decode, mixing_encode, mixing_decode, top_k, keep_largest, magnitude_gradient,
         mersenne_solve,
+        mersenne_seed, mersenne_advance, mersenne_words, torch_normal, torch_uniform,
     )
 }  # fmt: skip
 

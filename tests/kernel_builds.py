@@ -14,6 +14,7 @@ KERNELS = ROOT / "pemncodec" / "kernels"
 
 # The versions of a function that other processors than the newest would run.
 VERSIONS = {"any processor": "BEST(NAME)=NAME", "avx2": "BEST(NAME)=NAME##_avx2"}
+ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]  # as setup.py has them
 
 
 def has_versions() -> bool:
@@ -31,6 +32,6 @@ def can_run(version: str) -> bool:
 def build(path: Path, flags: Sequence[str], version: str | None = None) -> None:
     """Compiles the extension to `path`: a version of it, or that which the processor chooses."""
     chosen = [] if version is None else [f"-D{VERSIONS[version]}"]
-    command = ["cc", "-shared", "-fPIC", "-fvisibility=hidden", *flags, *chosen]
+    command = ["cc", "-shared", "-fPIC", "-fvisibility=hidden", *ARITHMETIC, *flags, *chosen]
     command += [f"-I{sysconfig.get_path('include')}", *map(str, sorted(KERNELS.glob("*.c")))]
     subprocess.run([*command, "-ldl", "-o", str(path)], check=True)

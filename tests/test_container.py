@@ -210,7 +210,7 @@ SECTIONS = [ONES, MASK, ONES]
 def build(header: Any, sections: list[bytes] | None = None) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     sections = SECTIONS if sections is None else sections
-    return b"".join([encode_container(text, sections), *sections])
+    return b"".join([encode_container(text, sections, 1), *sections])
 
 
 def refusal(data: bytes, limits: Limits | None = None) -> str:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -874,6 +875,115 @@ def test_magnitude_gradient_refuses(kernel: ModuleType) -> None:
         kernel.magnitude_gradient(*map(bytearray, (16, 16, 16, 16)), 0)
 
 
+# ------------------------------------------------------------- words and values of torch's CPU
+
+
+@pytest.mark.parametrize("seed", [0, 5489, 2**32 - 1])
+@pytest.mark.parametrize("skip", [0, 1, 623])
+def test_mersenne_words_are_those_of_numpy(kernel: ModuleType, seed: int, skip: int) -> None:
+    theirs = np.random.MT19937()
+    theirs._legacy_seeding(seed)  # type: ignore[attr-defined]
+    expected = theirs.random_raw(3 * 624 + skip + 700).astype(np.uint32)[3 * 624 + skip :]
+    state, out = np.empty(624, np.uint32), np.empty(700, np.uint32)
+    kernel.mersenne_seed(seed, state)
+    kernel.mersenne_advance(state, 3)
+    before = state.copy()
+    kernel.mersenne_words(state, skip, out)
+    assert np.array_equal(out, expected)
+    assert np.array_equal(state, before)
+
+
+@given(st.binary(min_size=2496, max_size=2496), st.integers(0, 623), st.integers(0, 1300))
+def test_mersenne_words_of_any_state_agree(
+    kernel: ModuleType, state: bytes, skip: int, count: int
+) -> None:
+    ours, theirs = np.empty(count, np.uint32), np.empty(count, np.uint32)
+    kernel.mersenne_words(state, skip, ours)
+    twins.mersenne_words(state, skip, theirs)
+    assert np.array_equal(ours, theirs)
+
+
+def test_mersenne_refuses(kernel: ModuleType) -> None:
+    state = bytearray(4 * 624)
+    for name, arguments, message in (
+        ("mersenne_seed", (-1, state), "seed"),
+        ("mersenne_seed", (2**32, state), "seed"),
+        ("mersenne_seed", (1, state[:-4]), "out"),
+        ("mersenne_advance", (state[:-4], 1), "state"),
+        ("mersenne_advance", (state, -1), "blocks"),
+        ("mersenne_advance", (state, 2**16 + 1), "blocks"),
+        ("mersenne_words", (state[:-1], 1, bytearray(4)), "state"),
+        ("mersenne_words", (state, 624, bytearray(4)), "skip"),
+        ("mersenne_words", (state, 1, bytearray(3)), "out"),
+    ):
+        assert outcome(kernel, name, *arguments) == ("ValueError", message)
+
+
+@pytest.mark.parametrize("fused", [0, 1])
+def test_normal_values_of_many_radii_and_angles_agree(kernel: ModuleType, fused: int) -> None:
+    """Every 97th radius with every 97th angle, the ends of both included."""
+    source = np.empty((2**24 // 97 // 8, 2, 8), np.uint32)
+    source[:, 0] = np.arange(source[:, 0].size).reshape(-1, 8) * 97
+    source[:, 1] = (2**24 - 1) - source[:, 0]
+    source[0] = np.arange(8)
+    source[1] = (2**24 - 1) - source[0]
+    source |= np.uint32(0xAB000000)  # upper bits that do not count
+    ours, theirs = np.empty(source.size, np.float32), np.empty(source.size, np.float32)
+    kernel.torch_normal(source, fused, ours)
+    twins.torch_normal(source, fused, theirs)
+    assert ours.tobytes() == theirs.tobytes()
+    kernel.torch_normal(source, fused, source)
+    assert source.tobytes() == ours.tobytes()
+
+
+NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 1030), st.integers(0, 1), NUMBERS, NUMBERS)
+def test_uniform_values_agree(
+    kernel: ModuleType, seed: int, count: int, fused: int, low: float, high: float
+) -> None:
+    source = np.random.default_rng(seed).integers(0, 2**32, count, np.uint32)
+    bounds = np.array([low, high], np.float32)
+    ours, theirs = np.empty(count, np.float32), np.empty(count, np.float32)
+    result = outcome(kernel, "torch_uniform", source, fused, bounds, ours)
+    assert result == outcome(twins, "torch_uniform", source, fused, bounds, theirs)
+    if result[0] == "returned":
+        assert ours.tobytes() == theirs.tobytes()
+        kernel.torch_uniform(source, fused, bounds, source)
+        assert source.tobytes() == ours.tobytes()
+
+
+@pytest.mark.parametrize("fused", [0, 1])
+def test_uniform_values_by_exact_arithmetic(kernel: ModuleType, fused: int) -> None:
+    source = np.random.default_rng(0).integers(0, 2**32, 300, np.uint32)
+    bounds = np.array([-0.3, 0.8], np.float32)
+    values = np.empty(source.size, np.float32)
+    kernel.torch_uniform(source, fused, bounds, values)
+    low, span = map(Fraction, (float(bounds[0]), float(bounds[1] - bounds[0])))
+    for word, value in zip(source.tolist(), values.tolist(), strict=True):
+        product = Fraction(word % 2**24, 2**24) * span
+        # A double is near enough to the exact sum: none of these lies that near to a half.
+        total = float((product if fused else Fraction(float(np.float32(float(product))))) + low)
+        assert value == float(np.float32(total))
+
+
+def test_torch_values_refuse(kernel: ModuleType) -> None:
+    good, infinite = bytes(8), np.array([-3e38, 3e38], np.float32)
+    for name, arguments, message in (
+        ("torch_normal", (bytes(60), 1, bytearray(60)), "words"),
+        ("torch_normal", (bytes(64), 2, bytearray(64)), "fused"),
+        ("torch_normal", (bytes(64), 1, bytearray(128)), "out"),
+        ("torch_uniform", (bytes(7), 1, good, bytearray(7)), "words"),
+        ("torch_uniform", (bytes(8), -1, good, bytearray(8)), "fused"),
+        ("torch_uniform", (bytes(8), 1, good[:-1], bytearray(8)), "bounds"),
+        ("torch_uniform", (bytes(8), 1, infinite, bytearray(8)), "bounds"),
+        ("torch_uniform", (bytes(8), 1, b"\0\0\xc0\x7f" * 2, bytearray(8)), "bounds"),
+        ("torch_uniform", (bytes(8), 1, good, bytearray(4)), "out"),
+    ):
+        assert outcome(kernel, name, *arguments) == ("ValueError", message)
+
+
 def valid_calls() -> dict[str, list[object]]:
     return {
         "philox4x32": [np.zeros(4, np.uint32), 1, 2, 3],
@@ -890,6 +1000,11 @@ def valid_calls() -> dict[str, list[object]]:
         "mersenne_solve": [
             np.ones(2, np.uint32), np.ones(2, np.uint32), b"\0\1", np.zeros(624, np.uint32)
         ],
+        "mersenne_seed": [1, np.zeros(624, np.uint32)],
+        "mersenne_advance": [np.zeros(624, np.uint32), 2],
+        "mersenne_words": [np.zeros(624, np.uint32), 2, np.zeros(4, np.uint32)],
+        "torch_normal": [np.zeros(16, np.uint32), 1, np.zeros(16, np.float32)],
+        "torch_uniform": [np.zeros(3, np.uint32), 1, bytes(8), np.zeros(3, np.float32)],
     }  # fmt: skip
 
 
@@ -906,6 +1021,11 @@ KEYWORDS = {
     "keep_largest": ["scores", "magnitude", "kept", "values", "out", "threads"],
     "magnitude_gradient": ["gradient", "values", "scores", "out", "threads"],
     "mersenne_solve": ["words", "masks", "parities", "out"],
+    "mersenne_seed": ["seed", "out"],
+    "mersenne_advance": ["state", "blocks"],
+    "mersenne_words": ["state", "skip", "out"],
+    "torch_normal": ["words", "fused", "out"],
+    "torch_uniform": ["words", "fused", "bounds", "out"],
 }
 
 

@@ -7,6 +7,7 @@ every row is left out. Unknown fields are refused, unless their name starts with
 from __future__ import annotations
 
 import re
+import struct
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from pemncodec.contents import CARRIERS, WEIGHT_DTYPES
 from pemncodec.errors import CorruptError, LimitError
 from pemncodec.limits import Limits
 from pemncodec.values.philox import DISTRIBUTIONS
+from pemncodec.values.torch_cpu import TORCH_DISTRIBUTIONS, TORCH_VARIANTS
 
 MAX_INDEX = (1 << 63) - 1
 
@@ -90,7 +92,7 @@ _DENSE = {
 _CONSTANT = {"value": Column(_is_match("([0-9a-f]{2})*"), "hexadecimal digits")}
 _ALIAS = {"target": _NAME}
 _PROTOTYPES = {
-    "kind": Column(_is_one_of(("seeded", "stored")), "a prototype kind", "stored"),
+    "kind": Column(_is_one_of(("seeded", "stored", "torch")), "a prototype kind", "stored"),
     "length": Column(is_int(1, MAX_INDEX), "a length"),
 }
 _SEEDED = {
@@ -98,6 +100,15 @@ _SEEDED = {
     "seed": Column(_is_match("[0-9a-f]{16}"), "sixteen hexadecimal digits", "0" * 16),
     "stream": Column(_is_match("[0-9a-f]{16}"), "sixteen hexadecimal digits", "0" * 16),
     "period": Column(is_int(0, MAX_INDEX), "a period", 0),
+}
+_TORCH = {
+    "distribution": Column(_is_one_of(TORCH_DISTRIBUTIONS), "a distribution", "normal"),
+    # Has no default, so that the table is always there, and readers that do not know it refuse it.
+    "seed": Column(_is_match("[0-9a-f]{8}"), "eight hexadecimal digits"),
+    "gap": Column(is_int(-MAX_INDEX, MAX_INDEX), "a number of words", 0),
+    "low": Column(_is_match("[0-9a-f]{8}"), "eight hexadecimal digits", "bf800000"),
+    "high": Column(_is_match("[0-9a-f]{8}"), "eight hexadecimal digits", "3f800000"),
+    "variant": Column(_is_one_of(TORCH_VARIANTS), "a variant", "vector"),
 }
 _STORED = {
     "dtype": Column(_is_one_of(WEIGHT_DTYPES), "a dtype", "float32"),
@@ -114,6 +125,7 @@ SCHEMA: Mapping[str, Mapping[str, Column]] = {
     "prototypes": _PROTOTYPES,
     "seeded": _SEEDED,
     "stored": _STORED,
+    "torch": _TORCH,
 }
 
 
@@ -212,3 +224,25 @@ def table_rows(tables: Mapping[str, Table], name: str, count: int) -> list[dict[
             raise CorruptError("header", f"{name}.{key} has {len(values)} rows, expected {count}")
         full[key] = values
     return [{key: values[row] for key, values in full.items()} for row in range(count)]
+
+
+def broken(message: str) -> CorruptError:
+    """The error of a rule of the header that is broken."""
+    return CorruptError("header", message)
+
+
+def check_section(index: int, kind: SectionKind, sections: Sequence[SectionKind]) -> None:
+    """Raises CorruptError unless there is a section of that kind."""
+    if index >= len(sections) or sections[index] != kind:
+        raise broken(f"section {index} is not a {kind} section")
+
+
+def float_to_hex(value: float) -> str:
+    """The bits of a binary32."""
+    return struct.pack(">f", value).hex()
+
+
+def float_from_hex(text: str) -> float:
+    """A binary32 of its bits."""
+    (value,) = struct.unpack(">f", bytes.fromhex(text))
+    return float(value)

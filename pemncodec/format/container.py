@@ -25,7 +25,7 @@ from pemncodec.errors import (
 from pemncodec.limits import Limits
 
 SIGNATURE = b"\x89PMN\r\n\x1a\n"
-VERSION = (0, 1)
+MAJOR = 0
 
 _PREFIX = struct.Struct("<8sBBIII")  # signature, major, minor, header, frame and table bytes
 _CRC = struct.Struct("<I")
@@ -61,11 +61,11 @@ class Container:
         return self.sections[-1].offset + self.sections[-1].length if self.sections else self.size
 
 
-def encode_container(header: bytes, sections: Sequence[bytes]) -> bytes:
-    """The front of a file; the sections follow it in order."""
+def encode_container(header: bytes, sections: Sequence[bytes], minor: int) -> bytes:
+    """The front of a file of a minor version; the sections follow it in order."""
     frame = encode_zstd(header)
     table = b"".join(encode_varint(len(s)) + _CRC.pack(zlib.crc32(s)) for s in sections)
-    prefix = _PREFIX.pack(SIGNATURE, *VERSION, len(header), len(frame), len(table))
+    prefix = _PREFIX.pack(SIGNATURE, MAJOR, minor, len(header), len(frame), len(table))
     front = prefix + frame + table
     return front + _CRC.pack(zlib.crc32(front))
 
@@ -83,10 +83,10 @@ def decode_container(stream: BinaryIO, limits: Limits) -> Container:
     if len(prefix) < _PREFIX.size:
         raise TruncatedError("truncated", "the file ends within its first fields", offset=0)
     _, major, minor, header_size, frame_size, table_size = _PREFIX.unpack(prefix)
-    if major != VERSION[0]:
+    if major != MAJOR:
         raise UnsupportedVersionError(
             "version",
-            f"format version {major}.{minor}, this reader knows {VERSION[0]}.x: update pemncodec",
+            f"format version {major}.{minor}, this reader knows {MAJOR}.x: update pemncodec",
             offset=8,
         )
     # No frame of a reader's limit is longer than its content by more than a few bytes.

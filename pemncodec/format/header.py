@@ -7,45 +7,37 @@ table and the reader's limits.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pemncodec.coders.canonical_json import decode_json, encode_json
-from pemncodec.contents import CARRIERS, WEIGHT_DTYPES, Fill, SeededPrototype, numel
-from pemncodec.errors import CorruptError, LimitError
+from pemncodec.contents import CARRIERS, WEIGHT_DTYPES, Fill, TorchPrototype, numel
+from pemncodec.errors import LimitError
 from pemncodec.format.columns import (
     MAX_INDEX,
     SCHEMA,
     SectionKind,
     Table,
+    broken,
     check_fields,
+    check_section,
     check_sizes,
     decode_columns,
     encode_columns,
+    float_from_hex,
+    float_to_hex,
     is_int,
     table_rows,
 )
+from pemncodec.format.prototype_rows import (
+    PrototypeRow,
+    StoredRow,
+    decode_prototypes,
+    encode_prototypes,
+)
 from pemncodec.limits import Limits
-
-Used = Literal["all", "masks"]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRow:
-    """A stored prototype: `used` says whether all values are there or those that a mask uses."""
-
-    dtype: str
-    length: int
-    used: Used
-    section: int
-
-    @property
-    def in_words(self) -> str:
-        """What it is, on one line."""
-        stored = "stored" if self.used == "all" else "of which the used ones are stored"
-        return f"{self.length:,} {self.dtype} values, {stored}"
+from pemncodec.values.torch_cpu import words_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +96,6 @@ class AliasRow:
 
 
 TensorRow = MaskedRow | DenseRow | ConstantRow | AliasRow
-PrototypeRow = SeededPrototype | StoredRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +115,6 @@ class Header:
     inference_only: bool = False
 
 
-def _broken(message: str) -> CorruptError:
-    return CorruptError("header", message)
-
-
-def _scale_to_hex(scale: float) -> str:
-    return struct.pack(">f", scale).hex()
-
-
-def _scale_from_hex(text: str) -> float:
-    (value,) = struct.unpack(">f", bytes.fromhex(text))
-    return float(value)
-
-
 # ----------------------------------------------------------------------------------- encode
 
 
@@ -146,8 +124,7 @@ def encode_header(header: Header) -> bytes:
     for tensor in header.tensors:
         _encode_tensor(tensor, rows)
     rows["masks"] = [{"section": mask.section} for mask in header.masks]
-    for prototype in header.prototypes:
-        _encode_prototype(prototype, rows)
+    rows |= encode_prototypes(header.prototypes)
     value: dict[str, Any] = {**encode_columns(rows)}
     if header.sections:
         value["sections"] = _run_lengths(header.sections)
@@ -156,6 +133,11 @@ def encode_header(header: Header) -> bytes:
     if header.inference_only:
         value["inference_only"] = True
     return encode_json(value)
+
+
+def minor_version(header: Header) -> int:
+    """The first minor version that has all that is in a header."""
+    return 2 if any(isinstance(row, TorchPrototype) for row in header.prototypes) else 1
 
 
 def _encode_tensor(tensor: TensorRow, rows: dict[str, list[dict[str, Any]]]) -> None:
@@ -173,7 +155,7 @@ def _encode_tensor(tensor: TensorRow, rows: dict[str, list[dict[str, Any]]]) -> 
             {
                 "prototype": fill.prototype,
                 "offset": fill.offset,
-                "scale": _scale_to_hex(fill.scale),
+                "scale": float_to_hex(fill.scale),
             }
         )
     elif isinstance(tensor, DenseRow):
@@ -182,24 +164,6 @@ def _encode_tensor(tensor: TensorRow, rows: dict[str, list[dict[str, Any]]]) -> 
     else:
         rows["tensors"].append(common | {"kind": "constant"})
         rows["constant"].append({"value": tensor.value.hex()})
-
-
-def _encode_prototype(prototype: PrototypeRow, rows: dict[str, list[dict[str, Any]]]) -> None:
-    if isinstance(prototype, SeededPrototype):
-        rows["prototypes"].append({"kind": "seeded", "length": prototype.length})
-        rows["seeded"].append(
-            {
-                "distribution": prototype.distribution,
-                "seed": f"{prototype.seed:016x}",
-                "stream": f"{prototype.stream:016x}",
-                "period": prototype.period,
-            }
-        )
-    else:
-        rows["prototypes"].append({"kind": "stored", "length": prototype.length})
-        rows["stored"].append(
-            {"dtype": prototype.dtype, "used": prototype.used, "section": prototype.section}
-        )
 
 
 def _run_lengths(kinds: Sequence[str]) -> list[list[Any]]:
@@ -229,71 +193,42 @@ def decode_header(data: bytes, section_count: int, limits: Limits) -> Header:
     """
     value = decode_json(data, depth=limits.json_depth)
     if not isinstance(value, dict):
-        raise _broken("the header is not an object")
+        raise broken("the header is not an object")
     check_fields(value)
     check_sizes(value, limits)
     tables = {name: decode_columns(value, name) for name in SCHEMA}
     sections = _decode_sections(value.get("sections", []), section_count)
-    prototypes = _decode_prototypes(tables, sections)
+    prototypes = decode_prototypes(tables, sections)
     tensors = _decode_tensors(tables, sections, prototypes)
     masks = _decode_masks(tables, sections, tensors)
     _check_sections_used(sections, prototypes, tensors, masks)
     if value.get("inference_only", True) is not True:
-        raise _broken("inference_only is there, but not true")
+        raise broken("inference_only is there, but not true")
     metadata = _decode_metadata(value.get("metadata", {}))
     _check_decoded_bytes(prototypes, tensors, limits)
+    _check_drawn_words(prototypes, limits)
     return Header(sections, prototypes, tensors, masks, metadata, "inference_only" in value)
 
 
 def _decode_sections(value: Any, section_count: int) -> tuple[SectionKind, ...]:
     kinds: list[SectionKind] = []
     if not isinstance(value, list):
-        raise _broken("sections is not an array")
+        raise broken("sections is not an array")
     for run in value:
         if not (isinstance(run, list) and len(run) == 2 and is_int(1, section_count)(run[1])):
-            raise _broken("sections is not an array of [kind, count]")
+            raise broken("sections is not an array of [kind, count]")
         kind, count = run
         if kinds and kinds[-1] == kind:
-            raise _broken("two runs of sections of one kind follow each other")
+            raise broken("two runs of sections of one kind follow each other")
         if len(kinds) + count > section_count:
             break
         kinds += [kind] * count
     else:
         if len(kinds) == section_count:
             if kinds.count("manifest") > 1:
-                raise _broken("more than one manifest")
+                raise broken("more than one manifest")
             return tuple(kinds)
-    raise _broken(f"the header does not list the {section_count} sections of the table")
-
-
-def _decode_prototypes(
-    tables: Mapping[str, Table], sections: Sequence[SectionKind]
-) -> tuple[PrototypeRow, ...]:
-    count = len(tables["prototypes"].get("length", ()))
-    rows = table_rows(tables, "prototypes", count)
-    kinds = [row["kind"] for row in rows]
-    seeded = iter(table_rows(tables, "seeded", kinds.count("seeded")))
-    stored = iter(table_rows(tables, "stored", kinds.count("stored")))
-    prototypes: list[PrototypeRow] = []
-    for row in rows:
-        if row["kind"] == "seeded":
-            own = next(seeded)
-            if own["period"] > row["length"]:
-                raise _broken("a prototype's period is longer than the prototype")
-            prototypes.append(
-                SeededPrototype(
-                    own["distribution"],
-                    int(own["seed"], 16),
-                    row["length"],
-                    int(own["stream"], 16),
-                    own["period"],
-                )
-            )
-        else:
-            own = next(stored)
-            _check_section(own["section"], "prototype", sections)
-            prototypes.append(StoredRow(own["dtype"], row["length"], own["used"], own["section"]))
-    return tuple(prototypes)
+    raise broken(f"the header does not list the {section_count} sections of the table")
 
 
 def _decode_tensors(
@@ -313,24 +248,24 @@ def _decode_tensors(
     for row in rows:
         name, kind, dtype = row["name"], row["kind"], row["dtype"]
         if name in names:
-            raise _broken(f"two tensors are named {name!r:.60}")
+            raise broken(f"two tensors are named {name!r:.60}")
         names.add(name)
         shape = _decode_shape(row["shape"], dtype, name)
         columns = next(own[kind])
         if kind == "alias":
             if columns["target"] not in targets:
-                raise _broken(f"{name!r:.60} is an alias of no earlier tensor")
+                raise broken(f"{name!r:.60} is an alias of no earlier tensor")
             if (dtype, shape) != ("float32", ()):
-                raise _broken(f"the alias {name!r:.60} has a dtype or shape of its own")
+                raise broken(f"the alias {name!r:.60} has a dtype or shape of its own")
             tensors.append(AliasRow(name, columns["target"]))
             continue
         targets.add(name)
         if kind == "masked":
             if dtype not in WEIGHT_DTYPES:
-                raise _broken(f"a masked tensor of dtype {dtype}")
+                raise broken(f"a masked tensor of dtype {dtype}")
             tensors.append(MaskedRow(name, dtype, shape, _decode_fill(columns, prototypes)))
         elif kind == "dense":
-            _check_section(columns["section"], "dense", sections)
+            check_section(columns["section"], "dense", sections)
             error = float(columns["error"])
             tensors.append(DenseRow(name, dtype, shape, columns["section"], error))
         else:
@@ -345,40 +280,35 @@ def _decode_masks(
     masked = [row.name for row in tensors if isinstance(row, MaskedRow)]
     rows = table_rows(tables, "masks", len(masked))
     for row in rows:
-        _check_section(row["section"], "mask", sections)
+        check_section(row["section"], "mask", sections)
     return tuple(MaskRow(name, row["section"]) for name, row in zip(masked, rows, strict=True))
 
 
 def _decode_shape(dimensions: list[int], dtype: str, name: str) -> tuple[int, ...]:
     width = CARRIERS[dtype].itemsize
     if width * math.prod(max(size, 1) for size in dimensions) > MAX_INDEX:
-        raise _broken(f"the shape of {name!r:.60} is out of range")
+        raise broken(f"the shape of {name!r:.60} is out of range")
     return tuple(dimensions)
 
 
 def _decode_constant(digits: str, dtype: str, shape: tuple[int, ...], name: str) -> bytes:
     value = bytes.fromhex(digits)
     if len(value) != (CARRIERS[dtype].itemsize if numel(shape) else 0):
-        raise _broken(f"the constant of {name!r:.60} has {len(value)} bytes")
+        raise broken(f"the constant of {name!r:.60} has {len(value)} bytes")
     if dtype == "bool" and value > b"\1":
-        raise _broken(f"the constant of {name!r:.60} is no bool")
+        raise broken(f"the constant of {name!r:.60} is no bool")
     return value
 
 
 def _decode_fill(row: Mapping[str, Any], prototypes: Sequence[PrototypeRow]) -> Fill:
     if row["prototype"] >= len(prototypes):
-        raise _broken(f"there is no prototype {row['prototype']}")
+        raise broken(f"there is no prototype {row['prototype']}")
     if row["offset"] >= prototypes[row["prototype"]].length:
-        raise _broken(f"offset {row['offset']} is behind the prototype's last value")
-    scale = _scale_from_hex(row["scale"])
+        raise broken(f"offset {row['offset']} is behind the prototype's last value")
+    scale = float_from_hex(row["scale"])
     if not math.isfinite(scale):
-        raise _broken(f"a scale of {scale}")
+        raise broken(f"a scale of {scale}")
     return Fill(row["prototype"], row["offset"], scale)
-
-
-def _check_section(index: int, kind: SectionKind, sections: Sequence[SectionKind]) -> None:
-    if index >= len(sections) or sections[index] != kind:
-        raise _broken(f"section {index} is not a {kind} section")
 
 
 def _check_sections_used(
@@ -389,18 +319,18 @@ def _check_sections_used(
 ) -> None:
     used = [row.section for row in prototypes if isinstance(row, StoredRow)]
     if len(set(used)) != len(used):
-        raise _broken("two prototypes share a section")
+        raise broken("two prototypes share a section")
     used += [mask.section for mask in masks]
     group_dtypes: dict[int, str] = {}
     for row in tensors:
         if isinstance(row, DenseRow) and row.dtype != group_dtypes.setdefault(
             row.section, row.dtype
         ):
-            raise _broken(f"section {row.section} holds tensors of different dtypes")
+            raise broken(f"section {row.section} holds tensors of different dtypes")
     unused = set(range(len(sections))) - set(used) - set(group_dtypes)
     unused -= {index for index, kind in enumerate(sections) if kind == "manifest"}
     if unused:
-        raise _broken(f"section {min(unused)} belongs to nothing")
+        raise broken(f"section {min(unused)} belongs to nothing")
 
 
 def _check_decoded_bytes(
@@ -423,7 +353,22 @@ def _check_decoded_bytes(
         )
 
 
+def _check_drawn_words(prototypes: Sequence[PrototypeRow], limits: Limits) -> None:
+    """Words that torch's generator draws up to the last one that is used, for each seed."""
+    ends: dict[int, int] = {}
+    for row in prototypes:
+        if isinstance(row, TorchPrototype):
+            ends[row.seed] = max(ends.get(row.seed, 0), row.skip + words_of(row))
+    total = sum(ends.values())
+    if total > limits.drawn_words:
+        raise LimitError(
+            "limit",
+            f"the prototypes need {total} words of torch's generator, the limit is "
+            f"{limits.drawn_words}; raise it if you trust the file",
+        )
+
+
 def _decode_metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise _broken("metadata is not an object of strings")
+        raise broken("metadata is not an object of strings")
     return value

@@ -18,7 +18,8 @@ from pemncodec.coders.masks import blocks_of, decode_masks, mask_blocks, mask_co
 from pemncodec.coders.packed import unpack
 from pemncodec.contents import Array, PackedMask, Prototype, StoredPrototype, numel
 from pemncodec.format.contexts import prototype_buckets
-from pemncodec.format.header import Header, MaskedRow, StoredRow
+from pemncodec.format.header import Header, MaskedRow
+from pemncodec.format.prototype_rows import StoredRow
 from pemncodec.format.sections import SectionSource, in_section
 from pemncodec.values.fill import (
     RepeatedValues,

@@ -31,11 +31,11 @@ from pemncodec.format.header import (
     Header,
     MaskedRow,
     MaskRow,
-    StoredRow,
     TensorRow,
-    Used,
     encode_header,
+    minor_version,
 )
+from pemncodec.format.prototype_rows import StoredRow, Used
 from pemncodec.values.fill import used_values
 
 
@@ -112,7 +112,8 @@ def encode_contents(
         dict(contents.metadata),
         contents.inference_only,
     )
-    return [encode_container(encode_header(header), sections), *sections]
+    minor = minor_version(header)
+    return [encode_container(encode_header(header), sections, minor), *sections]
 
 
 @dataclass(frozen=True, slots=True)

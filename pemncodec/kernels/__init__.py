@@ -17,7 +17,10 @@ try:
         expand_normal,
         keep_largest,
         magnitude_gradient,
+        mersenne_advance,
+        mersenne_seed,
         mersenne_solve,
+        mersenne_words,
         mixing_decode,
         mixing_encode,
         philox4x32,
@@ -27,6 +30,8 @@ try:
         runs_decode,
         runs_encode,
         top_k,
+        torch_normal,
+        torch_uniform,
     )
 except ImportError:
     from pemncodec.kernels.twins import (
@@ -34,7 +39,10 @@ except ImportError:
         expand_normal,
         keep_largest,
         magnitude_gradient,
+        mersenne_advance,
+        mersenne_seed,
         mersenne_solve,
+        mersenne_words,
         mixing_decode,
         mixing_encode,
         philox4x32,
@@ -44,6 +52,8 @@ except ImportError:
         runs_decode,
         runs_encode,
         top_k,
+        torch_normal,
+        torch_uniform,
     )
 
     IMPLEMENTATION = "numpy"
@@ -56,7 +66,10 @@ __all__ = [
     "expand_normal",
     "keep_largest",
     "magnitude_gradient",
+    "mersenne_advance",
+    "mersenne_seed",
     "mersenne_solve",
+    "mersenne_words",
     "mixing_decode",
     "mixing_encode",
     "philox4x32",
@@ -66,4 +79,6 @@ __all__ = [
     "runs_decode",
     "runs_encode",
     "top_k",
+    "torch_normal",
+    "torch_uniform",
 ]

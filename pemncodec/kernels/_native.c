@@ -138,6 +138,72 @@ CALLED(quantiles)
     return none_or_raise(error);
 }
 
+CALLED(mersenne_seed)
+{
+    static char *names[] = {"seed", "out", NULL};
+    Integer seed = {"seed", 0, UINT32_MAX, 0};
+    Py_buffer out = {0};
+    const char *error = raised;
+    if (PARSE("O&O&:mersenne_seed", names, integer, &seed, writable, &out))
+        WITHOUT_GIL(error = mersenne_seed(seed.value, room_of(&out)));
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(mersenne_advance)
+{
+    static char *names[] = {"state", "blocks", NULL};
+    Py_buffer state = {0};
+    Integer blocks = {"blocks", 0, MERSENNE_BLOCKS, 0};
+    const char *error = raised;
+    if (PARSE("O&O&:mersenne_advance", names, writable, &state, integer, &blocks))
+        WITHOUT_GIL(error = mersenne_advance(room_of(&state), blocks.value));
+    PyBuffer_Release(&state);
+    return none_or_raise(error);
+}
+
+CALLED(mersenne_words)
+{
+    static char *names[] = {"state", "skip", "out", NULL};
+    Py_buffer state = {0}, out = {0};
+    Integer skip = {"skip", 0, MERSENNE_STATE - 1, 0};
+    const char *error = raised;
+    if (PARSE("O&O&O&:mersenne_words", names, readable, &state, integer, &skip, writable, &out))
+        WITHOUT_GIL(error = mersenne_words(bytes_of(&state), skip.value, room_of(&out)));
+    PyBuffer_Release(&state);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(torch_normal)
+{
+    static char *names[] = {"words", "fused", "out", NULL};
+    Py_buffer words = {0}, out = {0};
+    Integer fused = {"fused", 0, 1, 0};
+    const char *error = raised;
+    if (PARSE("O&O&O&:torch_normal", names, readable, &words, integer, &fused, writable, &out))
+        WITHOUT_GIL(error = torch_normal(bytes_of(&words), fused.value != 0, room_of(&out)));
+    PyBuffer_Release(&words);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(torch_uniform)
+{
+    static char *names[] = {"words", "fused", "bounds", "out", NULL};
+    Py_buffer words = {0}, bounds = {0}, out = {0};
+    Integer fused = {"fused", 0, 1, 0};
+    const char *error = raised;
+    if (PARSE("O&O&O&O&:torch_uniform", names, readable, &words, integer, &fused, readable, &bounds,
+              writable, &out))
+        WITHOUT_GIL(error = torch_uniform(bytes_of(&words), fused.value != 0, bytes_of(&bounds),
+                                          room_of(&out)));
+    PyBuffer_Release(&words);
+    PyBuffer_Release(&bounds);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
 CALLED(expand)
 {
     static char *names[] = {"values", "itemsize", "offset", "mask", "out", NULL};
@@ -352,7 +418,9 @@ static PyMethodDef methods[] = {
     METHOD(philox4x32), METHOD(quantiles), METHOD(expand), METHOD(expand_normal),
     METHOD(rans_encode), METHOD(rans_decode), METHOD(runs_encode), METHOD(runs_decode),
     METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k), METHOD(keep_largest),
-    METHOD(magnitude_gradient), METHOD(mersenne_solve), {0},
+    METHOD(magnitude_gradient), METHOD(mersenne_solve), METHOD(mersenne_seed),
+    METHOD(mersenne_advance), METHOD(mersenne_words), METHOD(torch_normal), METHOD(torch_uniform),
+    {0},
 };
 
 static PyModuleDef_Slot slots[] = {

@@ -44,6 +44,27 @@ const char *philox4x32(Room out, uint64_t seed, uint64_t stream, uint64_t start)
 /* Writes the entry of `table`, 4096 floats, that the upper 12 bits of each word choose. */
 const char *quantiles(Bytes words, Bytes table, Room out);
 
+/* ---- mersenne.c: words of MT19937 (spec section 5.5) ---- */
+
+enum { MERSENNE_STATE = 624, MERSENNE_BLOCKS = 1 << 16 };
+
+/* Writes the state of a seed, 624 words, before its first output. */
+const char *mersenne_seed(uint64_t seed, Room out);
+
+/* Moves a state on by so many times 624 words, at most MERSENNE_BLOCKS. */
+const char *mersenne_advance(Room state, uint64_t blocks);
+
+/* Fills `out` with the words that follow a state and `skip` words more, less than 624. */
+const char *mersenne_words(Bytes state, uint64_t skip, Room out);
+
+/* ---- torch_values.c: words to values of torch's CPU kernels (spec section 5.5) ---- */
+
+/* Writes normal values, in groups of 16, fused or not. */
+const char *torch_normal(Bytes words, bool fused, Room out);
+
+/* Writes uniform values from `bounds`, the lowest and the highest, two floats; fused or not. */
+const char *torch_uniform(Bytes words, bool fused, Bytes bounds, Room out);
+
 /* ---- expand.c: values under a mask ---- */
 
 /* Writes items of `values` from `offset` on, again and again, and zeros where the mask's bit is 0. */

@@ -5,15 +5,16 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define HAVE_X86 1
-#define AVX2 __attribute__((target("avx2")))
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,popcnt")))
-/* Defines a function for any processor, for those with AVX2 and for those with AVX-512. */
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,popcnt,fma")))
+/* Defines a function for any processor, for those with AVX2 and FMA, for those with AVX-512. */
 #define VERSIONS(DEFINE, NAME) DEFINE(NAME, ) DEFINE(NAME##_avx2, AVX2) DEFINE(NAME##_avx512, AVX512)
 /* That of this processor: NAME_avx512, NAME_avx2 or NAME. Tests choose one themselves. */
 #ifndef BEST
 #define BEST(NAME) \
-    (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") ? NAME##_avx512 \
-     : __builtin_cpu_supports("avx2") ? NAME##_avx2 : NAME)
+    (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ? NAME \
+     : __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") ? NAME##_avx512 \
+     : NAME##_avx2)
 #endif
 #else
 #define VERSIONS(DEFINE, NAME) DEFINE(NAME, )

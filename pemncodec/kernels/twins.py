@@ -4,17 +4,22 @@ from pemncodec.kernels.expand_twin import expand, expand_normal
 from pemncodec.kernels.generator_twin import philox4x32, quantiles
 from pemncodec.kernels.gradient_twin import magnitude_gradient
 from pemncodec.kernels.mersenne_solve_twin import mersenne_solve
+from pemncodec.kernels.mersenne_twin import mersenne_advance, mersenne_seed, mersenne_words
 from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
 from pemncodec.kernels.rans_twin import rans_decode, rans_encode
 from pemncodec.kernels.runs_twin import runs_decode, runs_encode
 from pemncodec.kernels.selection_twin import keep_largest, top_k
+from pemncodec.kernels.torch_values_twin import torch_normal, torch_uniform
 
 __all__ = [
     "expand",
     "expand_normal",
     "keep_largest",
     "magnitude_gradient",
+    "mersenne_advance",
+    "mersenne_seed",
     "mersenne_solve",
+    "mersenne_words",
     "mixing_decode",
     "mixing_encode",
     "philox4x32",
@@ -24,4 +29,6 @@ __all__ = [
     "runs_decode",
     "runs_encode",
     "top_k",
+    "torch_normal",
+    "torch_uniform",
 ]

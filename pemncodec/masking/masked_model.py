@@ -18,7 +18,7 @@ from pemncodec.contents import (
     Distribution,
     Fill,
     Prototype,
-    SeededPrototype,
+    Seeded,
 )
 from pemncodec.masking.keep import Keep, KeepSchedule, keep_by_name
 from pemncodec.masking.masked_state import MaskedState
@@ -113,7 +113,7 @@ def mask_model(
     fills = strategy.fills([tuple(place.weight.shape) for place in places], initialization)
     is_global = isinstance(selection, TopK) and selection.scope == "global"
     together = sum(place.weight.numel() for place in places) if is_global else 0
-    sources: dict[SeededPrototype, Prototype] = {}
+    sources: dict[Seeded, Prototype] = {}
     for index, (place, fill, own_keep) in enumerate(zip(places, fills, keeps, strict=True)):
         weight = place.weight.requires_grad_(False)
         if fill.prototype not in sources:

@@ -15,7 +15,7 @@ from pemncodec.contents import (
     Mask,
     PackedMask,
     Prototype,
-    SeededPrototype,
+    Seeded,
     StoredPrototype,
     bits_of,
 )
@@ -35,10 +35,10 @@ def prototype_values(prototype: Prototype) -> Array:
     return seeded_slice(prototype, 0, prototype.length)
 
 
-def is_made_in_slices(prototype: object) -> TypeGuard[SeededPrototype]:
+def is_made_in_slices(prototype: object) -> TypeGuard[Seeded]:
     """Whether a prototype's values are better made where they are needed than held."""
     return (
-        isinstance(prototype, SeededPrototype)
+        isinstance(prototype, Seeded)
         and prototype.length > HELD_VALUES
         and generator_of(prototype).is_sliceable(prototype)
     )
@@ -62,7 +62,7 @@ def tensor_values(
         dtype: of the tensor.
         count: of weights.
     """
-    if isinstance(prototype, SeededPrototype):
+    if isinstance(prototype, Seeded):
         return SeededValues(prototype, fill, dtype)
     values, offset = prototype.values, fill.offset
     # A tensor that is smaller than the prototype must not cost the scaling of all of it.
@@ -121,7 +121,7 @@ class SeededValues:
         dtype: of the tensor.
     """
 
-    prototype: SeededPrototype
+    prototype: Seeded
     fill: Fill
     dtype: str
 

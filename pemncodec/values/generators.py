@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pemncodec.contents import Floats, PackedMask, SeededPrototype
-from pemncodec.values import portable
+from pemncodec.contents import Floats, PackedMask, Seeded, SeededPrototype, TorchPrototype
+from pemncodec.values import portable, torch_cpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +40,27 @@ GENERATORS: Mapping[type, Generator] = MappingProxyType(
             portable.fill_masked,
             portable.check_prototype,
         ),
+        TorchPrototype: Generator(
+            torch_cpu.make_values,
+            torch_cpu.is_sliceable,
+            torch_cpu.fill_masked,
+            torch_cpu.check_prototype,
+        ),
     }
 )
 """By the class of the prototype. What makes values on a device is in `values/on_device.py`."""
 
 
-def generator_of(prototype: SeededPrototype) -> Generator:
+def generator_of(prototype: Seeded) -> Generator:
     """What makes a prototype's values."""
     return GENERATORS[type(prototype)]
 
 
-def seeded_slice(prototype: SeededPrototype, start: int, stop: int, scale: float = 1.0) -> Floats:
+def seeded_slice(prototype: Seeded, start: int, stop: int, scale: float = 1.0) -> Floats:
     """Values `start` to `stop` of a prototype, scaled in binary32, float32 [stop - start]."""
     return generator_of(prototype).values(prototype, start, stop, scale)
 
 
-def check_prototype(prototype: SeededPrototype) -> None:
+def check_prototype(prototype: Seeded) -> None:
     """Raises ValueError unless every field of a prototype is in its range."""
     generator_of(prototype).check(prototype)

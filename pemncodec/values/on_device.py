@@ -19,6 +19,7 @@ from pemncodec.contents import (
     Fill,
     PackedMask,
     Prototype,
+    Seeded,
     SeededPrototype,
     StoredPrototype,
     numel,
@@ -127,9 +128,7 @@ def _portable_on(device: torch.device, prototype: SeededPrototype, start: int, s
     return values[order[start:stop] % period]
 
 
-def _made_on_the_host(
-    device: torch.device, prototype: SeededPrototype, start: int, stop: int
-) -> Tensor:
+def _made_on_the_host(device: torch.device, prototype: Seeded, start: int, stop: int) -> Tensor:
     return torch.from_numpy(seeded_slice(prototype, start, stop)).to(device)
 
 

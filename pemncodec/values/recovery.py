@@ -19,8 +19,8 @@ from pemncodec.contents import (
     Floats,
     Mask,
     Prototype,
+    Seeded,
     SeededFill,
-    SeededPrototype,
     StoredPrototype,
     bits_of,
 )
@@ -48,7 +48,7 @@ class Layer:
 
 
 def recover_prototypes(
-    layers: Sequence[Layer], seeded: Sequence[SeededPrototype] = ()
+    layers: Sequence[Layer], seeded: Sequence[Seeded] = ()
 ) -> tuple[tuple[Prototype, ...], tuple[Fill, ...]]:
     """Short prototypes that reproduce every used value, and each layer's fill.
 
@@ -62,8 +62,8 @@ def recover_prototypes(
     """
     fills: list[Fill | None] = [None] * len(layers)
     prototypes: list[Prototype] = []
-    numbers: dict[SeededPrototype, int] = {}
-    latest: dict[SeededPrototype, Array] = {}
+    numbers: dict[Seeded, int] = {}
+    latest: dict[Seeded, Array] = {}
     weights = sum(layer.values.size for layer in layers)
     for index, layer in enumerate(layers):
         # No strategy makes a prototype longer than the model; a damaged checkpoint may claim one.

@@ -1,0 +1,138 @@
+"""Rows of prototypes ↔ the header's tables of them (spec/pemn.md sections 4.2 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pemncodec.contents import Seeded, SeededPrototype, TorchPrototype
+from pemncodec.format.columns import (
+    SectionKind,
+    Table,
+    broken,
+    check_section,
+    float_from_hex,
+    float_to_hex,
+    table_rows,
+)
+from pemncodec.values.generators import check_prototype
+from pemncodec.values.torch_cpu import words_of
+
+Used = Literal["all", "masks"]
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A stored prototype: `used` says whether all values are there or those that a mask uses."""
+
+    dtype: str
+    length: int
+    used: Used
+    section: int
+
+    @property
+    def in_words(self) -> str:
+        """What it is, on one line."""
+        stored = "stored" if self.used == "all" else "of which the used ones are stored"
+        return f"{self.length:,} {self.dtype} values, {stored}"
+
+
+PrototypeRow = Seeded | StoredRow
+
+
+def encode_prototypes(prototypes: Sequence[PrototypeRow]) -> dict[str, list[_Row]]:
+    """The rows of all tables that describe prototypes."""
+    rows: dict[str, list[_Row]] = {"prototypes": [], "seeded": [], "stored": [], "torch": []}
+    before = (0, 0)
+    for prototype in prototypes:
+        if isinstance(prototype, SeededPrototype):
+            kind, own = "seeded", _encode_seeded(prototype)
+        elif isinstance(prototype, TorchPrototype):
+            kind, own = "torch", _encode_torch(prototype, before)
+            before = prototype.seed, prototype.skip + words_of(prototype)
+        else:
+            kind, own = "stored", _encode_stored(prototype)
+        rows["prototypes"].append({"kind": kind, "length": prototype.length})
+        rows[kind].append(own)
+    return rows
+
+
+def decode_prototypes(
+    tables: Mapping[str, Table], sections: Sequence[SectionKind]
+) -> tuple[PrototypeRow, ...]:
+    """The prototypes of checked columns.
+
+    Raises:
+        CorruptError: a row breaks a rule.
+    """
+    rows = table_rows(tables, "prototypes", len(tables["prototypes"].get("length", ())))
+    kinds = [row["kind"] for row in rows]
+    own: dict[str, Iterator[_Row]] = {
+        kind: iter(table_rows(tables, kind, kinds.count(kind)))
+        for kind in ("seeded", "stored", "torch")
+    }
+    prototypes: list[PrototypeRow] = []
+    before = (0, 0)
+    for row in rows:
+        columns, length = next(own[row["kind"]]), row["length"]
+        if row["kind"] == "seeded":
+            prototypes.append(_decode_seeded(columns, length))
+        elif row["kind"] == "torch":
+            prototype = _decode_torch(columns, length, before)
+            before = prototype.seed, prototype.skip + words_of(prototype)
+            prototypes.append(prototype)
+        else:
+            prototypes.append(_decode_stored(columns, length, sections))
+    return tuple(prototypes)
+
+
+def _encode_seeded(prototype: SeededPrototype) -> _Row:
+    return {
+        "distribution": prototype.distribution,
+        "seed": f"{prototype.seed:016x}",
+        "stream": f"{prototype.stream:016x}",
+        "period": prototype.period,
+    }
+
+
+def _decode_seeded(row: _Row, length: int) -> SeededPrototype:
+    if row["period"] > length:
+        raise broken("a prototype's period is longer than the prototype")
+    seed, stream = int(row["seed"], 16), int(row["stream"], 16)
+    return SeededPrototype(row["distribution"], seed, length, stream, row["period"])
+
+
+def _encode_torch(prototype: TorchPrototype, before: tuple[int, int]) -> _Row:
+    """`before`: the seed of the torch prototype before this one, and where its words end."""
+    start = before[1] if before[0] == prototype.seed else 0
+    return {
+        "distribution": prototype.distribution,
+        "seed": f"{prototype.seed:08x}",
+        "gap": prototype.skip - start,
+        "low": float_to_hex(prototype.low),
+        "high": float_to_hex(prototype.high),
+        "variant": prototype.variant,
+    }
+
+
+def _decode_torch(row: _Row, length: int, before: tuple[int, int]) -> TorchPrototype:
+    seed = int(row["seed"], 16)
+    skip = row["gap"] + (before[1] if before[0] == seed else 0)
+    low, high = float_from_hex(row["low"]), float_from_hex(row["high"])
+    prototype = TorchPrototype(row["distribution"], seed, length, skip, low, high, row["variant"])
+    try:
+        check_prototype(prototype)
+    except ValueError as error:
+        raise broken(str(error)) from None
+    return prototype
+
+
+def _encode_stored(row: StoredRow) -> _Row:
+    return {"dtype": row.dtype, "used": row.used, "section": row.section}
+
+
+def _decode_stored(row: _Row, length: int, sections: Sequence[SectionKind]) -> StoredRow:
+    check_section(row["section"], "prototype", sections)
+    return StoredRow(row["dtype"], length, row["used"], row["section"])

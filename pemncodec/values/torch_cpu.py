@@ -1,0 +1,107 @@
+"""Prototypes of torch's CPU generator to values (spec/pemn.md section 5.5).
+
+What `normal_` and `uniform_` write into a contiguous float32 tensor; the variant says which of
+torch's kernels did.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import numpy as np
+
+from pemncodec import kernels
+from pemncodec.contents import Floats, PackedMask, TorchDistribution, TorchPrototype, TorchVariant
+from pemncodec.values.mersenne import WordStream, stream_of
+
+TORCH_DISTRIBUTIONS: tuple[str, ...] = get_args(TorchDistribution)
+TORCH_VARIANTS: tuple[str, ...] = get_args(TorchVariant)
+MOST_WORDS = (1 << 63) - 1
+_GROUP = 16  # normal values that are made together, of as many words
+
+
+def make_values(prototype: TorchPrototype, start: int, stop: int, scale: float) -> Floats:
+    """Values `start` to `stop`, scaled, float32 [stop - start]."""
+    values = _slice(prototype, start, stop)
+    if prototype.distribution.endswith("-signs"):
+        np.sign(values, out=values)
+    if scale != 1.0:
+        with np.errstate(over="ignore"):  # to infinity, as the format asks for
+            np.multiply(values, np.float32(scale), out=values)
+    return values
+
+
+def is_sliceable(_: TorchPrototype) -> bool:
+    """Whether a slice costs what its own values cost: states on the way are kept."""
+    return True
+
+
+def fill_masked(_: TorchPrototype, __: int, ___: PackedMask, ____: Floats, _____: float) -> bool:
+    """No kernel makes values under a mask."""
+    return False
+
+
+def check_prototype(prototype: TorchPrototype) -> None:
+    """Raises ValueError unless every field is in its range."""
+    kind, low, high = prototype.distribution, prototype.low, prototype.high
+    if kind not in TORCH_DISTRIBUTIONS:
+        raise ValueError(f"unknown distribution {kind!r:.60} of torch's generator")
+    if prototype.variant not in TORCH_VARIANTS:
+        raise ValueError(f"unknown variant {prototype.variant!r:.60} of torch's generator")
+    if not 0 <= prototype.seed < 1 << 32:
+        raise ValueError(f"torch's CPU generator has seeds of 32 bits, not {prototype.seed}")
+    if prototype.length < 1:
+        raise ValueError(f"a prototype's length must be positive, not {prototype.length}")
+    if is_normal(prototype) and prototype.length < _GROUP:
+        raise ValueError(f"normal values of torch come 16 or more at once, not {prototype.length}")
+    if not 0 <= prototype.skip <= MOST_WORDS - prototype.length - _GROUP:
+        raise ValueError(f"there cannot be {prototype.skip} words before a prototype")
+    if kind != "uniform" and (low, high) != (-1.0, 1.0):
+        raise ValueError(f"low and high are for uniform values alone, not for {kind!r}")
+    with np.errstate(over="ignore"):
+        bounds = np.array([low, high], np.float32)
+        span = bounds[1] - bounds[0]
+    if not (low < high and math.isfinite(span) and bounds.tolist() == [low, high]):
+        raise ValueError(f"uniform values cannot lie from {low} to {high} in binary32")
+
+
+def is_normal(prototype: TorchPrototype) -> bool:
+    """Whether its values, or those whose signs it is, are normal."""
+    return prototype.distribution in ("normal", "normal-signs")
+
+
+def words_of(prototype: TorchPrototype) -> int:
+    """How many words torch draws for a prototype, from `skip` on."""
+    redrawn = is_normal(prototype) and prototype.length % _GROUP
+    return prototype.length + (_GROUP if redrawn else 0)
+
+
+def _slice(prototype: TorchPrototype, start: int, stop: int) -> Floats:
+    """Values `start` to `stop` before signs are taken of them."""
+    fused = int(prototype.variant == "vector")
+    stream = stream_of(prototype.seed)
+    if not is_normal(prototype):
+        words = stream.words(prototype.skip + start, stop - start)
+        bounds = np.array([prototype.low, prototype.high], np.float32)
+        values = words.view(np.float32)
+        kernels.torch_uniform(words, fused, bounds, values)
+        return values
+    # Where the length is no multiple of 16, the last 16 values are drawn once more.
+    redrawn = prototype.length - (_GROUP if prototype.length % _GROUP else 0)
+    if stop <= redrawn:
+        return _normal(stream, prototype.skip, start, stop, fused)
+    last = _normal(stream, prototype.skip + prototype.length, 0, _GROUP, fused)
+    last = last[max(start - redrawn, 0) : stop - redrawn]
+    if start >= redrawn:
+        return last
+    return np.concatenate([_normal(stream, prototype.skip, start, redrawn, fused), last])
+
+
+def _normal(stream: WordStream, skip: int, start: int, stop: int, fused: int) -> Floats:
+    """Normal values `start` to `stop` of those whose words begin behind `skip` ones."""
+    first, end = start // _GROUP * _GROUP, -(-stop // _GROUP) * _GROUP
+    words = stream.words(skip + first, end - first)
+    values = words.view(np.float32)
+    kernels.torch_normal(words, fused, values)
+    return values[start - first : stop - first]
