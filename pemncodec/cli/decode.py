@@ -1,0 +1,129 @@
+"""`pemn decode`: a file → a state dict, or a network to deploy."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pemncodec.cli.options import check_device, force_option, max_memory_option, quiet_option
+from pemncodec.cli.streams import STDIO, FileName, check_output, named, opened, output_target
+from pemncodec.cli.terminal import steps
+from pemncodec.errors import EncodeError
+from pemncodec.format.atomic import write_file
+from pemncodec.limits import Limits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_STATE_DICT_SUFFIXES = (".safetensors", ".pt", ".pth")
+_EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")
+
+
+@click.command()
+@click.argument("source", metavar="FILE", type=FileName())
+@click.option(
+    "-o",
+    "--output",
+    type=FileName(),
+    required=True,
+    help="A state dict (.safetensors, .pt, .pth; - is safetensors) or a network to deploy (.pt2, "
+    ".onnx, .pte).",
+)
+@click.option("--batch", type=click.IntRange(1), help="Fix the batch size of a network to deploy.")
+@click.option(
+    "--trust",
+    multiple=True,
+    metavar="MODULE:FUNCTION",
+    help="Code that the file may run, if it was encoded with --builder.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to decode, such as cuda.")
+@max_memory_option
+@force_option
+@quiet_option
+def decode(
+    source: str,
+    output: str,
+    batch: int | None,
+    trust: Sequence[str],
+    device: str,
+    max_memory: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Decode to a plain state dict (masks applied, masked-out weights 0), or to a network.
+
+    \b
+    pemn decode net.pemn -o net.safetensors
+    pemn decode net.pemn -o net.onnx --batch 1
+    """
+    suffix = Path(output).suffix
+    if output != STDIO and suffix not in (*_STATE_DICT_SUFFIXES, *_EXPORT_SUFFIXES):
+        known = ", ".join((*_STATE_DICT_SUFFIXES, *_EXPORT_SUFFIXES))
+        raise click.BadParameter(f"{output} must end in {known}", param_hint="-o")
+    check_output(output, source, force=force)
+    if suffix in _EXPORT_SUFFIXES:
+        if device != "cpu":
+            raise click.UsageError(f"--device is for state dicts, not for {suffix}")
+        _export(source, output, batch, trust, max_memory, quiet=quiet)
+        return
+    if batch is not None or trust:
+        raise click.UsageError(f"--batch and --trust are for {', '.join(_EXPORT_SUFFIXES)}")
+    with steps(quiet=quiet) as step:
+        step("loading torch", None)
+        from pemncodec.decoding import load_state
+
+        with opened(source, max_memory) as file, named(source):
+            state = load_state(file, check_device(device), lambda share: step("decoding", share))
+            metadata = file.metadata
+        step("writing", None)
+        _save_state_dict(state, metadata, output)
+    if not quiet:
+        click.echo(f"{output}: {len(state)} tensors", err=True)
+
+
+def _export(
+    source: str,
+    output: str,
+    batch: int | None,
+    trust: Sequence[str],
+    max_memory: int,
+    *,
+    quiet: bool,
+) -> None:
+    with steps(quiet=quiet) as step:
+        step("loading torch", None)
+        from pemncodec import export
+
+        write = {".pt2": export.to_pt2, ".onnx": export.to_onnx, ".pte": export.to_executorch}
+        step("exporting", None)
+        given = io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source
+        with named(source), output_target(output) as target:
+            limits = Limits(decoded_bytes=max_memory)
+            write[Path(output).suffix](given, target, batch=batch, limits=limits, trust=trust)
+    if not quiet:
+        click.echo(f"{output}: {Path(output).stat().st_size:,} bytes", err=True)
+
+
+def _save_state_dict(state: dict[str, Tensor], metadata: dict[str, str], output: str) -> None:
+    import safetensors.torch
+    import torch
+
+    if output != STDIO and Path(output).suffix != ".safetensors":
+        # In memory first: torch reports a full disk as an error of its own.
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        write_file([stream.getbuffer()], output)
+        return
+    # safetensors refuses tensors that share memory: a tied one is written under each name.
+    distinct = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    try:
+        data = safetensors.torch.save(distinct, {**metadata, "format": "pt"})
+    except (KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise EncodeError(f"{output}: safetensors cannot hold this: {error}; use .pt") from None
+    with output_target(output) as target:
+        write_file([data], target)

@@ -1,0 +1,169 @@
+"""`pemn encode`: a checkpoint → a file."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from pemncodec.cli.options import (
+    Shape,
+    example_inputs,
+    force_option,
+    json_option,
+    keep_option,
+    parse_argv,
+    parse_dense,
+    parse_kwargs,
+    prefix_option,
+    quiet_option,
+    trust_pickle_option,
+)
+from pemncodec.cli.streams import STDIO, FileName, check_output, checkpoint_path, named
+from pemncodec.cli.terminal import print_json, print_report, report_json, steps
+from pemncodec.cli.user_code import load_architecture, load_object, no_exit, user_code
+from pemncodec.coders.masks import PRESETS, Preset
+from pemncodec.options import EncodeOptions
+
+
+@click.command()
+@click.argument("source", metavar="CHECKPOINT", type=FileName())
+@click.option(
+    "-o", "--output", type=FileName(), help="File to write  [default: CHECKPOINT with .pemn]."
+)
+@keep_option
+@prefix_option
+@click.option(
+    "--arch", metavar="MODULE:FACTORY", help="pkg.module:factory or path/to/file.py:factory."
+)
+@click.option("--arch-kwargs", default="{}", metavar="JSON", help="Arguments of the factory.")
+@click.option(
+    "--arch-argv", metavar="TEXT", help="What its code finds in sys.argv, such as '--dim 128'."
+)
+@click.option(
+    "--example-shape",
+    "shapes",
+    type=Shape(),
+    multiple=True,
+    help="An input without its batch: 3,32,32 or int64:16? (? may vary); once for each  "
+    "[default: a guess].",
+)
+@click.option(
+    "--builder",
+    is_flag=True,
+    help="Store the name of --arch in place of a description; who reads it must trust that code.",
+)
+@click.option(
+    "--train-graph", is_flag=True, help="Also export train mode, where forward must be exported."
+)
+@click.option("--no-manifest", is_flag=True, help="Store tensors without the architecture.")
+@click.option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    default="default",
+    show_default=True,
+    help="fast: masks decode at memory speed. max: the smallest masks, slow to decode. "
+    "default: max for models that it decodes within a second, else fast.",
+)
+@click.option(
+    "--dense",
+    multiple=True,
+    metavar="[PATTERN=]MODE",
+    help="lossless, fp16, bf16 or q8, for trained tensors (whose names fit)  [default: lossless].",
+)
+@click.option("--fold-bn", is_flag=True, help="Fold batch norms to two vectors: inference only.")
+@click.option(
+    "--accuracy",
+    metavar="MODULE:FUNCTION",
+    help="A metric of yours, larger is better: called with the module before and after.",
+)
+@click.option("--max-drop", type=float, help="Refuse a file that loses more accuracy than this.")
+@trust_pickle_option
+@force_option
+@quiet_option
+@click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")
+@json_option
+def encode(
+    source: str,
+    output: str | None,
+    keep: float | None,
+    prefix: str | None,
+    arch: str | None,
+    arch_kwargs: str,
+    arch_argv: str | None,
+    shapes: Sequence[tuple[str, tuple[str, ...]]],
+    builder: bool,
+    train_graph: bool,
+    no_manifest: bool,
+    preset: Preset,
+    dense: Sequence[str],
+    fold_bn: bool,
+    accuracy: str | None,
+    max_drop: float | None,
+    trust_pickle: bool,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Encode a checkpoint (.pt, .pth, .safetensors) of a masked network.
+
+    Reads checkpoints of pemncodec.masking, of torch.nn.utils.prune (X_orig + X_mask) and of the
+    official PEMN code (X.weight + X.scores, with --keep). The file is decoded again and compared
+    with the original before it is written.
+
+    \b
+    pemn encode model.pt --keep 0.5 --arch models.py:convmixer \\
+        --arch-kwargs '{"dim": 128, "depth": 4}' --example-shape 3,32,32 -o model.pemn
+    """
+    piped = source == STDIO or Path(source).is_fifo()
+    output = output or (STDIO if piped else str(Path(source).with_suffix(".pemn")))
+    check_output(output, source, force=force)
+    kwargs = parse_kwargs(arch_kwargs, arch)
+    argv = parse_argv(arch_argv, arch, builder=builder)
+    if builder and (arch is None or arch.rpartition(":")[0].endswith(".py")):
+        raise click.UsageError(
+            "--builder needs --arch pkg.module:factory, of code that is installed"
+        )
+    written = io.BytesIO()  # for standard output, which code of the user may not reach meanwhile
+    with steps(quiet=quiet) as step, user_code():
+        step("loading torch", None)
+        from pemncodec.checkpoints.files import load_checkpoint
+        from pemncodec.encoding import encode_with
+
+        metric = load_object(accuracy, "--accuracy") if accuracy else None
+        architecture = load_architecture(arch, kwargs, argv) if arch else None
+        # Before the checkpoint, which may be large.
+        options = EncodeOptions(
+            keep=keep,
+            architecture=architecture,
+            prefix=prefix,
+            example_inputs=example_inputs(shapes) if shapes else None,
+            dynamic_axes=[
+                [axis for axis, size in enumerate(sizes, 1) if size.endswith("?")]
+                for _, sizes in shapes
+            ],
+            manifest=not no_manifest,
+            train_graph=train_graph,
+            builder=(arch, kwargs) if builder and arch else None,
+            preset=preset,
+            dense=parse_dense(dense),
+            fold_bn=fold_bn,
+            accuracy=metric,
+            max_drop=max_drop,
+        )
+        step("reading the checkpoint", None)
+        with checkpoint_path(source) as path, no_exit(f"code of {source}"):
+            loaded = load_checkpoint(path, trust_pickle=trust_pickle, name=source)
+        with named(source), no_exit("the model's own code"):
+            report = encode_with(options, loaded, written if output == STDIO else output, step)
+    if output == STDIO:
+        sys.stdout.buffer.write(written.getbuffer())
+        sys.stdout.buffer.flush()
+    if as_json:
+        print_json(report_json(report), to_stderr=output == STDIO)
+    elif not quiet:
+        print_report(output, report, verbose=verbose, to_stderr=output == STDIO)
