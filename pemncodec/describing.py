@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from torch import Tensor, nn
 
 from pemncodec.architecture.batch_norm import fold_batch_norms
 from pemncodec.architecture.builder import describe_builder
+from pemncodec.architecture.caches import copy_without_caches
 from pemncodec.architecture.example import ExampleInputs, given_inputs, guessed_inputs, in_order
 from pemncodec.architecture.outputs import Reference
 from pemncodec.architecture.trace import Trace, trace_module
@@ -16,6 +18,11 @@ from pemncodec.checkpoints.plain_module import in_module_order, plain_module
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
+
+_CACHED: Final = (
+    "the model returns caches of earlier calls, the file's network does not: it was described with "
+    "use_cache=False"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +36,7 @@ class Network:
         inputs: what it takes.
         trace: its manifest.
         original: a plain copy with the weights as they were given, for comparisons.
+        notes: what one should know of how it was described, each in a sentence.
     """
 
     module: nn.Module
@@ -37,6 +45,7 @@ class Network:
     inputs: ExampleInputs
     trace: Trace
     original: Reference
+    notes: tuple[str, ...] = ()
 
 
 def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptions) -> Network:
@@ -67,12 +76,14 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
         effective = state.effective()
         plain = plain_module(module, state, effective)
     masked = list(state.masks)
+    cached = False
     if options.builder is not None:
         described = describe_builder(*options.builder, plain, inputs.specs, masked)
         trace = Trace(described, {}, trains=True, exported=False)
     else:
+        cached = original.has_caches()
         trace = trace_module(
-            plain,
+            copy_without_caches(plain) if cached else plain,
             inputs.specs,
             example=inputs,
             train_graph=options.train_graph,
@@ -80,4 +91,5 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
         )
     state = in_module_order(state, plain)
     effective = {name: effective[name] for name in state.tensors}
-    return Network(module, state, effective, inputs, trace, original)
+    notes = (_CACHED,) * cached
+    return Network(module, state, effective, inputs, trace, original, notes)

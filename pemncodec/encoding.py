@@ -147,7 +147,8 @@ def encode_with(
         report = prove_network(stream, as_written, network, options, step)
     if modes:
         report = replace(report, verified=f"as shortened, {report.verified}")
-    report = replace(report, notes=notes_of(source, state, options))
+    notes = notes_of(source, state, options)
+    report = replace(report, notes=(*notes, *network.notes) if network else notes)
     step("writing", None)
     write_file(pieces, target)
     return report

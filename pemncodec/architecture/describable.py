@@ -35,6 +35,9 @@ _FIXED_METHODS: Final = (
     "set_extra_state",
 )
 _ATTRIBUTES: Final = {"child": "_modules", "parameter": "_parameters", "buffer": "_buffers"}
+# Its hooks stay once a model was asked for hidden states; they change no output, and where they are
+# asked again, what they add is part of the output that is compared.
+_RECORDING: Final = "transformers.utils.output_capturing"
 PARAMETER_CONTAINERS: Final = (nn.ParameterList, nn.ParameterDict)
 
 
@@ -68,13 +71,15 @@ def check_plain(module: nn.Module, path: str) -> None:
                 # Norms of torch.nn.utils leave this one when they are removed.
                 if of_torch and hooks == "_load_state_dict_pre_hooks":
                     continue
+                if _module_of(hook) == _RECORDING:
+                    continue
                 how = " (torch.nn.utils.remove_weight_norm, remove_spectral_norm)"
                 refuse(
                     module,
                     path,
                     f"it has hooks ({hooks[1:]}), remove them before encoding{how * of_torch}",
                 )
-        if "forward" in vars(below):
+        if not _has_own_forward(below):
             refuse(module, path, "its forward was replaced on the instance")
     if is_known(module):
         return
@@ -100,10 +105,23 @@ def _check_names(module: nn.Module, path: str) -> None:
                 )
 
 
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether what a module calls as `forward` goes with it where it is copied."""
+    if "forward" not in vars(module):
+        return True
+    # Any other function may hold on to the module that it was made for.
+    bound = getattr(vars(module)["forward"], "__self__", None) is module
+    return bound and not is_known(module)
+
+
 def _is_of_torch_utils(hook: object) -> bool:
+    return _module_of(hook).startswith("torch.nn.utils.")
+
+
+def _module_of(hook: object) -> str:
     hook = getattr(hook, "hook", hook)  # torch wraps some
     function = hook if hasattr(hook, "__qualname__") else type(hook)
-    return str(function.__module__).startswith("torch.nn.utils.")
+    return str(function.__module__)
 
 
 def layer_parts(module: nn.Module) -> list[nn.Module]:

@@ -293,10 +293,16 @@ class _Writer:
 
     def _write(self, node: fx.Node) -> dict[str, Any]:
         target: Any = _WRITTEN_AS.get(node.target, node.target)
+        args = list(node.args)
+        if target is torch.ops.aten.to.device:
+            # Where the inputs are, there are constants and what is made in the graph.
+            target = torch.ops.aten.to.dtype
+            del args[1]
         name = function_names().get(target)
         if node.op != "call_function" or name is None:
             raise UntraceableError(f"forward uses {target}, which is not allowed")
-        args = list(node.args)
+        if target is torch.ops.aten.slice.Tensor and INT64_MAX in args[3:4]:
+            args[3] = None
         schema = getattr(target, "_schema", None)
         declared = schema.arguments if schema is not None else []
         for argument, value in reversed(list(zip(declared, args, strict=False))):
@@ -393,6 +399,4 @@ def _nodes_of(value: Any) -> Iterator[fx.Node]:
 
 
 def _is_default(argument: Any, value: Any) -> bool:
-    if argument.name == "end" and value == INT64_MAX:
-        return True
     return bool(argument.has_default_value()) and repr(argument.default_value) == repr(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -46,7 +47,7 @@ def trace_forwards(
     *,
     training: bool,
     export: bool,
-    constants: Mapping[str, Mapping[str, Tensor]] | None = None,
+    other: Forwards | None = None,
 ) -> Forwards:
     """The graphs of all modules in one mode.
 
@@ -58,16 +59,18 @@ def trace_forwards(
         example: what it is run on where a `forward` has to be exported; None refuses it.
         training: the mode.
         export: whether what torch.fx cannot trace is exported, or left out.
-        constants: of the graphs in the other mode, by path of their module and name.
+        other: the graphs in the other mode. What had to be exported as a whole for that has no
+            graphs of the modules below it, so that in this mode they cannot be called either.
 
     Raises:
         UnsupportedModelError: a module cannot be described.
     """
     call = Call((VARIES,) * inputs, {}) if inputs else None
-    whole: set[str] = set()  # paths of what is to be exported as a whole
+    whole = set(other.whole) if other else set()
+    known = other.constants if other else {}
+    exporter = _Exporter(root, example, training, known) if export else None
     first: _FailureError | None = None
     while True:
-        exporter = _Exporter(root, example, training, constants or {}) if export else None
         try:
             copied = working_copy(root).train(training)
             return Forwards(copied, call, exporter, whole)
@@ -75,7 +78,10 @@ def trace_forwards(
             first = first or failure
             around = _user_module_around(root, failure.path)
             if around is None or not export or example is None:
-                refuse(first.module, first.path, first.cause)
+                cause = first.cause
+                if failure.cause not in cause:
+                    cause += f"; together with what is around it: {failure.cause}"
+                refuse(first.module, first.path, cause)
             whole.add(around)
 
 
@@ -88,15 +94,26 @@ def _user_module_around(root: nn.Module, path: str) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """A module, exported.
+
+    Attributes:
+        nodes: its graph; None when nothing calls it.
+        constants: of the graph, by name.
+        buffers: by name below the root, buffers that are not persistent and hold, once the root
+            has run, what the graph uses.
+    """
+
+    nodes: Nodes | None
+    constants: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
 class _Exporter:
     """Exports modules below `root`, each on a copy that has run on example inputs.
 
     A copy that has run, since what a forward keeps after its first run is then a constant.
-
-    Attributes:
-        constants: of exported graphs, by path of their module and name.
-        buffers: by name, buffers that are not persistent and hold, once the module has run, what
-            exported graphs use.
     """
 
     def __init__(
@@ -110,11 +127,19 @@ class _Exporter:
         self.example = example
         self.training = training
         self.known = known
-        self.constants: dict[str, dict[str, Tensor]] = {}
-        self.buffers: dict[str, Tensor] = {}
+        self._done: dict[str, _Export] = {}
 
-    def export(self, path: str) -> Nodes | None:
-        """Graph of the module at a path; None when nothing calls it."""
+    def export(self, path: str) -> _Export:
+        """The module at a path, exported once.
+
+        Raises:
+            UntraceableError: it cannot be described.
+        """
+        if path not in self._done:
+            self._done[path] = self._export(path)
+        return self._done[path]
+
+    def _export(self, path: str) -> _Export:
         if self.example is None:
             raise UntraceableError("to export it, example inputs are needed (example_inputs=…)")
         root = working_copy(self.root).train(self.training)
@@ -130,15 +155,15 @@ class _Exporter:
                             f"it cannot be run on the example: {cause}"
                         ) from error
             if not calls:
-                return None
+                return _Export(None, {}, {})
             exported = trace_exported(module, calls, self.known.get(path, {}))
-        self._keep_buffers(module, path, exported.kept)
-        if exported.constants:
-            self.constants[path] = exported.constants
-        return exported.nodes
+        buffers = dict(self._buffers(module, path, exported.kept))
+        return _Export(exported.nodes, exported.constants, buffers)
 
-    def _keep_buffers(self, module: nn.Module, path: str, names: Collection[str]) -> None:
-        """Note the values of buffers that a graph uses and does not write."""
+    def _buffers(
+        self, module: nn.Module, path: str, names: Collection[str]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Names and values of buffers that a graph uses and does not write."""
         given = self.root.get_submodule(path)
         paths = {id(below): where for where, below in self.root.named_modules()}
         for name in names:
@@ -152,7 +177,7 @@ class _Exporter:
                     f"forward changes the buffer {name!r} when it first runs, but the state dict "
                     "holds what it was before"
                 )
-            self.buffers[f"{paths[id(owner)]}.{leaf}".lstrip(".")] = value
+            yield f"{paths[id(owner)]}.{leaf}".lstrip("."), value
 
 
 class Forwards:
@@ -169,10 +194,11 @@ class Forwards:
 
     Attributes:
         graphs: None for a module that nothing calls, or without `forward`.
+        whole: as given.
         missing: paths of modules that would have to be exported.
         exported: whether any was.
         constants: of exported graphs, by path of their module and name.
-        buffers: as `_Exporter` has them.
+        buffers: by name, those that `_Export` has.
     """
 
     def __init__(
@@ -183,12 +209,12 @@ class Forwards:
         whole: Collection[str],
     ) -> None:
         self.graphs: dict[str, Nodes | None] = {}
+        self.whole = whole
         self.missing: set[str] = set()
         self.exported = False
-        self.constants = exporter.constants if exporter else {}
-        self.buffers = exporter.buffers if exporter else {}
+        self.constants: dict[str, Mapping[str, Tensor]] = {}
+        self.buffers: dict[str, Tensor] = {}
         self._exporter = exporter
-        self._whole = whole
         self._paths = {id(module): path for path, module in root.named_modules()}
         self._inside: set[str] = set()  # paths of what has become part of an exported graph
         self._calls: dict[str, list[Call]] = {"": [call] if call else []}
@@ -214,14 +240,15 @@ class Forwards:
     def _trace(self, module: nn.Module, path: str, mine: list[Call]) -> Nodes | None:
         if isinstance(module, UserModule):
             return self._rebuilt(module)
-        if type(module).forward is nn.Module.forward or isinstance(module, PARAMETER_CONTAINERS):
+        without = type(module).forward is nn.Module.forward and "forward" not in vars(module)
+        if without or isinstance(module, PARAMETER_CONTAINERS):
             return None
         try:
             changed = changed_method(module, _MODE_METHODS)
             if changed:
                 raise UntraceableError(f"its class changes {changed}")
-            if path in self._whole:
-                raise UntraceableError("it is to be exported as a whole")
+            if path in self.whole:
+                raise UntraceableError("")  # what is below it said why
             with isolated(module):
                 graph = trace_forward(module, mine)
         except UntraceableError as error:
@@ -246,12 +273,15 @@ class Forwards:
             return None
         self._inside.update(self._paths[id(below)] for below in module.modules())
         try:
-            graph = self._exporter.export(path)
+            export = self._exporter.export(path)
         except UntraceableError as other:
-            causes = dict.fromkeys((str(error), str(other)))
+            causes = dict.fromkeys(cause for cause in (str(error), str(other)) if cause)
             raise _FailureError(module, path, "; ".join(causes)) from None
-        self.exported = self.exported or graph is not None
-        return graph
+        self.exported = self.exported or export.nodes is not None
+        if export.constants:
+            self.constants[path] = export.constants
+        self.buffers.update(export.buffers)
+        return export.nodes
 
     def _leave_out(self, module: nn.Module) -> None:
         self.missing.add(self._paths[id(module)])

@@ -86,14 +86,15 @@ def trace_forward(module: nn.Module, calls: Sequence[Call]) -> list[dict[str, An
     Raises:
         UntraceableError: it cannot be described.
     """
-    forward = inspect.unwrap(type(module).forward)
+    name = forward_method(module)
+    forward = inspect.unwrap(getattr(type(module), name))
     if not inspect.isfunction(forward):
         raise UntraceableError("its forward is not a Python function")
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     fixed = _fixed(parameters, calls)
     before = random_states()
     try:
-        graph = _Tracer().trace(module, concrete_args=fixed)
+        graph = _Tracer(name).trace(module, concrete_args=fixed)
     except UntraceableError:
         raise
     except TraceError:
@@ -111,6 +112,22 @@ def trace_forward(module: nn.Module, calls: Sequence[Call]) -> list[dict[str, An
     except ManifestError as error:
         raise UntraceableError(str(error)) from None
     return nodes
+
+
+def forward_method(module: nn.Module) -> str:
+    """Name of the method of its class that a module calls as `forward`.
+
+    Raises:
+        UntraceableError: what it calls is none of these.
+    """
+    own = vars(module).get("forward")
+    if own is None:
+        return "forward"
+    # An instance may choose among methods of its class: `self.forward = self.forward_sliced`.
+    name = getattr(own, "__name__", "")
+    if getattr(type(module), name, None) is not getattr(own, "__func__", own):
+        raise UntraceableError("its forward was replaced by a function that its class has not")
+    return str(name)
 
 
 def _fixed(parameters: Sequence[inspect.Parameter], calls: Sequence[Call]) -> dict[str, Any]:
@@ -132,6 +149,10 @@ class _Tracer(fx.Tracer):
     """Traces one level: every child is called, none is entered."""
 
     proxy_buffer_attributes = True
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.traced_func_name = method
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
         return True
@@ -273,6 +294,8 @@ def _has_effect(node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method"):
         return False
     target: Any = node.target
+    if node.op == "call_method" and WRITTEN_AS.get(target, target) not in METHODS:
+        return True  # such as `append` of a list that the caller gave, which it then uses
     name: str = target if isinstance(target, str) else getattr(target, "__name__", "")
     if name in ("_assert", "_assert_is_none"):  # checks of the user's code; a graph has none
         return False

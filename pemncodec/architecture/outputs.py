@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from pemncodec.architecture.caches import has_caches, without_caches
 from pemncodec.architecture.changes import changes
 from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, ExampleInputs
 from pemncodec.architecture.isolation import isolated, working_copy
@@ -135,6 +136,10 @@ class Reference:
             self._evaluated = _calls(self.original, self.inputs, training=False)
         return self._evaluated
 
+    def has_caches(self) -> bool:
+        """Whether it returns caches of earlier calls."""
+        return has_caches(self.evaluated().outputs)
+
     def trained(self) -> _Calls:
         """Calls in train mode; raises as `evaluated` does."""
         return _calls(self.original, self.inputs, training=True)
@@ -213,6 +218,7 @@ class _Comparison:
                 )
 
     def _fits(self, expected: Any, actual: Any) -> bool:
+        expected, actual = without_caches(expected), without_caches(actual)
         if self.exported and same_outputs(expected, actual, rounded=True):
             self.rounding = max(self.rounding, relative_difference(expected, actual))
             return True

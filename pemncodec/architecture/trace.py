@@ -71,7 +71,7 @@ def trace_module(
         example,
         training=True,
         export=train_graph,
-        constants=evaluating.constants,
+        other=evaluating,
     )
     tree = Tree(module, evaluating, training)
     manifest: dict[str, Any] = {"format": FORMAT, "tree": tree.root}
