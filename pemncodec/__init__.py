@@ -53,8 +53,10 @@ __all__ = [
     "TruncatedError",
     "UnsupportedModelError",
     "UnsupportedVersionError",
+    "__version__",
     "decode",
     "encode",
+    "generator",
     "load_state_dict",
     "open",
 ]
@@ -77,4 +79,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_NEEDS_TORCH})
+    return sorted(__all__)

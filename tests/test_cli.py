@@ -28,7 +28,7 @@ def pemn(
     *arguments: object, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "pemncodec.cli", *map(str, arguments)],
+        [sys.executable, "-m", "pemncodec", *map(str, arguments)],
         cwd=cwd, input=stdin, capture_output=True, check=False, env={**os.environ, **(env or {})},
     )  # fmt: skip
 

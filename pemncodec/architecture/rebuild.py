@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pemncodec.architecture.composites import COMPOSITES, CONTAINERS
+from pemncodec.architecture.known_results import KnownResults
 from pemncodec.architecture.layer_modules import build_layer
 from pemncodec.architecture.manifest import layer_arguments
 from pemncodec.architecture.program import Program, UserModule
@@ -30,7 +30,7 @@ def build_module(manifest: dict[str, Any]) -> nn.Module:
         {name: Program(nodes) for name, nodes in manifest.get("graphs", {}).items()},
         frozenset(manifest.get("nonpersistent", [])),
     )
-    with torch.device("meta"):
+    with torch.device("meta"), KnownResults():
         module = builder.build(manifest["tree"], "")
     _check_uses(module, manifest.get("frozen", []))
     return module
@@ -143,11 +143,11 @@ def check_run(module: nn.Module, inputs: Sequence[Mapping[str, Any]], limits: Li
         raise ManifestError("manifest-run", f"the network cannot be run: {cause:.200}") from None
 
 
-class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Bounded(KnownResults):  # type: ignore[no-untyped-call]
     """Refuses values of more than `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.limit = limit
 
     def __torch_dispatch__(
@@ -157,7 +157,7 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         for value in result if isinstance(result, tuple | list) else (result,):
             if isinstance(value, Tensor) and value.numel() * value.element_size() > self.limit:
                 size = value.numel() * value.element_size()
