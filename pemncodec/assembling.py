@@ -95,7 +95,7 @@ def assemble_contents(
     unused = [prototype for prototype in options.prototypes if prototype not in prototypes]
     if unused:
         raise PrototypeMismatchError(
-            f"no masked layer comes from {unused[0]}: check seed, distribution, stream and length"
+            f"no masked layer comes from {unused[0]}: check each of its fields"
         )
     fill_of = dict(zip(masked, fills, strict=True))
     tensors: list[ContentTensor] = []

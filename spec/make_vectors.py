@@ -21,6 +21,7 @@ from manifest_attacks import invalid_manifests
 from manifest_vectors import describe, refused_modules, valid_modules
 from order_vectors import two_faults, two_faults_of_modules
 from section_vectors import invalid_sections
+from torch_vectors import invalid_torch, valid_torch
 from valid_vectors import valid_files
 
 FOLDER = Path(__file__).parent / "vectors"
@@ -37,7 +38,8 @@ def main() -> None:
         old.unlink()
     index: list[dict[str, Any]] = []
     modules = valid_modules()
-    for name, data in (valid_files() | {n: file.data for n, file in modules.items()}).items():
+    files = valid_files() | valid_torch() | {n: file.data for n, file in modules.items()}
+    for name, data in files.items():
         decoded = reference.Decoder(data)
         tensors = {
             key: {"dtype": dtype, "shape": shape, "crc32": f"{zlib.crc32(items):08x}"}
@@ -46,7 +48,7 @@ def main() -> None:
         more = describe(modules[name], decoded.classes) if name in modules else {}
         index.append(write(name, data, {"tensors": tensors} | more))
     invalid = invalid_front() | invalid_header() | invalid_sections() | invalid_manifests()
-    for name, (code, data) in (invalid | two_faults()).items():
+    for name, (code, data) in (invalid | two_faults() | invalid_torch()).items():
         index.append(write(f"invalid-{name}", data, {"error": code}))
     for name, file in (refused_modules() | two_faults_of_modules()).items():
         entry: dict[str, Any] = {"asked_for": "module", "error": file.error}

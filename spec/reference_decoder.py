@@ -26,9 +26,11 @@ import zstandard
 from reference_errors import PemnError, require
 from reference_manifest import check_asked_for, check_manifest
 from reference_tensors import check_tensors
+from reference_torch import check_torch, end_of, torch_values
 
 # Section 9.
 HEADER_BYTES, MANIFEST_BYTES, DECODED_BYTES = 1 << 26, 1 << 24, 1 << 34
+DRAWN_WORDS = 1 << 33
 SECTIONS = TENSORS = 1 << 20
 JSON_DEPTH, DIMENSIONS = 256, 16
 
@@ -118,6 +120,10 @@ def is_length(value: Any) -> bool:
     return is_index(value) and value > 0
 
 
+def is_gap(value: Any) -> bool:
+    return type(value) is int and abs(value) < 1 << 63
+
+
 def is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_index, value))
 
@@ -151,7 +157,7 @@ COLUMNS: dict[str, Columns] = {
     "dense": {"error": (is_error, 0)} | SECTION,
     "constant": {"value": ("([0-9a-f]{2})*", None)},
     "alias": {"target": (is_name, None)},
-    "prototypes": {"length": (is_length, None), "kind": (("seeded", "stored"), "stored")},
+    "prototypes": {"length": (is_length, None), "kind": (("seeded", "stored", "torch"), "stored")},
     "seeded": {
         "distribution": (("uniform", "signed-constant", "normal"), "normal"),
         "seed": ("[0-9a-f]{16}", "0" * 16),
@@ -159,6 +165,14 @@ COLUMNS: dict[str, Columns] = {
         "period": (is_index, 0),
     },
     "stored": {"dtype": (WEIGHTS, "float32"), "used": (("all", "masks"), "all")} | SECTION,
+    "torch": {
+        "distribution": (("normal", "uniform", "normal-signs", "uniform-signs"), "normal"),
+        "seed": ("[0-9a-f]{8}", None),
+        "gap": (is_gap, 0),
+        "low": ("[0-9a-f]{8}", "bf800000"),
+        "high": ("[0-9a-f]{8}", "3f800000"),
+        "variant": (("vector", "scalar"), "vector"),
+    },
 }
 
 
@@ -304,13 +318,21 @@ class Decoder:
         require(self.kinds.count("manifest") <= 1, "header", "two manifests")
         self.prototypes = read_rows(header, "prototypes")  # rule 2
         self.rows = read_rows(header, "tensors")
-        for kind in ("seeded", "stored", "masked", "masks", "dense", "constant", "alias"):
+        for kind in (
+            *("seeded", "stored", "torch"),
+            "masked",
+            "masks",
+            "dense",
+            "constant",
+            "alias",
+        ):
             owner = "masked" if kind == "masks" else kind
             mine = [row for row in self.prototypes + self.rows if row["kind"] == owner]
             for row, own in zip(mine, read_rows(header, kind, len(mine)), strict=True):
                 row |= own
         for row in self.prototypes:  # rule 6
             require(row.get("period", 0) <= row["length"], "header", "period above the length")
+        ends = self.place_torch()
         seen: dict[str, dict[str, Any]] = {}
         for row in self.rows:
             require(row["name"] not in seen, "header", "two tensors of one name")  # rule 4
@@ -326,6 +348,19 @@ class Decoder:
         for row in self.prototypes:
             total += row["length"] * DTYPES[row.get("dtype", "float32")][0]
         require(total <= DECODED_BYTES, "limit", "decoded bytes")  # 9
+        require(sum(ends.values()) <= DRAWN_WORDS, "limit", "drawn words")
+
+    def place_torch(self) -> dict[str, int]:
+        """5.5: `skip` of torch prototypes; returns the largest end for each seed."""
+        ends: dict[str, int] = {}
+        before, end = "", 0
+        for row in self.prototypes:
+            if row["kind"] == "torch":
+                row["skip"] = row["gap"] + (end if row["seed"] == before else 0)
+                check_torch(row)
+                before, end = row["seed"], end_of(row)
+                ends[before] = max(ends.get(before, 0), end)
+        return ends
 
     def check_tensor(self, row: dict[str, Any], seen: dict[str, dict[str, Any]]) -> None:
         size = DTYPES[row["dtype"]][0]
@@ -410,6 +445,8 @@ class Decoder:
                 order = sorted(range(length), key=lambda i: word(period + i))
                 return [values[i % period] for i in order]
             return values
+        if row["kind"] == "torch":
+            return torch_values(row)
         stored = set(range(length))
         if row["used"] == "masks":  # 5.4
             stored = set()

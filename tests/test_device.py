@@ -19,6 +19,7 @@ from pemncodec.contents import (
     MaskedTensor,
     SeededPrototype,
     StoredPrototype,
+    TorchPrototype,
     bits_of,
 )
 from pemncodec.decoding import dense_on_device, load_tensors
@@ -42,6 +43,10 @@ def stream() -> io.BytesIO:
         for period in (0, 17)
         for distribution in ("normal", "uniform", "signed-constant")
     )
+    drawn = tuple(
+        TorchPrototype(distribution, seed=2**32 - 1, length=1001, skip=100_000)
+        for distribution in ("normal", "uniform", "normal-signs", "uniform-signs")
+    )
     stored = []
     for dtype in DTYPES:
         carrier = CARRIERS[dtype]
@@ -56,13 +61,14 @@ def stream() -> io.BytesIO:
             (3, (50, 60)),
             (0, (0,)),
         ):
-            for number in (index % 3, index % 3 + 3, 6 + index):
+            for number in (index % 3, index % 3 + 3, 6 + index, 10 + index):
                 for scale in (1.0, float(np.float32(0.1 * (index + 1)))):
                     name = f"{dtype}.{offset}.{shape[0]}.{number}.{scale}"
                     mask = generator.random(shape) < 0.5
                     fill = Fill(number, offset, scale)
                     tensors.append(MaskedTensor(name, dtype, shape, fill, mask))
-    return io.BytesIO(b"".join(encode_contents(Contents((*seeded, *stored), tuple(tensors)))))
+    prototypes = (*seeded, *stored, *drawn)
+    return io.BytesIO(b"".join(encode_contents(Contents(prototypes, tuple(tensors)))))
 
 
 @pytest.mark.parametrize("device", DEVICES)

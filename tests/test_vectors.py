@@ -241,6 +241,7 @@ ODD: list[Any] = [
         "a.b",
     ),
     *("__x__", "if", None, True, False, 0, 1, -1, 4, 1.5, 1 << 20, 1 << 31, (1 << 31) + 1, [], {}),
+    *("be99999a", "0" * 8, "7fc00000", "torch", "uniform", "scalar", -1, -1049, 1 << 33, 1 << 60),
     *([1], ["x"], [["w", [2]]], {"tuple": [1]}, {"dtype": "int8"}, {"float": "nan"}, [None]),
     *({"slice": [1, 2, 3]}, {"dict": [["a", 1]]}, [[0, 3]], [1] * 17, {"cls": "ReLU"}),
 ]
@@ -249,6 +250,7 @@ KEYS = """
     dtype shape sizes default only bias ?x format inputs frozen nonpersistent tree graphs training
     sections tensors masked masks dense constant alias prototypes seeded stored metadata kind length
     section error value target period offset scale prototype later
+    torch gap low high variant
 """.split()  # noqa: SIM905
 
 
@@ -320,6 +322,8 @@ def test_both_readers_find_the_same_fault_of_a_header_first(
         "dense-error",
         "no-elements",
         "metadata",
+        "torch-seeds-and-gaps",
+        "torch-uniform-scalar",
     ):
         with (VECTORS / f"{name}.pemn").open("rb") as stream:
             headers.append(header_of(reference, stream.read()))

@@ -29,6 +29,7 @@ from pemncodec.values.fill import (
     tensor_values,
     used_values,
 )
+from pemncodec.values.generators import generator_of
 
 _SMALL_BYTES = 1 << 20  # of a prototype that is kept for the next question about it
 
@@ -52,6 +53,11 @@ class MaskedSections:
             self.sharers.setdefault(mask.section, []).append(rows[mask.tensor])
         for row in rows.values():
             self._users.setdefault(row.fill.prototype, []).append(row)
+        self._shared = {
+            generator_of(prototype).shared(prototype)
+            for prototype in header.prototypes
+            if not isinstance(prototype, StoredRow)
+        }
 
     # -------------------------------------------------------------------------------- masks
 
@@ -145,7 +151,8 @@ class MaskedSections:
     def _prototype(self, index: int) -> Prototype:
         """With its values in memory, unless they are better made in slices."""
         row = self._header.prototypes[index]
-        if is_made_in_slices(row):
+        taken = sum(numel(user.shape) for user in self._users.get(index, ()))
+        if is_made_in_slices(row, taken):
             return row
         dtype = row.dtype if isinstance(row, StoredRow) else "float32"
         return StoredPrototype(self.prototype_values(index), dtype)

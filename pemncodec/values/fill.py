@@ -23,7 +23,7 @@ from pemncodec.values.generators import generator_of, seeded_slice
 from pemncodec.values.rounding import one_nan, round_to, widen
 
 HELD_VALUES = 1 << 20
-"""Values of a seeded prototype; longer ones are made slice by slice where that is possible."""
+"""Values of a seeded prototype that are held where some are needed more than once."""
 
 _SLICE = 1 << 16  # values made at one time: they and what they are made of stay in the cache
 
@@ -35,12 +35,18 @@ def prototype_values(prototype: Prototype) -> Array:
     return seeded_slice(prototype, 0, prototype.length)
 
 
-def is_made_in_slices(prototype: object) -> TypeGuard[Seeded]:
-    """Whether a prototype's values are better made where they are needed than held."""
-    return (
-        isinstance(prototype, Seeded)
-        and prototype.length > HELD_VALUES
-        and generator_of(prototype).is_sliceable(prototype)
+def is_made_in_slices(prototype: object, taken: int | None = None) -> TypeGuard[Seeded]:
+    """Whether a prototype's values are better made where they are needed than held.
+
+    Args:
+        prototype: of any kind.
+        taken: how many values are needed, counted as often as they are; None if that is not known.
+    """
+    if not isinstance(prototype, Seeded):
+        return False
+    once = taken is not None and taken <= prototype.length
+    return (once or prototype.length > HELD_VALUES) and generator_of(prototype).is_sliceable(
+        prototype
     )
 
 

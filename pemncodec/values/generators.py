@@ -23,12 +23,15 @@ class Generator:
         fill_masked: (prototype, start, packed mask, out float32 [n], scale) writes values where
             the mask has ones and +0.0 elsewhere, or returns False where it has no faster way than
             `values`.
+        shared: what several prototypes are made with, and what is worth holding for as long as
+            values are needed; None where there is nothing.
         check: raises ValueError where a field of a prototype is out of range.
     """
 
     values: Callable[[Any, int, int, float], Floats]
     is_sliceable: Callable[[Any], bool]
     fill_masked: Callable[[Any, int, PackedMask, Floats, float], bool]
+    shared: Callable[[Any], object | None]
     check: Callable[[Any], None]
 
 
@@ -38,12 +41,14 @@ GENERATORS: Mapping[type, Generator] = MappingProxyType(
             portable.make_values,
             portable.is_sliceable,
             portable.fill_masked,
+            lambda _: None,
             portable.check_prototype,
         ),
         TorchPrototype: Generator(
             torch_cpu.make_values,
             torch_cpu.is_sliceable,
             torch_cpu.fill_masked,
+            torch_cpu.shared_words,
             torch_cpu.check_prototype,
         ),
     }

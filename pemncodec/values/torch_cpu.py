@@ -42,6 +42,11 @@ def fill_masked(_: TorchPrototype, __: int, ___: PackedMask, ____: Floats, _____
     return False
 
 
+def shared_words(prototype: TorchPrototype) -> WordStream:
+    """The words of the seed: with them are kept states from which later ones are made."""
+    return stream_of(prototype.seed)
+
+
 def check_prototype(prototype: TorchPrototype) -> None:
     """Raises ValueError unless every field is in its range."""
     kind, low, high = prototype.distribution, prototype.low, prototype.high
