@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations
 
-from pemncodec.architecture import program
+from pemncodec.architecture import callables
 from pemncodec.architecture.example import given_inputs
 from pemncodec.architecture.manifest import LEAF_CLASSES, decode_manifest, encode_manifest
 from pemncodec.architecture.rebuild import (
@@ -453,6 +453,49 @@ def test_copy(model_and_inputs, way: Callable[[nn.Module], nn.Module]) -> None:
     values = example(inputs, 2)
     for train in (False, True):
         assert_same(run(copied, values, train=train), run(model, values, train=train))
+
+
+SCRIPTING = ("ignore::DeprecationWarning", "ignore:The TorchScript", "ignore:'norm' was found")
+
+
+@pytest.mark.filterwarnings(*SCRIPTING)
+def test_symbolic_trace_and_script(model_and_inputs, request: pytest.FixtureRequest) -> None:
+    model, inputs = model_and_inputs
+    rebuilt = rebuild(model, inputs)
+    for train in (False, True):
+        networks = [torch.fx.symbolic_trace(rebuilt.train(train))]
+        # TorchScript cannot read nn.MultiheadAttention without biases, in the original neither.
+        if "[attention]" not in request.node.name:
+            networks.append(torch.jit.script(networks[0]))
+        for network in networks:
+            values = example(inputs, 3)
+            assert_same(run(network, values, train=train), run(model, values, train=train))
+
+
+@pytest.mark.filterwarnings(*SCRIPTING)
+def test_exported_networks_are_traced_and_scripted(exported_and_inputs) -> None:
+    model, inputs = exported_and_inputs
+    rebuilt = rebuild(model, inputs, train_graph=True)
+    traced = torch.fx.symbolic_trace(rebuilt)
+    for network in (traced, torch.jit.script(traced)):
+        values = example(inputs, 3)
+        assert_same(run(network, values, train=False), run(model, values, train=False))
+
+
+@pytest.mark.filterwarnings(*SCRIPTING)
+@pytest.mark.parametrize("name", ["conv_mixer", "resnet"])  # user modules below, and at the top
+def test_script_says_how(name: str) -> None:
+    make, inputs = MODELS[name]
+    rebuilt = rebuild(make().eval(), inputs)
+    with pytest.raises(NotImplementedError, match=r"script\(torch\.fx\.symbolic_trace\(model\)\)"):
+        torch.jit.script(rebuilt)
+
+
+def test_arguments_keep_their_names(model_and_inputs) -> None:
+    model, inputs = model_and_inputs
+    expected = inspect.signature(model.forward).parameters
+    rebuilt = inspect.signature(rebuild(model, inputs).forward).parameters
+    assert list(rebuilt) == list(expected)
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attribute")  # of LSTM, by torch.export
@@ -1029,12 +1072,8 @@ def test_methods_are_those_of_tensors(node: dict[str, Any], value: Any) -> None:
 def test_names_that_this_version_of_pytorch_lacks(
     node: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "FUNCTIONS", program.FUNCTIONS | {"torch.from_2099"})
-    monkeypatch.setattr(program, "METHODS", program.METHODS | {"from_2099"})
-    program._callables.cache_clear()
-    try:
-        with pytest.raises(ManifestError, match=r"has no .*from_2099") as caught:
-            graph_of(node)
-    finally:
-        program._callables.cache_clear()
+    monkeypatch.setattr(callables, "FUNCTIONS", callables.FUNCTIONS | {"torch.from_2099"})
+    monkeypatch.setattr(callables, "METHODS", callables.METHODS | {"from_2099"})
+    with pytest.raises(ManifestError, match=r"has no .*from_2099") as caught:
+        graph_of(node)
     assert caught.value.code == "manifest-op"

@@ -39,9 +39,11 @@ def test_network(name: str) -> None:
         for key, mask in masks.items():
             model.get_parameter(key).mul_(mask)
         rebuilt = pemncodec.decode(stream)
+        scripted = torch.jit.script(torch.fx.symbolic_trace(rebuilt))
         for batch in (2, 5):
             given = inputs(batch)
             assert difference(model(*given), rebuilt(*given)) == 0
+            assert difference(model(*given), scripted(*given)) == 0
 
 
 def test_what_cannot_be_described_is_refused() -> None:

@@ -23,10 +23,10 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from pemncodec.architecture.arguments import INT_LIMIT
+from pemncodec.architecture.callables import function_names
 from pemncodec.architecture.graph import UntraceableError, value_to_json
 from pemncodec.architecture.isolation import random_states
 from pemncodec.architecture.operators import FACTORIES, validate_graph
-from pemncodec.architecture.program import function_names
 from pemncodec.architecture.simplified import INT64_MAX, is_needed, meta, simplified
 from pemncodec.errors import ManifestError
 from pemncodec.limits import Limits

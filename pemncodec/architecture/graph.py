@@ -13,9 +13,9 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
+from pemncodec.architecture.callables import function_names
 from pemncodec.architecture.isolation import random_states
 from pemncodec.architecture.operators import ATTRIBUTES, METHODS, is_path, reference, validate_graph
-from pemncodec.architecture.program import function_names
 from pemncodec.errors import ManifestError, first_line
 from pemncodec.limits import Limits
 

@@ -6,26 +6,18 @@ No Python source is generated, and names of the file reach PyTorch only through 
 
 from __future__ import annotations
 
-import functools
+import copy
 import inspect
-import math
-import operator
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType
+from typing import Any, Optional, cast
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
-from pemncodec.architecture.operators import ATTRIBUTES, FUNCTIONS, METHODS, node_kind, reference
-from pemncodec.errors import ManifestError
-
-_NAMESPACES: Final = {
-    "operator": operator,
-    "math": math,
-    "torch": torch,
-    "torch.nn.functional": nn.functional,
-}
-_SEQUENCE_LIMIT: Final = 1 << 16
+from pemncodec.architecture.callables import callable_of, recorder_of
+from pemncodec.architecture.operators import node_kind, reference
 
 
 class Program:
@@ -34,11 +26,13 @@ class Program:
     Attributes:
         nodes: the graph as it is in the manifest.
         call: `forward` as a function of the module and the graph's inputs.
+        signature: a function that does nothing, with the arguments that `forward` had.
     """
 
     def __init__(self, nodes: list[dict[str, Any]]) -> None:
         self.nodes = nodes
-        self.call = _function(nodes)
+        self.signature = _signature([node for node in nodes if "in" in node])
+        self.call = _function(nodes, inspect.signature(self.signature))
 
     def __reduce__(self) -> tuple[type[Program], tuple[list[dict[str, Any]]]]:
         return Program, (self.nodes,)
@@ -48,7 +42,7 @@ class Program:
 
 
 class UserModule(nn.Module):
-    """A class of the user, rebuilt: its children and tensors, and `forward` as a graph.
+    """An instance of a class of the user, rebuilt: its children and tensors; see `user_module`.
 
     Attributes:
         pemn_programs: the graphs for evaluation and for training, either None when it was not
@@ -62,30 +56,63 @@ class UserModule(nn.Module):
         self._pemn_class = class_name
         self.pemn_programs = programs
 
-    @property
-    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
-        """What `forward` did in this mode, with the arguments that it had."""
-        # A property, so that each graph keeps its own signature: torch.export needs the names.
-        if self.pemn_programs is None:
-            return self._forward_missing
-        program, in_training = self.pemn_programs
-        if program is not in_training and self.training:
-            program = in_training
-        if program is None:
-            return self._mode_missing
-        return functools.partial(program.call, self)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its own class has no name that pickle would find.
+        return user_module, (self._pemn_class, self.pemn_programs), self.__dict__
 
-    def _mode_missing(self, *_: Any, **__: Any) -> Any:
+    def __deepcopy__(self, memo: dict[int, Any]) -> UserModule:
+        copied = type(self)(self._pemn_class, self.pemn_programs)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __prepare_scriptable__(self) -> nn.Module:
         raise NotImplementedError(
-            f"{self._pemn_class} was stored for eval mode alone: encode it with train_graph=True "
-            "(--train-graph) to run it in train mode"
+            f"{self._pemn_class} is no Python code that torch.jit.script could read: "
+            "torch.jit.script(torch.fx.symbolic_trace(model))"
         )
-
-    def _forward_missing(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError(f"{self._pemn_class} has no forward")
 
     def _get_name(self) -> str:
         return self._pemn_class
+
+
+def user_module(
+    class_name: str, programs: tuple[Program | None, Program | None] | None
+) -> UserModule:
+    """A module of a class of its own, as torch.fx looks for `forward` at the class.
+
+    Args:
+        class_name: an identifier.
+        programs: as `UserModule.pemn_programs`.
+    """
+    members = {"forward": _forward(class_name, programs), "__module__": __name__}
+    kind: type[UserModule] = type(class_name, (UserModule,), members)
+    return kind(class_name, programs)
+
+
+def _forward(
+    class_name: str, programs: tuple[Program | None, Program | None] | None
+) -> Callable[..., Any]:
+    """What `forward` did in the module's mode, with the arguments that it had."""
+    program, in_training = programs or (None, None)
+
+    def forward(self: UserModule, *args: Any, **kwargs: Any) -> Any:
+        chosen = program
+        if in_training is not program and self.training:
+            chosen = in_training
+        if chosen is None:
+            raise NotImplementedError(
+                f"{class_name} has no forward"
+                if programs is None
+                else f"{class_name} was stored for eval mode alone: encode it with "
+                "train_graph=True (--train-graph) to run it in train mode"
+            )
+        return chosen.call(self, *args, **kwargs)
+
+    known = program or in_training
+    if known is not None:
+        forward.__wrapped__ = known.signature  # type: ignore[attr-defined]
+    return forward
 
 
 class _Reference:
@@ -97,27 +124,44 @@ class _Reference:
         self.index = index
 
 
-def _function(nodes: list[dict[str, Any]]) -> Callable[..., Any]:
+def _signature(inputs: list[dict[str, Any]]) -> FunctionType:
+    """A function with the arguments of a graph: torch.fx reads their names from its code."""
+
+    def nothing() -> None: ...
+
+    names = ("self", *(node["in"] for node in inputs))
+    code = nothing.__code__.replace(
+        co_varnames=names, co_argcount=len(names), co_nlocals=len(names)
+    )
+    defaults = {
+        node["in"]: _template(node[field])
+        for node in inputs
+        for field in ("default", "only")
+        if field in node
+    }
+    function = FunctionType(code, {}, "forward", tuple(defaults.values()))
+    # Else torch.jit.script takes them for tensors.
+    function.__annotations__ = {
+        name: Optional[torch.Tensor] if value is None else type(value)  # noqa: UP045 for TorchScript
+        for name, value in defaults.items()
+        if value is None or isinstance(value, bool | int | float | str)
+    }
+    return function
+
+
+def _function(nodes: list[dict[str, Any]], signature: inspect.Signature) -> Callable[..., Any]:
     inputs = [node for node in nodes if "in" in node]
-    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    only = []
-    for index, node in enumerate(inputs):
-        default = inspect.Parameter.empty
-        for field in ("default", "only"):
-            if field in node:
-                default = _template(node[field])
-        if "only" in node:
-            only.append((index, node["in"], default))
-        parameters.append(
-            inspect.Parameter(node["in"], inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-        )
-    signature = inspect.Signature(parameters)
+    only = [
+        (index, node["in"], _template(node["only"]))
+        for index, node in enumerate(inputs)
+        if "only" in node
+    ]
     expected = [
         (index, node["in"], getattr(torch, node["dtype"]), node["shape"])
         for index, node in enumerate(inputs)
         if "shape" in node
     ]
-    steps = _steps(nodes, len(inputs))
+    steps = _steps(nodes, len(inputs), callable_of)
     result = _template(nodes[-1]["out"])
     count = len(inputs)
 
@@ -126,15 +170,23 @@ def _function(nodes: list[dict[str, Any]]) -> Callable[..., Any]:
             bound = signature.bind(module, *args, **kwargs)
             bound.apply_defaults()
             args = bound.args[1:]
-        for index, name, value in only:
-            if type(args[index]) is not type(value) or args[index] != value:
-                raise ValueError(f"the network was stored for {name}={value!r} only")
-        for index, name, dtype, shape in expected:
-            _check_input(args[index], name, dtype, shape)
         values: list[Any] = list(args)
         del args
-        for function, path, positional, keywords, finished in steps:
+        tracer = next((value.tracer for value in values if isinstance(value, Proxy)), None)
+        for index, name, value in only:
+            if isinstance(values[index], Proxy):
+                values[index] = value  # torch.fx makes one of every argument
+            elif type(values[index]) is not type(value) or values[index] != value:
+                raise ValueError(f"the network was stored for {name}={value!r} only")
+        for index, name, dtype, shape in expected:
+            if not isinstance(values[index], Proxy):
+                _check_input(values[index], name, dtype, shape)
+        known = steps if tracer is None else _steps(nodes, count, recorder_of)
+        for function, path, positional, keywords, finished in known:
             if path is not None:
+                if positional is None and tracer is not None:
+                    values.append(_get_attr(tracer, module, path))
+                    continue
                 function = _find(module, path)
             if positional is None:
                 values.append(function)
@@ -146,8 +198,13 @@ def _function(nodes: list[dict[str, Any]]) -> Callable[..., Any]:
             values.append(function(*filled, **named))
         return _fill(result, values)
 
-    call.__signature__ = signature  # type: ignore[attr-defined]
     return call
+
+
+def _get_attr(tracer: Any, module: nn.Module, path: Iterable[str]) -> Proxy:
+    """A tensor of a module as a proxy, so that proxies may be used to index it."""
+    place = ".".join(filter(None, (tracer.path_of_module(module), *path)))
+    return cast("Proxy", tracer.create_proxy("get_attr", place, (), {}))
 
 
 def _check_input(
@@ -189,7 +246,9 @@ _Step = tuple[
 ]
 
 
-def _steps(nodes: list[dict[str, Any]], first: int) -> tuple[_Step, ...]:
+def _steps(
+    nodes: list[dict[str, Any]], first: int, function_of: Callable[[str, str], Callable[..., Any]]
+) -> tuple[_Step, ...]:
     last_use: dict[int, int] = {}
     for index, node in enumerate(nodes):
         for used in _references([node.get("args"), node.get("kwargs"), node.get("out")]):
@@ -206,7 +265,7 @@ def _steps(nodes: list[dict[str, Any]], first: int) -> tuple[_Step, ...]:
         module = kind == "mod"
         steps.append(
             (
-                None if module else _callable(kind, node[kind]),
+                None if module else function_of(kind, node[kind]),
                 tuple(node["mod"].split(".")) if module else None,
                 tuple(_template(value) for value in node.get("args", [])),
                 tuple((key, _template(value)) for key, value in node.get("kwargs", {}).items()),
@@ -271,135 +330,3 @@ def _fill(template: Any, values: list[Any]) -> Any:
     if kind is dict:
         return {key: _fill(item, values) for key, item in template.items()}
     return template
-
-
-@functools.cache
-def function_names() -> dict[Callable[..., Any], str]:
-    """The name in a manifest of each allowed function; one name when it has several."""
-    names: dict[Callable[..., Any], str] = {}
-    for name in sorted(FUNCTIONS):
-        found = _function_of(name)
-        if found is not None:
-            names.setdefault(found, name)
-    return names
-
-
-def _function_of(name: str) -> Callable[..., Any] | None:
-    """The function that an allowed name means; None when this version of PyTorch has none."""
-    namespace, _, leaf = name.rpartition(".")
-    if not name.startswith("aten."):
-        function: Callable[..., Any] | None = getattr(_NAMESPACES[namespace], leaf, None)
-        return function
-    operator_name, _, overload = name.removeprefix("aten.").partition(".")
-    packet = getattr(torch.ops.aten, operator_name, None)
-    operator_overload: Callable[..., Any] | None = getattr(packet, overload or "default", None)
-    return operator_overload
-
-
-def _callable(kind: str, name: str) -> Callable[..., Any]:
-    found = _callables().get((kind, name))
-    if found is None:
-        raise ManifestError("manifest-op", f"PyTorch {torch.__version__} has no {name}: update it")
-    return found
-
-
-@functools.cache
-def _callables() -> dict[tuple[str, str], Callable[..., Any]]:
-    """What each allowed name means, without names that this version of PyTorch lacks."""
-    table: dict[tuple[str, str], Callable[..., Any]] = {}
-    for name in FUNCTIONS:
-        found = _function_of(name)
-        if found is not None:
-            table["fn", name] = found
-            if name.startswith("operator."):
-                table["fn", name] = _bounded(found)
-            elif name.startswith("aten."):
-                table["fn", name] = _typed(found)
-    for name in METHODS:
-        # Unbound, so that it refuses what is no tensor.
-        method = getattr(torch.Tensor, name, None)
-        if method is not None:
-            table["meth", name] = method
-    for name in ATTRIBUTES:
-        table["get", name] = functools.partial(_attribute, name)
-    return table
-
-
-def _attribute(name: str, value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} of what is no tensor")
-    return getattr(value, name)
-
-
-# Types of ATen that its Python binding takes any integer for, and then reads out of bounds.
-_ENUMERATIONS: Final[dict[str, tuple[type, ...]]] = {
-    "ScalarType": (torch.dtype,),
-    "Device": (torch.device,),
-    "Layout": (),
-    "MemoryFormat": (),
-}
-
-
-def _typed(function: Any) -> Callable[..., Any]:
-    """An operator of ATen that refuses integers as dtypes and the like: they crash the process."""
-    positions: dict[int, tuple[type, ...]] = {}
-    keywords: dict[str, tuple[type, ...]] = {}
-    for position, argument in enumerate(function._schema.arguments):
-        for enumeration, types in _ENUMERATIONS.items():
-            if enumeration in str(argument.real_type):
-                positions[position] = keywords[argument.name] = types
-    if not positions:
-        overload: Callable[..., Any] = function
-        return overload
-
-    def checked(*operands: Any, **named: Any) -> Any:
-        for position, types in positions.items():
-            if position < len(operands):
-                _check_type(operands[position], types)
-        for name, types in keywords.items():
-            _check_type(named.get(name), types)
-        return function(*operands, **named)
-
-    return checked
-
-
-def _check_type(value: Any, types: tuple[type, ...]) -> None:
-    if value is not None and not isinstance(value, types):
-        raise TypeError(f"{value!r:.40} where a dtype or device belongs")
-
-
-def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator of Python that cannot be made to fill memory with lists or long integers."""
-    if function is operator.getitem:
-        return function
-
-    def checked(*operands: Any) -> Any:
-        for operand in operands:
-            if isinstance(operand, torch.Tensor):
-                return function(*operands)
-        if any(isinstance(operand, tuple | list) for operand in operands):
-            return _of_sequences(function, operands)
-        if any(isinstance(operand, str | dict) for operand in operands):
-            raise TypeError(f"{function.__name__} of strings or dictionaries")
-        if function is operator.pow and type(operands[1]) is int and abs(operands[1]) > 64:
-            raise OverflowError("an exponent out of range")
-        result = function(*operands)
-        if type(result) is int and abs(result) > 1 << 63:
-            raise OverflowError("an integer out of range")
-        return result
-
-    return checked
-
-
-def _of_sequences(function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
-    length = 1
-    for operand in operands:
-        if isinstance(operand, tuple | list):
-            if any(isinstance(item, tuple | list | dict) for item in operand):
-                raise TypeError(f"{function.__name__} of nested sequences")
-            length *= len(operand) + 1
-        elif type(operand) is int:
-            length *= abs(operand) + 1
-    if length > _SEQUENCE_LIMIT:
-        raise OverflowError(f"a sequence of more than {_SEQUENCE_LIMIT} items")
-    return function(*operands)

@@ -12,7 +12,7 @@ from pemncodec.architecture.composites import COMPOSITES, CONTAINERS
 from pemncodec.architecture.known_results import KnownResults
 from pemncodec.architecture.layer_modules import build_layer
 from pemncodec.architecture.manifest import layer_arguments
-from pemncodec.architecture.program import Program, UserModule
+from pemncodec.architecture.program import Program, UserModule, user_module
 from pemncodec.errors import LimitError, ManifestError, first_line
 from pemncodec.limits import Limits
 
@@ -274,7 +274,7 @@ class _Builder:
                 self.programs[node["graph"]],
                 None if train_graph is None else self.programs[train_graph],
             )
-        module = UserModule(node.get("cls", node["graph"]), programs)
+        module = user_module(node.get("cls", node["graph"]), programs)
         for name, shape in node.get("params", []):
             try:
                 module.register_parameter(name, nn.Parameter(torch.empty(shape)))
