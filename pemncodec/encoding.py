@@ -8,19 +8,19 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from torch import Tensor, nn
 
 from pemncodec.assembling import assemble_contents, dense_modes, shortened_state
-from pemncodec.checkpoints.reading import described_module, notes_of, read_source
+from pemncodec.checkpoints.reading import described_module, notes_of, read_source, rules_in_words
 from pemncodec.coders.masks import Preset
 from pemncodec.contents import DenseMode, Seeded
 from pemncodec.describing import describe_network
 from pemncodec.format.atomic import write_file
 from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions
-from pemncodec.proof import Report, prove_network, prove_tensors
+from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensors
 
 Progress = Callable[[str, float | None], None]
 
@@ -30,7 +30,11 @@ def encode(
     target: str | os.PathLike[str] | BinaryIO,
     *,
     masks: Mapping[str, Tensor] | None = None,
+    masks_from: Literal["zeros"] | None = None,
     keep: float | Mapping[str, float] | None = None,
+    rule: str | None = None,
+    scores_name: str | None = None,
+    task: int | None = None,
     architecture: nn.Module | None = None,
     prefix: str | None = None,
     example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
@@ -54,12 +58,21 @@ def encode(
     train mode (where there is one, see `train_graph`).
 
     Args:
-        source: a module, or a state dict; of `pemncodec.masking`, in `torch.nn.utils.prune` form,
-            or any with `masks`; official PEMN (`X.weight`, `X.scores`) as a state dict.
+        source: a module of `pemncodec.masking` or in `torch.nn.utils.prune` form, or any with
+            `masks`; or the state dict of a masked network, in any of the README's dialects.
         target: a path, replaced atomically, or a binary file object.
         masks: bool [*shape] by name of the parameter, for weights whose masks `source` lacks.
+        masks_from: "zeros" for more masks: weights that are 0 are masked out, in all tensors of
+            two or more dimensions that hold zeros.
         keep: share of each layer's weights that its scores keep, in (0, 1]; one for all, or by
             pattern of the weight's name (`fnmatch`, the first that fits).
+        rule: how masks follow from scores, where not as in the code that the scores' names stand
+            for: "magnitude" (the largest |score| of each layer stay), "score" (the largest score),
+            "global-magnitude", "global-score" (one cut for the whole network), "movement",
+            "biprop", "biprop-global", "above=T", "at-least=T", "sigmoid-above=T", "bernoulli=SEED".
+        scores_name: what scores are called beside a weight, where they have another name than those
+            of the README's dialects: "importance" for `X.importance` beside `X.weight`.
+        task: which set of scores, where there are several (`X.scores.0`, `X.scores.1`, …).
         architecture: the plain module whose state dict `source` is, when that is a state dict.
         prefix: what the names of the network's tensors begin with in a state dict, such as
             "model."; it is left out, and so are all other tensors.
@@ -96,7 +109,11 @@ def encode(
     """
     options = EncodeOptions(
         masks=masks,
+        masks_from=masks_from,
         keep=keep,
+        rule=rule,
+        scores_name=scores_name,
+        task=task,
         architecture=architecture,
         prefix=prefix,
         example_inputs=example_inputs,
@@ -132,6 +149,7 @@ def encode_with(
     if module is not None:
         step("describing the architecture", None)
         network = describe_network(module, state, options)
+        prove_own_masks(network, state)
         state = network.state
     modes = dense_modes(state, options.dense_modes)
     # As the file will have it; refuses what it cannot hold before anything is coded.
@@ -147,8 +165,8 @@ def encode_with(
         report = prove_network(stream, as_written, network, options, step)
     if modes:
         report = replace(report, verified=f"as shortened, {report.verified}")
-    notes = notes_of(source, state, options)
-    report = replace(report, notes=(*notes, *network.notes) if network else notes)
+    notes = (*notes_of(source, state, options), *(network.notes if network else ()))
+    report = replace(report, rules=rules_in_words(state), notes=notes)
     step("writing", None)
     write_file(pieces, target)
     return report

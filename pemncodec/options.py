@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.contents import DenseMode, Seeded
@@ -15,16 +15,36 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+class MaskChoices(TypedDict, total=False):
+    """What a caller says of masks, as `pemncodec.encode` and `EncodeOptions` document it."""
+
+    masks: Mapping[str, Any] | None
+    keep: float | Mapping[str, float] | None
+    rule: str | None
+    scores_name: str | None
+    task: int | None
+    masks_from: Literal["zeros"] | None
+    masks_are: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodeOptions:
     """The options of `pemncodec.encode`, which documents them; what needs no model is checked.
+
+    Attributes:
+        masks_are: where `masks` come from, in words.
 
     Raises:
         EncodeArgumentError: options that are out of range, or contradict each other.
     """
 
     masks: Mapping[str, Tensor] | None = None
+    masks_are: str = "given by the caller"
+    masks_from: Literal["zeros"] | None = None
     keep: float | Mapping[str, float] | None = None
+    rule: str | None = None
+    scores_name: str | None = None
+    task: int | None = None
     architecture: nn.Module | None = None
     prefix: str | None = None
     example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None
@@ -60,6 +80,10 @@ class EncodeOptions:
         for name in self.masks or ():
             if not isinstance(name, str):
                 raise EncodeArgumentError(f"masks must be named by text, not by {name!r:.60}")
+        if self.masks_from not in (None, "zeros"):
+            raise EncodeArgumentError(
+                f'--masks-from (masks_from=…) must be "zeros", not {self.masks_from!r:.60}'
+            )
         if self.prefix is not None and not (isinstance(self.prefix, str) and self.prefix):
             raise EncodeArgumentError(
                 f"--prefix (prefix=…) must be the beginning of names, not {self.prefix!r:.60}"

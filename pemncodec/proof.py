@@ -31,6 +31,7 @@ from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
 from pemncodec.tensors import same_bits
 
+_ROUNDING = 1e-6  # of the largest output
 # What the encoder has in memory already it may also decode.
 _UNLIMITED = Limits(decoded_bytes=1 << 62)
 
@@ -46,6 +47,7 @@ class Report:
             inputs, from the original's, relative to the original's largest magnitude; None where
             nothing was to be lost or there is no module to run.
         accuracy: what the caller's metric says of the original and of the file.
+        rules: how masks were found, a sentence for each way, with the number of its weights.
         notes: what else one should know of it, each in a sentence.
     """
 
@@ -53,6 +55,7 @@ class Report:
     verified: str
     difference: float | None = None
     accuracy: tuple[float, float] | None = None
+    rules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -117,6 +120,30 @@ def prove_network(
         accuracy = _accuracy(options.accuracy, network.original.original, rebuilt)
         _check_drop(*accuracy, options.max_drop)
     return Report(info, _in_words(network, rounding), difference, accuracy)
+
+
+def prove_own_masks(network: Network, state: MaskedState) -> None:
+    """Run a network that has masks itself with the weights that these mask out.
+
+    Args:
+        network: as it was described.
+        state: what it was described by.
+
+    Raises:
+        EncodeError: outputs change, so that the network does not apply what is called a mask.
+    """
+    if not state.beside:
+        return
+    given = dict(state.effective())
+    given |= {name: state.tensors[name].detach().cpu().contiguous() for name in state.beside}
+    difference = network.original.difference(plain_module(network.module, state, given))
+    if not difference <= _ROUNDING:
+        weight, mask = next(iter(state.beside.items()))
+        raise EncodeError(
+            f"{mask} is called as a mask of {weight}, but the network's outputs change by "
+            f"{difference:.1g} of the largest without what it masks out: give the mask of {weight} "
+            "(masks=…, --masks)"
+        )
 
 
 def _rebuilt(file: PemnFile, options: EncodeOptions) -> nn.Module:

@@ -43,10 +43,41 @@ def beside(prefix: str, state: State) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
+def scores_called(name: str) -> Callable[[], State]:
+    def state() -> State:
+        return {key.replace("scores", name): tensor for key, tensor in scored().items()}
+
+    return state
+
+
+def logits() -> State:
+    return scores_called("mask")() | {"fc.bias_mask": torch.tensor([-1.0, 2.0, 0.5, -0.5])}
+
+
+def masked() -> State:
+    weight = scored()["fc.weight"]
+    return {"fc.weight": weight, "fc.weight_mask": (weight > 0).int(), "fc.bias": torch.ones(4)}
+
+
+def compressed() -> State:
+    return {
+        "fc.shape": torch.tensor([2, 3]),
+        "fc.bitmask": torch.tensor([[5], [2]], dtype=torch.uint8),
+        "fc.compressed": torch.tensor([1.0, 2.0, 3.0]),
+        "fc.bias": torch.ones(2),
+    }
+
+
 EACH: list[tuple[Callable[[], State], list[str]]] = [
     (parametrized, ["masks of pemncodec.masking (X.parametrizations.weight.…)"]),
     (scored, ["scores (X.scores)"]),
     (pruned, ["pruning masks (X_orig, X_mask)"]),
+    (compressed, ["bitmasks of compressed-tensors (X.bitmask, X.compressed, X.shape)"]),
+    (scores_called("scores.0"), ["sets of scores of SupSup (X.scores.0, …)"]),
+    (scores_called("popup_scores"), ["scores of Hydra (X.popup_scores)"]),
+    (scores_called("mask_scores"), ["scores of movement pruning (X.mask_scores)"]),
+    (logits, ["mask logits of FedPM (X.mask, X.bias_mask)"]),
+    (masked, ["masks beside weights (X.mask, X_mask, X.weight_mask)"]),
     (nn.Linear(3, 2).state_dict, []),
 ]
 
@@ -63,7 +94,7 @@ def test_a_state_is_of_the_dialect_whose_entries_it_holds(
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 def test_every_dialect_leaves_what_it_does_not_know(dialect: Dialect) -> None:
-    plain = {"a": torch.ones(2), "a_mask": torch.ones(2), "b.scores_": torch.ones(1)}
+    plain = {"a": torch.ones(2), "a_mask": torch.ones(3), "b.scores_": torch.ones(1)}
     assert not dialect.matches(plain)
     read = dialect.read(plain, MaskOptions(keep=0.5))
     assert list(read.tensors) == list(plain)
@@ -99,27 +130,30 @@ def test_a_masked_model_says_its_rules_too() -> None:
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_in_a_mixture_every_layer_is_read_as_if_alone(backwards: bool) -> None:
-    parts = {"a.": parametrized(), "b.": scored(), "c.": pruned()}
+    parts = {"a.": parametrized(), "b.": scored(), "c.": pruned(), "d.": compressed()}
+    parts |= {"e.": masked(), "f.": scores_called("popup_scores")()}
     bias = torch.tensor([1, 0, 0, 1])
     mixed: State = {"first": torch.ones(1)}
     for prefix in sorted(parts, reverse=backwards):
         mixed |= beside(prefix, parts[prefix])
     read = read_masks(mixed, keep=0.3, masks={"b.fc.bias": bias})
-    assert [dialect.name for dialect in dialects_of(mixed)] == [d.name for d in DIALECTS]
+    assert len(dialects_of(mixed)) == len(parts)
     names = ["first"]
     for prefix in sorted(parts, reverse=backwards):
         given = {"fc.bias": bias} if prefix == "b." else None
-        alone = read_masks(parts[prefix], keep=0.3 if prefix == "b." else None, masks=given)
+        keep = 0.3 if prefix in ("b.", "f.") else None
+        alone = read_masks(parts[prefix], keep=keep, masks=given)
         names += [prefix + name for name in alone.tensors]
         for name, tensor in alone.tensors.items():
-            assert read.tensors[prefix + name] is tensor
+            same = read.tensors[prefix + name]
+            assert same is tensor or (prefix == "d." and torch.equal(same, tensor))
         for name, mask in alone.masks.items():
             assert np.array_equal(read.masks[prefix + name], mask)
         assert {n: f for n, f in read.fills.items() if n.startswith(prefix)} == {
             prefix + name: fill for name, fill in alone.fills.items()
         }
     assert list(read.tensors) == names
-    assert len(read.masks) == 6
+    assert len(read.masks) == 9
     assert read.fills.keys() == {"a.0.weight", "a.2.weight"}
 
 

@@ -246,7 +246,7 @@ def test_tied_scores_go_by_position(scores: list[int], keep: float) -> None:
     """The earlier of equal scores goes; ±s are equal."""
     count = len(scores)
     gone = sorted(range(count), key=lambda i: (abs(scores[i]), i))[: int((1 - keep) * count)]
-    state = {"weight": torch.ones(count), "scores": torch.tensor(scores, dtype=torch.float32)}
+    state = {"weight": torch.ones(count), "scores": torch.tensor([3.0 * s for s in scores])}
     expected = torch.tensor([float(i not in gone) for i in range(count)])
     assert torch.equal(decoded_state(state, keep=keep)["weight"], expected)
 

@@ -320,7 +320,7 @@ def test_scores_that_cannot_be_ranked(scores: Tensor, words: str) -> None:
         ([2, 2, 3, 3], 0.5, 0),  # equal, but not across the cut
         ([1, 1, 1, 1], 1.0, 0),
         ([1, 1, 1, 1], 0.25, 4),
-        ([0, 0, 0, 1], 0.5, 3),
+        ([0, 0, 0, 2], 0.5, 3),
     ],
 )
 def test_ties_at_the_cut_are_counted(scores: list[float], keep: float, tied: int) -> None:

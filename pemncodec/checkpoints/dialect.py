@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pemncodec.contents import Mask
+from pemncodec.checkpoints.score_rules import rule_named
+from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.masking.masked_state import MaskedState, StateDict
+from pemncodec.tensors import dtype_name
+
+_MASK_DTYPES = (*WEIGHT_DTYPES, "bool", "uint8", "int8", "int16", "int32", "int64")
+
+
+class MissingRuleError(EncodeArgumentError):
+    """Scores are there, but nobody has said how masks follow from them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,16 +33,28 @@ class MaskOptions:
         masks: bool (or 0 and 1) [*shape] by name of the weight, for weights whose masks the
             checkpoint lacks.
         own: names that the network itself has for its tensors, where it is known.
+        rule: how masks follow from scores, by a name of `score_rules`; None for the dialect's own.
+        scores_name: what the checkpoint calls its scores, where no dialect knows them.
+        task: which of several sets of scores.
+        masks_from: "zeros" for masks that are 0 where the weights are.
+        masks_are: where `masks` come from, in words.
 
     Raises:
-        EncodeArgumentError: `keep` is out of range.
+        EncodeArgumentError: an option that is out of range.
     """
 
     keep: float | Mapping[str, float] | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     own: Collection[str] = ()
+    rule: str | None = None
+    scores_name: str | None = None
+    task: int | None = None
+    masks_from: Literal["zeros"] | None = None
+    masks_are: str = "given by the caller"
 
     def __post_init__(self) -> None:
+        if self.rule is not None:
+            rule_named(self.rule)
         keep = self.keep
         if keep is None:
             return
@@ -61,16 +82,15 @@ class Dialect:
         read: from what the dialects before it left of a state dict to the weights and masks of its
             entries, each mask with its rule in words; all other entries stay what they are, in
             their order.
-        needs_keep: whether the masks follow only once `MaskOptions.keep` is given.
-        own_code: whether a module of the dialect masks in code of its own, which no manifest
-            describes, so that the plain module has to be given.
+        by_scores: whether the masks follow from scores, by what `MaskOptions` says of them; a
+            module of the dialect does that in code of its own, which no manifest describes, so that
+            the plain module has to be given.
     """
 
     name: str
     matches: Callable[[StateDict], bool]
     read: Callable[[StateDict, MaskOptions], MaskedState]
-    needs_keep: bool = False
-    own_code: bool = False
+    by_scores: bool = False
 
 
 def binary_mask(mask: Tensor, name: str) -> Mask:
@@ -87,6 +107,13 @@ def binary_mask(mask: Tensor, name: str) -> Mask:
             raise EncodeError(f"{name}: a mask holds only 0 and 1")
         plain = plain == 1
     return plain.numpy()
+
+
+def is_binary(tensor: Tensor) -> bool:
+    """Whether a tensor can be a mask: dense, of a usual dtype, with 0 and 1 alone."""
+    if tensor.layout != torch.strided or tensor.is_meta or dtype_name(tensor) not in _MASK_DTYPES:
+        return False
+    return bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def check_shape(name: str, tensor: Tensor, weight: str, weights: Tensor) -> None:

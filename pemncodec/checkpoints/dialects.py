@@ -7,27 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from pemncodec.checkpoints.dialect import Dialect, MaskOptions
+from pemncodec.checkpoints.compressed_tensors import COMPRESSED_TENSORS
+from pemncodec.checkpoints.dialect import Dialect, MaskOptions, MissingRuleError
+from pemncodec.checkpoints.fedpm import FEDPM
 from pemncodec.checkpoints.files import check_state_dict
 from pemncodec.checkpoints.given_masks import read_given_masks
+from pemncodec.checkpoints.hydra import HYDRA
+from pemncodec.checkpoints.mask_buffers import MASK_BUFFERS
+from pemncodec.checkpoints.movement_pruning import MOVEMENT_PRUNING
 from pemncodec.checkpoints.names import tied_names
-from pemncodec.checkpoints.official_scores import OFFICIAL_SCORES
+from pemncodec.checkpoints.official_scores import OFFICIAL_SCORES, read_named_scores
 from pemncodec.checkpoints.pemncodec_masking import PEMNCODEC_MASKING
+from pemncodec.checkpoints.supsup import SUPSUP
 from pemncodec.checkpoints.torch_prune import TORCH_PRUNE
+from pemncodec.checkpoints.unmasked import name_of_scores
+from pemncodec.checkpoints.zero_masks import read_zeros
 from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.masking.masked_state import MaskedState
+from pemncodec.options import MaskChoices
 from pemncodec.tensors import dtype_name
 
 # In the order in which they read: each sees what those before it left.
 DIALECTS: tuple[Dialect, ...] = (
     PEMNCODEC_MASKING,
+    COMPRESSED_TENSORS,
+    SUPSUP,
     OFFICIAL_SCORES,
+    HYDRA,
+    MOVEMENT_PRUNING,
     TORCH_PRUNE,
+    FEDPM,
+    MASK_BUFFERS,
 )
 
 
@@ -41,29 +57,36 @@ def dialects_of(state: Mapping[str, Tensor]) -> list[Dialect]:
     return [dialect for dialect in DIALECTS if dialect.matches(checked)]
 
 
-def check_describable(state: Mapping[str, Tensor], keep: object) -> None:
-    """Of the state dict of a module that is to be described by a manifest.
+def check_describable(network: Mapping[str, Tensor], keep: object, rule: object) -> None:
+    """Of a network that is to be described by a manifest.
 
     Args:
-        state: with masks that could be read.
+        network: its state dict; empty where there is none.
         keep: as `read_masks` got it.
+        rule: as `read_masks` got it.
 
     Raises:
-        EncodeArgumentError: the module masks in code of its own.
+        EncodeArgumentError: the network masks in code of its own.
     """
-    for dialect in dialects_of(state):
-        # Without the keep that it needs, all of the dialect's masks are given by the caller.
-        if dialect.own_code and not (dialect.needs_keep and keep is None):
+    if not network or (keep is None and rule is None):
+        return  # Then all masks that would follow from scores are given, or in the checkpoint.
+    for dialect in dialects_of(network):
+        if dialect.by_scores:
             raise EncodeArgumentError(
                 f"a module with {dialect.name} computes its masks in code of its own: give its "
-                "state_dict(), and the plain module as architecture"
+                "state_dict(), and the plain module as architecture (--arch)"
             )
 
 
-def known_masks() -> str:
-    """What is looked for in a state dict, in words."""
-    *others, last = (dialect.name for dialect in DIALECTS)
-    return f"{', '.join(others)} nor {last}"
+def needs_rule(state: Mapping[str, Tensor], given: MaskChoices) -> bool:
+    """Whether scores are there of which neither the caller nor they themselves say the rule."""
+    try:
+        read_masks(state, scores_name=given.get("scores_name"), task=given.get("task"))
+    except MissingRuleError:
+        return True
+    except EncodeError:
+        return False  # which reading them again will say
+    return False
 
 
 def read_masks(
@@ -72,6 +95,11 @@ def read_masks(
     keep: float | Mapping[str, float] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     own: Collection[str] = (),
+    rule: str | None = None,
+    scores_name: str | None = None,
+    task: int | None = None,
+    masks_from: Literal["zeros"] | None = None,
+    masks_are: str = "given by the caller",
 ) -> MaskedState:
     """Weights and masks of a state dict in any of the dialects.
 
@@ -81,25 +109,42 @@ def read_masks(
             weight's name; needed for scores of weights that are not in `masks`.
         masks: more masks, bool (or 0 and 1) [*shape], by name of the weight.
         own: names that the network itself has for its tensors, where it is known.
+        rule: how masks follow from scores, where not as the dialect's own code makes them.
+        scores_name: what scores are called, where no dialect knows them.
+        task: which of several sets of scores.
+        masks_from: "zeros" for more masks where weights are 0.
+        masks_are: where `masks` come from, in words.
 
     Raises:
-        EncodeArgumentError: `keep` is missing, needless or outside (0, 1].
+        EncodeArgumentError: an option is missing, needless or out of range.
         EncodeError: scores or masks that do not fit, NaN scores, two masks for a weight.
     """
-    options = MaskOptions(keep, {} if masks is None else masks, own)
+    options = MaskOptions(
+        keep, {} if masks is None else masks, own, rule, scores_name, task, masks_from, masks_are
+    )
     dialects = dialects_of(state)
-    read = MaskedState(dict(state), {})
+    asked_for = keep is not None or rule is not None
+    read = read_named_scores(dict(state), options)
     for dialect in DIALECTS:
-        asked_for = keep is not None and dialect.needs_keep
-        if dialect in dialects or dialect.matches(read.tensors) or asked_for:
+        # Asked for masks by scores, a dialect refuses scores that fit nothing.
+        asked = asked_for and dialect.by_scores
+        if dialect in dialects or dialect.matches(read.tensors) or asked:
             read = _joined(read, dialect.read(read.tensors, options))
-    if keep is not None and not any(dialect.needs_keep for dialect in dialects):
+    by_scores = scores_name is not None or any(dialect.by_scores for dialect in dialects)
+    if asked_for and not by_scores:
+        given = "keep" if keep is not None else "--rule (rule)"
+        hint = name_of_scores(state)
         raise EncodeArgumentError(
-            "keep is given, but the masks follow from the checkpoint itself: leave it out"
+            f"{given} is given, but the masks follow from the checkpoint itself: leave it out"
             if dialects
-            else "keep is given, but there are no scores to apply it to"
+            else f"{given} is given, but there are no scores to apply it to"
+            + ": " * bool(hint)
+            + hint
         )
+    if task is not None and SUPSUP not in dialects:
+        raise EncodeArgumentError("--task (task=…) is for sets of scores, such as X.scores.0")
     read = _joined(read, read_given_masks(read.tensors, options))
+    read = _joined(read, read_zeros(read.tensors, read.masks, options))
     for name in read.masks:
         if dtype_name(read.tensors[name]) not in WEIGHT_DTYPES:
             raise EncodeError(f"{name}: cannot mask weights of {dtype_name(read.tensors[name])}")
@@ -131,6 +176,7 @@ def _joined(before: MaskedState, now: MaskedState) -> MaskedState:
         fills=before.fills | now.fills,
         rules=before.rules | now.rules,
         ties=before.ties | now.ties,
+        beside=before.beside | now.beside,
     )
 
 

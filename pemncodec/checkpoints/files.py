@@ -6,6 +6,7 @@ import errno
 import pickle
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,36 @@ from torch import Tensor, nn
 
 from pemncodec.checkpoints.inert import Inert, full_name, load_inert
 from pemncodec.checkpoints.kinds import WHAT_TO_DO, kind_of
+from pemncodec.checkpoints.recorded import Recorded, dictionary_of_masks, recorded_in
 from pemncodec.errors import EncodeError, first_line, named_line
 from pemncodec.masking.masked_state import StateDict
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        source: the module, or the state dict.
+        recorded: what it says of masks beside that.
+    """
+
+    source: nn.Module | StateDict
+    recorded: Recorded = field(default_factory=Recorded)
+
+
 def load_checkpoint(
     path: Path, *, trust_pickle: bool = False, name: str | None = None
 ) -> nn.Module | StateDict:
+    """The module or state dict of a file, see `read_checkpoint`."""
+    return read_checkpoint(path, trust_pickle=trust_pickle, name=name).source
+
+
+def read_checkpoint(
+    path: Path, *, trust_pickle: bool = False, name: str | None = None
+) -> Checkpoint:
     """A `.safetensors` or `.npz` file, or what `torch.save` wrote; known by its content.
 
     Objects beside the state dict are passed over, and no code of theirs is run.
@@ -41,25 +63,38 @@ def load_checkpoint(
     if kind in WHAT_TO_DO:
         raise EncodeError(f"{name}: cannot load this: {WHAT_TO_DO[kind]}")
     if kind == "safetensors" or (kind == "unknown" and path.suffix == ".safetensors"):
-        return _load_safetensors(path, name)
+        return Checkpoint(_load_safetensors(path, name))
     if kind == "npz":
-        return _load_arrays(path, name)
+        return Checkpoint(_load_arrays(path, name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of protocols that it then refuses, or reads well
         loaded = _load_pickle(path, name, trust_pickle=trust_pickle)
-    place = ""
+    place, recorded = "", Recorded()
     for key in _NESTED:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict | nn.Module | Inert):
+            recorded = recorded_in(loaded, key)
             loaded, place = loaded[key], f" under {key!r}"
             break
     if isinstance(loaded, nn.Module):
-        return loaded
+        return Checkpoint(loaded, recorded)
     if isinstance(loaded, Inert):
         raise EncodeError(
             f"{name}: cannot load this: it holds more than tensors, "
             f"{full_name(type(loaded))}{place}; --trust-pickle loads it by running code from it"
         )
-    return check_state_dict(loaded, name)
+    return Checkpoint(check_state_dict(loaded, name), recorded)
+
+
+def load_masks(path: Path) -> StateDict:
+    """Masks by name: a file as `read_checkpoint` takes it, or a dictionary in such a file.
+
+    Raises:
+        EncodeError: anything else.
+    """
+    if kind_of(path) != "pickle":
+        return check_state_dict(load_checkpoint(path), str(path))
+    loaded = _load_pickle(path, str(path), trust_pickle=False)
+    return check_state_dict(dictionary_of_masks(loaded), str(path))
 
 
 def _load_safetensors(path: Path, name: str) -> StateDict:

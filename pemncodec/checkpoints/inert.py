@@ -25,10 +25,15 @@ _FIRST_PICKLES = 3  # before the object, in files without a zip archive: number,
 
 
 class Inert:
-    """Stands for an object whose class is not imported; takes any arguments and state, keeps none.
+    """Stands for an object whose class is not imported; takes any arguments and state.
 
     Each class of the file gets a class of its own, with its name.
+
+    Attributes:
+        state: the object's attributes, where they are plain: a command line has its options there.
     """
+
+    state: Mapping[str, Any] = {}
 
     def __new__(cls, *_: Any, **__: Any) -> Inert:
         return object.__new__(cls)
@@ -36,8 +41,8 @@ class Inert:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def __setstate__(self, _: Any) -> None:
-        pass
+    def __setstate__(self, state: Any) -> None:
+        self.state = state if isinstance(state, dict) else {}
 
 
 def full_name(kind: type) -> str:

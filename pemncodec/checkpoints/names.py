@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
@@ -16,6 +17,11 @@ WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 _PARALLEL = "module"
 _AVERAGED = "n_averaged"  # counts what AveragedModel has averaged in its "module"
 _MOST_WRAPPERS = 6  # in one name
+# An entry behind the name of its module of the network: a tensor, or what dialects have there: they
+# have parametrizations, and sets of scores or of statistics by task.
+_OWN_ENTRY = re.compile(
+    r"\.(parametrizations\..*|scores\.\d+|bns\.\d+\.[^.]*|[^.]*)\Z", re.ASCII | re.DOTALL
+)
 
 
 def drop_wrappers(
@@ -126,8 +132,7 @@ def _fit(names: Mapping[str, str], like: Collection[str]) -> bool:
 
 
 def _module_of(name: str) -> str:
-    masked, infix, _ = f".{name}".partition(".parametrizations.")
-    return (masked if infix else f".{name}".rpartition(".")[0]).removeprefix(".")
+    return _OWN_ENTRY.sub("", f".{name}").removeprefix(".")
 
 
 def _fitting(name: str, known: Collection[str]) -> Iterator[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,18 +14,20 @@ from torch.nn.parameter import is_lazy
 
 from pemncodec.checkpoints.dialects import (
     check_describable,
-    known_masks,
+    needs_rule,
     read_masks,
     with_missing_ties,
 )
-from pemncodec.checkpoints.files import check_state_dict
+from pemncodec.checkpoints.files import Checkpoint, check_state_dict
+from pemncodec.checkpoints.mask_names import masks_by_weight
 from pemncodec.checkpoints.names import fitting_prefix, missing_ties, plain_names, ties_of
+from pemncodec.checkpoints.unmasked import NoMasksError, what_to_give
 from pemncodec.checkpoints.wrappers import without_wrappers
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.format.columns import is_name
 from pemncodec.limits import Limits
 from pemncodec.masking.masked_state import MaskedState
-from pemncodec.options import EncodeOptions
+from pemncodec.options import EncodeOptions, MaskChoices
 
 _FILES = (str, bytes, memoryview, os.PathLike, io.IOBase)
 
@@ -59,7 +63,8 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
 
     Raises:
         EncodeArgumentError: options that do not fit the source.
-        EncodeError: no masks, or data that cannot be encoded.
+        NoMasksError: there are none.
+        EncodeError: data that cannot be encoded.
     """
     masks = dict(options.masks or {})
     if isinstance(source, nn.Module):
@@ -78,21 +83,42 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
     _check_names(named)
     # By the names of the checkpoint, or by one of a tied weight that it leaves out.
     other = {**missing_ties(named, groups), **names}
-    of_mask = {name: other.get(name, name) for name in masks}
-    if len(set(of_mask.values())) < len(of_mask):
-        raise EncodeArgumentError(f"masks: two for one weight, among {', '.join(of_mask)}")
-    masks = {of_mask[name]: mask for name, mask in masks.items()}
-    state = read_masks(named, keep=options.keep, masks=masks, own=network)
+    choices = _choices(options)
+    choices["masks"] = masks_by_weight(masks, other, named)
+    state = read_masks(named, own=network, **choices)
     state = with_missing_ties(state, missing_ties(state.tensors, groups))
-    if options.manifest and isinstance(source, nn.Module):
-        check_describable(named, options.keep)
+    if options.manifest:
+        check_describable(network, options.keep, options.rule)
     if not state.masks:
-        raise EncodeError(
-            f"no masks found: neither {known_masks()}; masks of your own go through "
-            'pemncodec.encode, such as masks={"fc.weight": weight != 0}; '
-            "a model of pemncodec.masking is encoded before bake, which drops its masks"
-        )
+        raise NoMasksError(f"no masks found: {what_to_give(named)}")
     return state
+
+
+def with_recorded(loaded: Checkpoint, given: MaskChoices) -> MaskChoices:
+    """What the caller says of masks, completed by what the checkpoint file says of them.
+
+    Raises:
+        EncodeArgumentError: the file says otherwise, or that its rule is another one.
+    """
+    recorded, source = loaded.recorded, loaded.source
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    names = plain_names(state)
+    plain = list(names.values())
+    if not any(name in plain for name in masks_by_weight(recorded.masks, names, plain)):
+        recorded = replace(recorded, masks={})
+    said = recorded.conv_type is not None or recorded.prune_rate is not None
+    return recorded.complete(given, needs_rule=said and needs_rule(state, given))
+
+
+def _choices(options: EncodeOptions) -> MaskChoices:
+    return {
+        "keep": options.keep,
+        "rule": options.rule,
+        "scores_name": options.scores_name,
+        "task": options.task,
+        "masks_from": options.masks_from,
+        "masks_are": options.masks_are,
+    }
 
 
 def _network(architecture: nn.Module | None) -> Mapping[str, Tensor]:
@@ -109,6 +135,20 @@ def _check_fit(named: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> No
             f"the names of the architecture's tensors begin with {prefix} in the checkpoint: "
             f"--prefix {prefix} (prefix={prefix!r}) leaves that out"
         )
+
+
+_RULES_SHOWN = 4
+
+
+def rules_in_words(state: MaskedState) -> tuple[str, ...]:
+    """How masks were found, a sentence for each way; those of fewest weights are only counted."""
+    counts = Counter(state.rules.values()).most_common()
+    shown = [
+        f"{rule} ({count:,} tensor{'s' * (count > 1)})" for rule, count in counts[:_RULES_SHOWN]
+    ]
+    if len(counts) > len(shown):
+        shown.append(f"and {len(counts) - len(shown):,} more rules")
+    return tuple(shown)
 
 
 def notes_of(

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from pemncodec.cli.streams import checkpoint_path, named
 from pemncodec.format.reader import PemnFile
+from pemncodec.options import MaskChoices
 
 
 def compare_files(
     file: PemnFile,
     against: str,
-    keep: float | None,
+    given: MaskChoices,
     prefix: str | None,
     *,
     trust_pickle: bool,
 ) -> None:
     """Compare every tensor bit for bit.
+
+    Args:
+        file: to compare.
+        against: the checkpoint's path.
+        given: what the caller says of its masks.
+        prefix: what the names of its tensors begin with.
+        trust_pickle: whether code in it may run.
 
     Raises:
         PemnError: the checkpoint cannot be read, or differs.
@@ -22,20 +30,27 @@ def compare_files(
     from torch import nn
 
     from pemncodec.checkpoints.dialects import read_masks, with_missing_ties
-    from pemncodec.checkpoints.files import load_checkpoint
-    from pemncodec.checkpoints.names import drop_wrappers, missing_ties
+    from pemncodec.checkpoints.files import read_checkpoint
+    from pemncodec.checkpoints.mask_names import masks_by_weight
+    from pemncodec.checkpoints.names import missing_ties, plain_names
+    from pemncodec.checkpoints.reading import with_recorded
     from pemncodec.decoding import load_state
     from pemncodec.proof import compare_states
 
     with checkpoint_path(against) as path:
-        loaded = load_checkpoint(path, trust_pickle=trust_pickle, name=against)
-    state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
-    with named(against):
-        plain = drop_wrappers(state, file.keys(), prefix)
-        read = read_masks(plain, keep=keep, own=file.keys())
+        loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=against)
+    source = loaded.source
+    state = source.state_dict() if isinstance(source, nn.Module) else source
     groups: dict[str, list[str]] = {}
     for name, first in file.aliases.items():
         groups.setdefault(first, [first]).append(name)
+    with named(against):
+        choices = with_recorded(loaded, given)
+        names = plain_names(state, file.keys(), prefix)
+        plain = {new: state[old] for old, new in names.items()}
+        known = {**missing_ties(plain, groups.values()), **names}
+        choices["masks"] = masks_by_weight(choices.get("masks") or {}, known, plain)
+        read = read_masks(plain, own=file.keys(), **choices)
     ties = missing_ties(read.tensors, groups.values())
     expected = with_missing_ties(read, ties).effective()
     decoded = load_state(file, "cpu")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from pemncodec.cli.mask_options import MaskArguments, mask_options
 from pemncodec.cli.options import (
     Shape,
     example_inputs,
     force_option,
     json_option,
-    keep_option,
     parse_argv,
     parse_dense,
     parse_kwargs,
@@ -34,7 +35,7 @@ from pemncodec.options import EncodeOptions
 @click.option(
     "-o", "--output", type=FileName(), help="File to write  [default: CHECKPOINT with .pemn]."
 )
-@keep_option
+@mask_options
 @prefix_option
 @click.option(
     "--arch", metavar="MODULE:FACTORY", help="pkg.module:factory or path/to/file.py:factory."
@@ -89,7 +90,7 @@ from pemncodec.options import EncodeOptions
 def encode(
     source: str,
     output: str | None,
-    keep: float | None,
+    mask_arguments: MaskArguments,
     prefix: str | None,
     arch: str | None,
     arch_kwargs: str,
@@ -111,9 +112,9 @@ def encode(
 ) -> None:
     """Encode a checkpoint (.pt, .pth, .safetensors) of a masked network.
 
-    Reads checkpoints of pemncodec.masking, of torch.nn.utils.prune (X_orig + X_mask) and of the
-    official PEMN code (X.weight + X.scores, with --keep). The file is decoded again and compared
-    with the original before it is written.
+    Reads checkpoints of pemncodec.masking, of torch.nn.utils.prune (X_orig + X_mask), of the
+    official PEMN code (X.weight + X.scores, with --keep) and of others, which the README lists.
+    The file is decoded again and compared with the original before it is written.
 
     \b
     pemn encode model.pt --keep 0.5 --arch models.py:convmixer \\
@@ -131,14 +132,16 @@ def encode(
     written = io.BytesIO()  # for standard output, which code of the user may not reach meanwhile
     with steps(quiet=quiet) as step, user_code():
         step("loading torch", None)
-        from pemncodec.checkpoints.files import load_checkpoint
+        from pemncodec.checkpoints.files import read_checkpoint
+        from pemncodec.checkpoints.reading import with_recorded
         from pemncodec.encoding import encode_with
 
         metric = load_object(accuracy, "--accuracy") if accuracy else None
         architecture = load_architecture(arch, kwargs, argv) if arch else None
+        given = mask_arguments.choices()
         # Before the checkpoint, which may be large.
         options = EncodeOptions(
-            keep=keep,
+            **given,
             architecture=architecture,
             prefix=prefix,
             example_inputs=example_inputs(shapes) if shapes else None,
@@ -157,9 +160,11 @@ def encode(
         )
         step("reading the checkpoint", None)
         with checkpoint_path(source) as path, no_exit(f"code of {source}"):
-            loaded = load_checkpoint(path, trust_pickle=trust_pickle, name=source)
+            loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=source)
         with named(source), no_exit("the model's own code"):
-            report = encode_with(options, loaded, written if output == STDIO else output, step)
+            options = replace(options, **with_recorded(loaded, given))
+            target = written if output == STDIO else output
+            report = encode_with(options, loaded.source, target, step)
     if output == STDIO:
         sys.stdout.buffer.write(written.getbuffer())
         sys.stdout.buffer.flush()

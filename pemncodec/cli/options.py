@@ -44,9 +44,6 @@ class Shape(click.ParamType["tuple[str, tuple[str, ...]]"]):
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-keep_option = click.option(
-    "--keep", type=float, metavar="RATIO", help="Share of each layer's weights that scores keep."
-)
 prefix_option = click.option(
     "--prefix",
     metavar="TEXT",

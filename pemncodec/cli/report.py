@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from pemncodec.cli.options import force_option, json_option, keep_option, max_memory_option
+from pemncodec.cli.mask_options import Keep, keep_option
+from pemncodec.cli.options import force_option, json_option, max_memory_option
 from pemncodec.cli.streams import STDIO, check_output, named
 from pemncodec.cli.terminal import print_json, print_table, steps, visible
 from pemncodec.format.atomic import write_file
@@ -26,7 +27,7 @@ from pemncodec.report.table import table_csv, table_row
 @json_option
 def report(
     sources: Sequence[str],
-    keep: float | None,
+    keep: Keep | None,
     csv_path: str | None,
     html_path: str | None,
     max_memory: int,

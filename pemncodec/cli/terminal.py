@@ -113,6 +113,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "verified": report.verified,
         "difference": report.difference,
         "accuracy": report.accuracy,
+        "rules": report.rules,
         "notes": report.notes,
     }
 
@@ -120,7 +121,8 @@ def report_json(report: Report) -> dict[str, Any]:
 def print_report(name: str, report: Report, *, verbose: bool, to_stderr: bool) -> None:
     """What `encode` wrote: the file's parts, and what was proven of it."""
     print_info(name, report.info, verbose=verbose, to_stderr=to_stderr)
-    lines = [f"verified: {report.verified}"]
+    lines = [f"masks: {rule}" for rule in report.rules]
+    lines.append(f"verified: {report.verified}")
     if report.difference is not None:
         difference = f"{report.difference:.2g} of the original's largest"
         lines.append(f"shortening changes outputs by up to {difference}")

@@ -6,8 +6,8 @@ import click
 
 from pemncodec.architecture.manifest import FORMAT
 from pemncodec.cli.comparing import compare_files
+from pemncodec.cli.mask_options import MaskArguments, mask_options
 from pemncodec.cli.options import (
-    keep_option,
     max_memory_option,
     prefix_option,
     quiet_option,
@@ -20,7 +20,7 @@ from pemncodec.cli.terminal import steps
 @click.command()
 @click.argument("source", metavar="FILE", type=FileName())
 @click.option("--against", metavar="CHECKPOINT", help="Also compare every tensor bit for bit.")
-@keep_option
+@mask_options
 @prefix_option
 @trust_pickle_option
 @max_memory_option
@@ -28,21 +28,23 @@ from pemncodec.cli.terminal import steps
 def verify(
     source: str,
     against: str | None,
-    keep: float | None,
+    mask_arguments: MaskArguments,
     prefix: str | None,
     trust_pickle: bool,
     max_memory: int,
     quiet: bool,
 ) -> None:
     """Decode all of a file and check every rule of the format."""
-    if (keep is not None or prefix is not None) and against is None:
-        raise click.UsageError("--keep and --prefix belong to --against")
+    given = [*mask_arguments.given(), *(["--prefix"] if prefix is not None else [])]
+    if given and against is None:
+        raise click.UsageError(f"{' and '.join(given)}: only with --against")
     with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
         step("verifying", None)
         if against is None:
             file.verify()
         else:
-            compare_files(file, against, keep, prefix, trust_pickle=trust_pickle)
+            given_masks = mask_arguments.choices()
+            compare_files(file, against, given_masks, prefix, trust_pickle=trust_pickle)
         if file.manifest is not None and file.manifest["format"] == FORMAT:
             from pemncodec.decoding import build_empty_module
 

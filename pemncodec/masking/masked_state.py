@@ -25,6 +25,8 @@ class MaskedState:
         rules: how each mask was found, in words.
         ties: of masks that follow from scores, how many scores are equal where the cut goes between
             them, by name of the weight.
+        beside: of masks that the network has itself, the name of the tensor, by name of the weight;
+            whether the network applies them is for who runs it to see.
     """
 
     tensors: StateDict
@@ -33,6 +35,7 @@ class MaskedState:
     fills: dict[str, SeededFill] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
     ties: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
 
     def effective(self) -> StateDict:
         """The plain model's state dict: masks applied, masked-out weights +0.0, in C order.

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pemncodec.checkpoints.dialects import dialects_of
-from pemncodec.checkpoints.files import load_checkpoint
+from pemncodec.checkpoints.dialect import MissingRuleError
+from pemncodec.checkpoints.dialects import needs_rule
+from pemncodec.checkpoints.files import read_checkpoint
+from pemncodec.checkpoints.reading import with_recorded
+from pemncodec.checkpoints.unmasked import NoMasksError
 from pemncodec.coders.masks import Preset
 from pemncodec.decoding import load_state
-from pemncodec.encoding import Progress, encode
+from pemncodec.encoding import Progress, encode_with
 from pemncodec.format.info import FileInfo
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
+from pemncodec.options import EncodeOptions
 from pemncodec.report.forms import FP16, dense_bytes, in_halves, masked_bytes, paper_bytes
 from pemncodec.report.peers import largest_error, measure_peers
 
@@ -53,7 +58,7 @@ class ModelCosts:
 def model_costs(
     path: Path,
     *,
-    keep: float | None = None,
+    keep: float | Mapping[str, float] | None = None,
     preset: Preset = "max",
     limits: Limits | None = None,
     progress: Progress | None = None,
@@ -76,21 +81,18 @@ def model_costs(
     size = path.stat().st_size
     source: Path | io.BytesIO = path
     if path.suffix != ".pemn":
-        loaded = load_checkpoint(path)
-        state = loaded if isinstance(loaded, dict) else loaded.state_dict()
-        dialects = dialects_of(state)
-        needs_keep = any(dialect.needs_keep for dialect in dialects)
-        if not dialects or (needs_keep and keep is None):
-            return _costs(path.name, size, state, step)
+        loaded = read_checkpoint(path)
+        given = loaded.source
+        state = given if isinstance(given, dict) else given.state_dict()
         source = io.BytesIO()
-        encode(
-            state,
-            source,
-            keep=keep if needs_keep else None,
-            manifest=False,
-            preset=preset,
-            progress=progress,
-        )
+        try:
+            # The share may be for other checkpoints of a report.
+            needed = loaded.recorded.keep is None and needs_rule(state, {})
+            choices = with_recorded(loaded, {"keep": keep if needed else None})
+            options = EncodeOptions(**choices, manifest=False, preset=preset)
+            encode_with(options, state, source, progress)
+        except (NoMasksError, MissingRuleError):
+            return _costs(path.name, size, state, step)
     with open_file(source, limits=limits) as file:
         state = load_state(file, "cpu", lambda share: step("decoding", share))
         return _costs(path.name, size, state, step, file)

@@ -1,0 +1,39 @@
+"""Rules that need no ranking: scores above a threshold, or drawn by their probability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pemncodec.checkpoints.score_rule import Kept, ScoreRule
+
+
+def _each(
+    stays: Callable[[Tensor, float], Tensor],
+) -> Callable[[Sequence[Tensor], Sequence[float], float], list[Kept]]:
+    def masks(scores: Sequence[Tensor], _: Sequence[float], value: float) -> list[Kept]:
+        return [Kept(stays(tensor, value).numpy()) for tensor in scores]
+
+    return masks
+
+
+def _drawn(scores: Sequence[Tensor], _: Sequence[float], seed: float) -> list[Kept]:
+    generator = torch.Generator().manual_seed(int(seed))
+    return [
+        Kept(torch.bernoulli(tensor.sigmoid(), generator=generator).bool().numpy())
+        for tensor in scores
+    ]
+
+
+ABOVE = ScoreRule("weights whose score is above {value} stay", _each(lambda s, t: s > t))
+AT_LEAST = ScoreRule("weights whose score is at least {value} stay", _each(lambda s, t: s >= t))
+SIGMOID_ABOVE = ScoreRule(
+    "weights stay where sigmoid(score) is above {value}", _each(lambda s, t: s.sigmoid() > t)
+)
+BERNOULLI = ScoreRule(
+    "each weight stays with the probability sigmoid(score), drawn once by torch.bernoulli after "
+    "torch.manual_seed({value}), in the order of the state dict",
+    _drawn,
+)
