@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -10,13 +11,21 @@ from torch import Tensor
 
 from pemncodec.architecture.trace import Trace
 from pemncodec.coders.dense import shortened
-from pemncodec.contents import AliasTensor, Contents, DenseMode, DenseTensor, MaskedTensor
+from pemncodec.contents import (
+    AliasTensor,
+    Contents,
+    DenseMode,
+    DenseTensor,
+    MaskedTensor,
+    TorchPrototype,
+)
 from pemncodec.contents import Tensor as ContentTensor
 from pemncodec.errors import EncodeArgumentError, PrototypeMismatchError
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
 from pemncodec.tensors import dtype_name, tensor_to_array
 from pemncodec.values.recovery import Layer, recover_prototypes
+from pemncodec.values.seed_search import find_seeds
 
 
 def dense_modes(state: MaskedState, patterns: Mapping[str, DenseMode]) -> dict[str, DenseMode]:
@@ -66,6 +75,7 @@ def assemble_contents(
     modes: Mapping[str, DenseMode],
     trace: Trace | None,
     options: EncodeOptions,
+    progress: Callable[[float], None] | None = None,
 ) -> Contents:
     """What the file holds.
 
@@ -74,9 +84,11 @@ def assemble_contents(
         modes: of tensors that are not lossless, by name.
         trace: the manifest and tensors of its own; None for a file without.
         options: prototypes that are given, metadata, whether batch norms were folded.
+        progress: called with the share that is done of the search for seeds.
 
     Raises:
-        PrototypeMismatchError: no weights come from one of the given prototypes.
+        PrototypeMismatchError: no weights come from one of the given prototypes, or from the seed
+            that is given.
         EncodeError: a tensor that cannot be encoded.
     """
     own = {name: tensor for name, tensor in state.tensors.items() if name not in state.aliases}
@@ -88,9 +100,11 @@ def assemble_contents(
             arrays[name].reshape(-1),
             state.masks[name].reshape(-1),
             state.fills.get(name),
+            tuple(own[name].shape),
         )
         for name in masked
     ]
+    layers = _with_seeds(layers, options, progress)
     prototypes, fills = recover_prototypes(layers, options.prototypes)
     unused = [prototype for prototype in options.prototypes if prototype not in prototypes]
     if unused:
@@ -115,3 +129,40 @@ def assemble_contents(
     manifest = trace.manifest if trace else None
     metadata = dict(options.metadata)
     return Contents(prototypes, tuple(tensors), manifest, metadata, options.fold_bn)
+
+
+def seeds_note(contents: Contents) -> str | None:
+    """How many of the frozen weights come from which seeds of torch, in a sentence."""
+    seeds: list[int] = []
+    frozen = found = 0
+    for tensor in contents.tensors:
+        if isinstance(tensor, MaskedTensor):
+            frozen += tensor.mask.size
+            prototype = contents.prototypes[tensor.fill.prototype]
+            if isinstance(prototype, TorchPrototype):
+                found += tensor.mask.size
+                seeds += [prototype.seed] * (prototype.seed not in seeds)
+    if not seeds:
+        return None
+    named = ", ".join(map(str, seeds[:3])) + f" and {len(seeds) - 3:,} more" * (len(seeds) > 3)
+    return f"torch seed{'s' * (len(seeds) > 1)} {named}: {found:,} of {frozen:,} frozen weights"
+
+
+def _with_seeds(
+    layers: list[Layer], options: EncodeOptions, progress: Callable[[float], None] | None
+) -> list[Layer]:
+    """With fills of torch's generator, where they are found or follow from the given seed."""
+    if options.prototypes or (options.seed_effort is None and options.seed is None):
+        return layers
+    seeds = [] if options.seed is None else [options.seed % (1 << 32)]
+    fills = find_seeds(layers, options.seed_effort, seeds, progress)
+    for seed in seeds:
+        if not any(fill and fill.prototype.seed == seed for fill in fills):
+            raise PrototypeMismatchError(
+                f"no masked layer comes from seed {options.seed} of torch's CPU generator: leave "
+                "--seed (seed=…) out to look for others"
+            )
+    return [
+        replace(layer, fill=fill) if fill else layer
+        for layer, fill in zip(layers, fills, strict=True)
+    ]

@@ -12,14 +12,14 @@ from typing import Any, BinaryIO, Literal
 
 from torch import Tensor, nn
 
-from pemncodec.assembling import assemble_contents, dense_modes, shortened_state
+from pemncodec.assembling import assemble_contents, dense_modes, seeds_note, shortened_state
 from pemncodec.checkpoints.reading import described_module, notes_of, read_source, rules_in_words
 from pemncodec.coders.masks import Preset
 from pemncodec.contents import DenseMode, Seeded
 from pemncodec.describing import describe_network
 from pemncodec.format.atomic import write_file
 from pemncodec.format.writer import encode_contents
-from pemncodec.options import EncodeOptions
+from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensors
 
 Progress = Callable[[str, float | None], None]
@@ -43,6 +43,8 @@ def encode(
     train_graph: bool = False,
     builder: tuple[str, Mapping[str, Any]] | None = None,
     prototypes: Sequence[Seeded] = (),
+    find_seed: FindSeed = "auto",
+    seed: int | None = None,
     preset: Preset = "default",
     dense: DenseMode | Mapping[str, DenseMode] = "lossless",
     fold_bn: bool = False,
@@ -87,6 +89,10 @@ def encode(
             module; stored in place of a description, so that who reads the file must have that
             code and allow it to run (`decode(trust=…)`).
         prototypes: seeded prototypes that the frozen weights may come from.
+        find_seed: "auto" looks for the seeds of torch's CPU generator from which the frozen weights
+            come, so that the file stores the seeds and not the weights: for some seconds, or for a
+            second with preset "fast". "off" does not. Nor is it done where `prototypes` are given.
+        seed: what `torch.manual_seed` was given, if it is known.
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
             at some 25 million weights a second on one core; "default" for the smallest of models
             that this decodes within a second.
@@ -104,7 +110,7 @@ def encode(
     Raises:
         EncodeArgumentError: arguments that are missing, out of range, or contradict each other.
         UnsupportedModelError: the manifest cannot describe the module.
-        PrototypeMismatchError: no weights come from one of `prototypes`.
+        PrototypeMismatchError: no weights come from one of `prototypes`, or from `seed`.
         EncodeError: data that cannot be encoded, or a file that loses more than `max_drop`.
     """
     options = EncodeOptions(
@@ -122,6 +128,8 @@ def encode(
         train_graph=train_graph,
         builder=builder,
         prototypes=prototypes,
+        find_seed=find_seed,
+        seed=seed,
         preset=preset,
         dense=dense,
         fold_bn=fold_bn,
@@ -155,7 +163,13 @@ def encode_with(
     # As the file will have it; refuses what it cannot hold before anything is coded.
     as_written = shortened_state(state, modes) if modes else state
     step("looking for prototypes", None)
-    contents = assemble_contents(state, modes, network.trace if network else None, options)
+    contents = assemble_contents(
+        state,
+        modes,
+        network.trace if network else None,
+        options,
+        lambda share: step("looking for seeds", share),
+    )
     pieces = encode_contents(contents, lambda share: step("coding", share), options.preset)
     step("verifying", None)
     stream = io.BytesIO(b"".join(pieces))
@@ -166,6 +180,8 @@ def encode_with(
     if modes:
         report = replace(report, verified=f"as shortened, {report.verified}")
     notes = (*notes_of(source, state, options), *(network.notes if network else ()))
+    if (note := seeds_note(contents)) is not None:
+        notes += (note,)
     report = replace(report, rules=rules_in_words(state), notes=notes)
     step("writing", None)
     write_file(pieces, target)

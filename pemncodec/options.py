@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.contents import DenseMode, Seeded
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.values.generators import GENERATORS, check_prototype
+from pemncodec.values.seed_search import FAST, THOROUGH, Effort
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+FindSeed = Literal["auto", "off"]
 
 
 class MaskChoices(TypedDict, total=False):
@@ -53,6 +57,8 @@ class EncodeOptions:
     train_graph: bool = False
     builder: tuple[str, Mapping[str, Any]] | None = None
     prototypes: Sequence[Seeded] = ()
+    find_seed: FindSeed = "auto"
+    seed: int | None = None
     preset: Preset = "default"
     dense: DenseMode | Mapping[str, DenseMode] = "lossless"
     fold_bn: bool = False
@@ -64,6 +70,13 @@ class EncodeOptions:
     def dense_modes(self) -> Mapping[str, DenseMode]:
         """Modes by pattern of the tensor's name, the first that fits."""
         return self.dense if isinstance(self.dense, Mapping) else {"*": self.dense}
+
+    @property
+    def seed_effort(self) -> Effort | None:
+        """How much is tried to find the seeds of frozen weights; None for nothing."""
+        if self.find_seed == "off":
+            return None
+        return FAST if self.preset == "fast" else THOROUGH
 
     @property
     def trust(self) -> tuple[str, ...]:
@@ -96,6 +109,13 @@ class EncodeOptions:
             if mode not in get_args(DenseMode):
                 known = ", ".join(get_args(DenseMode))
                 raise EncodeArgumentError(f"unknown dense mode {mode!r:.60}, have {known}")
+        if self.find_seed not in get_args(FindSeed):
+            known = ", ".join(get_args(FindSeed))
+            raise EncodeArgumentError(f"unknown find_seed {self.find_seed!r:.60}, have {known}")
+        if self.seed is not None and not _is_seed(self.seed):
+            raise EncodeArgumentError(
+                f"--seed (seed=…) must be what torch.manual_seed takes, not {self.seed!r:.60}"
+            )
         if self.max_drop is not None and self.accuracy is None:
             raise EncodeArgumentError("--max-drop (max_drop) needs --accuracy (accuracy)")
         if self.accuracy is not None and not callable(self.accuracy):
@@ -124,6 +144,10 @@ class EncodeOptions:
                 "fold_bn and accuracy need the architecture: leave out --no-manifest "
                 "(manifest=False)"
             )
+
+
+def _is_seed(value: object) -> bool:
+    return isinstance(value, Integral) and -(1 << 63) <= int(value) < 1 << 64
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -27,7 +28,7 @@ from pemncodec.cli.streams import STDIO, FileName, check_output, checkpoint_path
 from pemncodec.cli.terminal import print_json, print_report, report_json, steps
 from pemncodec.cli.user_code import load_architecture, load_object, no_exit, user_code
 from pemncodec.coders.masks import PRESETS, Preset
-from pemncodec.options import EncodeOptions
+from pemncodec.options import EncodeOptions, FindSeed
 
 
 @click.command()
@@ -82,6 +83,14 @@ from pemncodec.options import EncodeOptions
     help="A metric of yours, larger is better: called with the module before and after.",
 )
 @click.option("--max-drop", type=float, help="Refuse a file that loses more accuracy than this.")
+@click.option(
+    "--find-seed",
+    type=click.Choice(get_args(FindSeed)),
+    default="auto",
+    show_default=True,
+    help="Look for the seeds that torch drew the frozen weights from.",
+)
+@click.option("--seed", type=int, help="What torch.manual_seed was given, if you know it.")
 @trust_pickle_option
 @force_option
 @quiet_option
@@ -104,6 +113,8 @@ def encode(
     fold_bn: bool,
     accuracy: str | None,
     max_drop: float | None,
+    find_seed: FindSeed,
+    seed: int | None,
     trust_pickle: bool,
     force: bool,
     quiet: bool,
@@ -157,6 +168,8 @@ def encode(
             fold_bn=fold_bn,
             accuracy=metric,
             max_drop=max_drop,
+            find_seed=find_seed,
+            seed=seed,
         )
         step("reading the checkpoint", None)
         with checkpoint_path(source) as path, no_exit(f"code of {source}"):

@@ -39,12 +39,14 @@ class Layer:
         values: [n], carrier dtype of `dtype`.
         mask: bool [n]; only values where it is True count.
         fill: where the values are said to come from.
+        shape: of the layer's weight, where it is known.
     """
 
     dtype: str
     values: Array
     mask: Mask
     fill: SeededFill | None = None
+    shape: tuple[int, ...] = ()
 
 
 def recover_prototypes(
@@ -72,7 +74,7 @@ def recover_prototypes(
         # Layers that share a prototype are mostly all of them, or neighbours.
         if fill.prototype not in latest:
             latest = {fill.prototype: prototype_values(fill.prototype)}
-        if _comes_from(latest[fill.prototype], fill.scale, layer):
+        if comes_from(latest[fill.prototype], fill.scale, layer):
             number = numbers.setdefault(fill.prototype, len(numbers))
             fills[index] = Fill(number, scale=fill.scale)
     prototypes += numbers
@@ -81,47 +83,61 @@ def recover_prototypes(
         matches = {
             index: scale
             for index, layer in enumerate(layers)
-            if fills[index] is None and (scale := _seeded_scale(values, layer)) is not None
+            if fills[index] is None and (scale := seeded_scale(values, layer)) is not None
         }
         for index, scale in matches.items():
             fills[index] = Fill(len(prototypes), scale=scale)
         if matches:
             prototypes.append(prototype)
 
-    sharers: list[_Shared] = []
-    shared_of: dict[int, _Shared] = {}
-    by_size = sorted(
-        (index for index, fill in enumerate(fills) if fill is None),
-        key=lambda index: -layers[index].values.size,
-    )
-    for index in by_size:
+    rest = [index for index, fill in enumerate(fills) if fill is None]
+    shared_of = {index: shared for shared in shared_values(layers, rest) for index in shared.layers}
+    stored: dict[SharedValues, int] = {}
+    # In the order of their first layer, so that a file lists prototypes as the network needs them.
+    for index in sorted(shared_of):
+        shared = shared_of[index]
+        if shared not in stored:
+            stored[shared] = len(prototypes)
+            prototypes.append(shared.shortest())
+        fills[index] = Fill(stored[shared])
+    return tuple(prototypes), tuple(fill for fill in fills if fill is not None)
+
+
+def shared_values(layers: Sequence[Layer], indices: Sequence[int]) -> list[SharedValues]:
+    """Which of the layers may share a prototype, as `recover_prototypes` lets them."""
+    sharers: list[SharedValues] = []
+    for index in sorted(indices, key=lambda index: -layers[index].values.size):
         layer = layers[index]
         for shared in sharers:
             if shared.agrees(layer):
                 break
         else:
-            shared = _Shared(layer)
+            shared = SharedValues(layer)
             sharers.append(shared)
-        shared.merge(layer)
-        shared_of[index] = shared
-    # In the order of their first layer, so that a file lists prototypes as the network needs them.
-    for index in sorted(shared_of):
-        shared = shared_of[index]
-        if shared.number is None:
-            shared.number = len(prototypes)
-            prototypes.append(shared.shortest())
-        fills[index] = Fill(shared.number)
-    return tuple(prototypes), tuple(fill for fill in fills if fill is not None)
+        shared.merge(index, layer)
+    return sharers
 
 
-class _Shared:
-    """What the layers of one prototype say about its values."""
+class SharedValues:
+    """What the layers of one prototype say about its values.
+
+    Attributes:
+        layers: their indices, from the largest to the smallest.
+        dtype: of their values.
+        bits: unsigned [n] of the largest.
+        known: bool [n], where some layer uses a value.
+    """
 
     def __init__(self, largest: Layer) -> None:
+        self.layers: list[int] = []
         self.dtype = largest.dtype
         self.bits = bits_of(np.zeros_like(largest.values))
         self.known = np.zeros(largest.values.size, np.bool_)
-        self.number: int | None = None
+
+    @property
+    def values(self) -> Array:
+        """[n], in the carrier dtype; those that no layer uses are zeros."""
+        return self.bits.view(CARRIERS[self.dtype])
 
     def agrees(self, layer: Layer) -> bool:
         if layer.dtype != self.dtype:
@@ -133,7 +149,8 @@ class _Shared:
                 return False
         return True
 
-    def merge(self, layer: Layer) -> None:
+    def merge(self, index: int, layer: Layer) -> None:
+        self.layers.append(index)
         bits = bits_of(layer.values)
         for part in _blocks(layer.values.size):
             kept = ones_where_not(layer.mask[part], bits.dtype)
@@ -146,7 +163,7 @@ class _Shared:
         return StoredPrototype(values.view(CARRIERS[self.dtype]), self.dtype)
 
 
-def _comes_from(values: Floats, scale: float, layer: Layer) -> bool:
+def comes_from(values: Floats, scale: float, layer: Layer) -> bool:
     """Whether a seeded prototype's values at a known scale make the layer's used ones."""
     bits = bits_of(layer.values)
     for repeated, part in _repeated(values, layer.values.size):
@@ -156,7 +173,7 @@ def _comes_from(values: Floats, scale: float, layer: Layer) -> bool:
     return True
 
 
-def _seeded_scale(values: Floats, layer: Layer) -> float | None:
+def seeded_scale(values: Floats, layer: Layer) -> float | None:
     """The scale at which a seeded prototype's values make the layer's used ones; None if none."""
     bounds = ScaleBounds(layer.dtype)
     for repeated, part in _repeated(values, layer.values.size):
@@ -165,7 +182,7 @@ def _seeded_scale(values: Floats, layer: Layer) -> float | None:
         if bounds.is_empty:
             return None
     for scale in bounds.candidates():
-        if _comes_from(values, scale, layer):
+        if comes_from(values, scale, layer):
             return scale
     return None
 

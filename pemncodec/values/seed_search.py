@@ -1,0 +1,199 @@
+"""Frozen weights → the seeds of torch's CPU generator behind them.
+
+Weights say of many words of the generator in which interval they lie (`draws.py`). With enough of
+them its state is the solution of linear equations, whatever the seed is and however many words were
+drawn before. Weights that are too few for that are looked for among the words of small seeds. Once
+a seed is known, all other weights are looked for among its words. What is found is made again and
+compared before it counts.
+
+How much is tried is counted, not timed, so that the bytes of a file do not depend on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pemncodec import kernels
+from pemncodec.contents import SeededFill
+from pemncodec.values.draws import Equations, equations_of
+from pemncodec.values.recovery import Layer
+from pemncodec.values.seeding import seed_before
+from pemncodec.values.sought import Hypothesis, hypotheses, sought_tensors
+from pemncodec.values.word_search import Pattern, pattern_of, search_words
+
+_STATE, _STATE_BITS = 624, 19_937
+_MOST_BITS = 60_000.0  # of draws that become equations: some depend on others
+_TELLING = 56.0  # bits of a pattern: more than words are looked at
+_AROUND = 8  # words that are drawn for a network, for each of its weights
+_ALSO_DRAWN = 1 << 16
+_GIVEN_DRAWN = 1 << 27  # before weights of a seed that is given
+_USUAL_SEEDS = (0, 1, 42, 2, 3, 123, 1234, 2023, 2022, 2021, 2020, 2024, 2025, 3407, 1337, 12345)
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is tried.
+
+    Attributes:
+        solving: of linear equations, the sum of the cubes of the numbers of their unknowns, which
+            are counted in thousands: 8,000 take about a second.
+        words: of small seeds that are looked at: 2 × 10^9 take about a second.
+        seeds: how many small seeds, and usual ones.
+    """
+
+    solving: float
+    words: int
+    seeds: int
+
+
+FAST = Effort(solving=8_000, words=1 << 29, seeds=64)
+THOROUGH = Effort(solving=40_000, words=1 << 32, seeds=1024)
+
+
+def find_seeds(
+    layers: Sequence[Layer],
+    effort: Effort | None,
+    seeds: Sequence[int] = (),
+    progress: Progress | None = None,
+) -> list[SeededFill | None]:
+    """Where each layer's weights come from, as far as that is found.
+
+    Args:
+        layers: of a network; those with a fill are passed over.
+        effort: how much is tried; None only looks behind the given seeds.
+        seeds: that the weights may come from, tried before any other.
+        progress: called with the share of the effort that was spent.
+    """
+    search = _Search(layers, effort or Effort(0, 0, 0), progress or (lambda _: None))
+    for seed in seeds:
+        search.look_behind(seed, _GIVEN_DRAWN)
+    search.solve()
+    if not search.seeds:
+        search.try_usual_seeds()
+    return search.fills
+
+
+class _Search:
+    def __init__(self, layers: Sequence[Layer], effort: Effort, progress: Progress) -> None:
+        self.fills: list[SeededFill | None] = [None] * len(layers)
+        self.seeds: list[int] = []
+        self._effort, self._progress = effort, progress
+        self._solving, self._words = 0.0, 0
+        self._drawn = _ALSO_DRAWN + _AROUND * sum(layer.values.size for layer in layers)
+        deviations = usual_deviations(layers)
+        tensors = {tensor: hypotheses(tensor, deviations) for tensor in sought_tensors(layers)}
+        self._left = {tensor: ways for tensor, ways in tensors.items() if ways}
+
+    def solve(self) -> None:
+        """By linear equations, from the tensor with the most known values on."""
+        for hypothesis in [way for ways in self._left.values() for way in ways]:
+            if hypothesis.tensor not in self._left:
+                continue
+            equations = _enough_equations(hypothesis)
+            if equations is None:
+                continue
+            work = _work(equations)
+            if self._solving + work > self._effort.solving:
+                continue
+            self._spend(solving=work)
+            state = np.empty(_STATE, np.uint32)
+            if kernels.mersenne_solve(equations.words, equations.masks, equations.parities, state):
+                continue
+            origin = seed_before(state, _GIVEN_DRAWN)
+            if origin is not None and self._found(hypothesis, *origin):
+                self.look_behind(origin[0], origin[1])
+
+    def try_usual_seeds(self) -> None:
+        """Small seeds and popular ones, by the two tensors that tell the most."""
+        ways = [
+            (hypothesis, pattern)
+            for tensor_ways in self._left.values()
+            for hypothesis, pattern in _patterns(tensor_ways)
+        ]
+        telling = sorted(ways, key=lambda way: -way[1].bits)[:2]
+        numbers = dict.fromkeys((*_USUAL_SEEDS, *range(self._effort.seeds)))
+        for seed in list(numbers)[: self._effort.seeds]:
+            if not telling or self._words + self._drawn > self._effort.words:
+                return
+            self._spend(words=self._drawn)
+            self._search(seed, self._drawn, telling)
+            if seed in self.seeds:
+                self.look_behind(seed, 0)
+                return
+
+    def look_behind(self, seed: int, skip: int) -> None:
+        """All that is left, among the words of a seed up to those of a network after `skip`."""
+        ways = [way for ways in self._left.values() for way in _patterns(ways)]
+        self._search(seed, skip + self._drawn, ways)
+
+    def _search(self, seed: int, stop: int, ways: Sequence[tuple[Hypothesis, Pattern]]) -> None:
+        def found(index: int, skip: int) -> bool:
+            hypothesis = ways[index][0]
+            return hypothesis.tensor not in self._left or self._found(hypothesis, seed, skip)
+
+        search_words(seed, stop, [pattern for _, pattern in ways], found)
+
+    def _found(self, hypothesis: Hypothesis, seed: int, skip: int) -> bool:
+        fill = hypothesis.confirmed(seed, skip)
+        if fill is None:
+            return False
+        for index in hypothesis.tensor.layers:
+            self.fills[index] = fill
+        del self._left[hypothesis.tensor]
+        if seed not in self.seeds:
+            self.seeds.append(seed)
+        return True
+
+    def _spend(self, solving: float = 0.0, words: int = 0) -> None:
+        self._solving += solving
+        self._words += words
+        effort = self._effort
+        solving = self._solving / effort.solving if effort.solving else 1.0
+        looking = self._words / effort.words if effort.words else 1.0
+        self._progress(min((solving + looking) / 2, 1.0))
+
+
+def _patterns(ways: Sequence[Hypothesis]) -> list[tuple[Hypothesis, Pattern]]:
+    patterns = [(hypothesis, pattern_of(hypothesis.draws)) for hypothesis in ways]
+    return [way for way in patterns if way[1].bits >= _TELLING]
+
+
+def _enough_equations(hypothesis: Hypothesis) -> Equations | None:
+    """About three times as many as there are bits of a state; None if there are too few."""
+    draws = hypothesis.draws
+    enough = int(np.searchsorted(np.cumsum(draws.bits), _MOST_BITS))
+    equations = equations_of(draws.first(enough))
+    return equations if equations.words.size >= _STATE_BITS else None
+
+
+def _work(equations: Equations) -> float:
+    """Of solving them, as `Effort.solving` counts it."""
+    inside = int(np.searchsorted(equations.words, _STATE))
+    return float((_STATE_BITS - min(inside, _STATE_BITS)) / 1000) ** 3
+
+
+# ---- Usual scales
+
+
+def usual_deviations(layers: Sequence[Layer]) -> list[float]:
+    """Standard deviations that such layers are usually initialised with.
+
+    Those of `torch.nn.init` with any of its gains, by fan in, fan out or both; with fans that are
+    scaled by the share of weights that a mask keeps, as hidden-networks does; and some numbers.
+    """
+    fans: set[float] = set()
+    for layer in layers:
+        if len(layer.shape) < 2:
+            continue
+        out, into, field = layer.shape[0], layer.shape[1], float(np.prod(layer.shape[2:]))
+        kept = float(layer.mask.mean()) if layer.mask.size else 1.0
+        for fan in (into * field, out * field, (into + out) * field / 2):
+            fans |= {fan, fan * kept, fan * round(kept, 2)}
+    gains = (1.0, 2**0.5, 5 / 3, 0.75, (2 / (1 + 0.01**2)) ** 0.5, (1 / 3) ** 0.5)
+    numbers = (1.0, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.001)
+    found = {gain / fan**0.5 for fan in fans if fan > 0 for gain in gains}
+    return sorted({float(np.float32(deviation)) for deviation in (*found, *numbers)})

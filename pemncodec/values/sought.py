@@ -1,0 +1,200 @@
+"""Layers → the tensors that torch's generator may have drawn for them, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pemncodec.contents import Floats, SeededFill, TorchDistribution, TorchPrototype
+from pemncodec.values.draws import (
+    Draws,
+    Known,
+    Range,
+    known_weights,
+    normal_draws,
+    normal_sign_draws,
+    uniform_draws,
+    uniform_sign_draws,
+)
+from pemncodec.values.fill import prototype_values, used_values
+from pemncodec.values.lattice import has_angles_of_torch, normal_scale, uniform_bound
+from pemncodec.values.periods import fold, shortest_period
+from pemncodec.values.recovery import Layer, SharedValues, comes_from, seeded_scale, shared_values
+
+_LOOKED_AT = 1 << 17  # weights of a tensor, the first ones
+_MOST_USUAL = 2  # scales that are tried though nothing tells that they are right
+_FEW = 64  # weights whose distribution cannot be told from their magnitudes
+_LEAST_NORMAL = 16  # values that torch makes in another way if they are fewer
+_PRECISION = 2e-7  # of a scale that was rounded to binary32
+_EXACT = ("float32", "float64")
+_PEAK = 2.1  # of the largest magnitude to the mean square: 1.7 of uniform values, 3 of normal ones
+_SMALLEST_SCALE, _LARGEST_SCALE = 0.5, 1.6  # of deviations, to that of the weights a mask uses
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sought:
+    """A tensor that may have been drawn.
+
+    Attributes:
+        layers: indices of the layers that take their values from it.
+        layer: the values of all of them, as in the largest.
+        length: how many of its values there are; the largest layer may repeat them.
+        known: those of its first values that some layer uses.
+    """
+
+    layers: tuple[int, ...]
+    layer: Layer
+    length: int
+    known: Known
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hypothesis:
+    """How a tensor may have been drawn.
+
+    Attributes:
+        tensor: which.
+        prototype: how; without seed and skip.
+        draws: what its known values say of the generator's words then.
+    """
+
+    tensor: Sought
+    prototype: TorchPrototype
+    draws: Draws
+
+    def confirmed(self, seed: int, skip: int) -> SeededFill | None:
+        """What makes all used values from a seed, bit for bit; None if nothing does."""
+        layer = self.tensor.layer
+        for variant in ("vector", "scalar"):
+            made = replace(self.prototype, seed=seed, skip=skip, variant=variant)
+            values = prototype_values(made)
+            if (scale := seeded_scale(values, layer)) is not None:
+                return SeededFill(made, scale)
+        # Scalar arithmetic rounds before it adds the bound, so that scaling is no substitute.
+        if made.distribution == "uniform" and made.low < 0:
+            for bound in _bounds(values, layer):
+                exact = replace(made, low=-bound, high=bound)
+                if comes_from(prototype_values(exact), 1.0, layer):
+                    return SeededFill(exact, 1.0)
+        return None
+
+
+def sought_tensors(layers: Sequence[Layer]) -> list[Sought]:
+    """The tensors behind layers that have no fill, those with the most known values first."""
+    rest = [index for index, layer in enumerate(layers) if layer.fill is None]
+    found = (_sought(shared) for shared in shared_values(layers, rest))
+    tensors = [tensor for tensor in found if tensor is not None]
+    return sorted(tensors, key=lambda tensor: -tensor.known.values.size)
+
+
+def _sought(shared: SharedValues) -> Sought | None:
+    length, values, known = shared.known.size, shared.values, shared.known
+    period = shortest_period(shared.bits, known)
+    if period <= length // 2:
+        length, values = period, fold(shared.bits, known, period).view(values.dtype)
+        known = used_values(period, [(0, known)])
+    weights = known_weights(values[:_LOOKED_AT], shared.dtype, known[:_LOOKED_AT], length)
+    if weights is None or weights.values.size < 2:
+        return None
+    layer = Layer(shared.dtype, shared.values, shared.known)
+    return Sought(tuple(shared.layers), layer, length, weights)
+
+
+def _bounds(values: Floats, layer: Layer) -> Iterator[float]:
+    """Bounds of uniform values that make a layer's largest one of values from −1 to 1."""
+    count = min(values.size, layer.values.size)
+    used = np.where(layer.mask[:count], np.abs(values[:count]), 0)
+    at = int(used.argmax())
+    if layer.dtype != "float32" or not used[at]:
+        return
+    bound = np.float32(abs(float(layer.values[at])) / float(used[at]))
+    lower, upper = bound, np.nextafter(bound, np.float32(np.inf))
+    for _ in range(4):
+        yield from (float(lower), float(upper))
+        lower = np.nextafter(lower, np.float32(0))
+        upper = np.nextafter(upper, np.float32(np.inf))
+
+
+# ---- Hypotheses
+
+
+def hypotheses(tensor: Sought, deviations: Sequence[float]) -> list[Hypothesis]:
+    """How a tensor may have been drawn, as far as its values do not speak against it.
+
+    Args:
+        tensor: which.
+        deviations: standard deviations that are usual.
+    """
+    known = tensor.known
+    magnitudes = np.abs(known.values)
+    largest, smallest = float(magnitudes.max()), float(magnitudes.min())
+    if not largest:
+        return []
+    if smallest == largest:
+        if (known.values > 0).all() or (known.values < 0).all():
+            return []
+        signs = [_hypothesis(tensor, "uniform-signs", uniform_sign_draws(known))]
+        if known.length >= _LEAST_NORMAL:
+            signs.insert(0, _hypothesis(tensor, "normal-signs", normal_sign_draws(known)))
+        return signs
+    deviation = float(np.sqrt((magnitudes**2).mean()))
+    found = _normal(tensor, deviation, largest)
+    if found and has_angles_of_torch(known) and tensor.layer.dtype in _EXACT:
+        return found  # no other values have them
+    return found + _uniform(tensor, deviation, largest, deviations)
+
+
+def _normal(tensor: Sought, deviation: float, largest: float) -> list[Hypothesis]:
+    known, exact = tensor.known, tensor.layer.dtype in _EXACT
+    if known.length < _LEAST_NORMAL:
+        return []
+    fits = has_angles_of_torch(known) if exact else None
+    if fits is False:
+        return []
+    if fits is None and known.values.size >= _FEW and largest < _PEAK * deviation:
+        return []
+    lower, upper = _SMALLEST_SCALE * deviation, _LARGEST_SCALE * deviation
+    if known.values.size < _FEW:
+        lower, upper = lower / 2, upper * 2
+    ways = [_hypothesis(tensor, "normal", normal_draws(known, Range(lower, upper)))]
+    if exact and (scale := normal_scale(known, deviation, Range(lower, upper))):
+        ways.insert(0, _hypothesis(tensor, "normal", normal_draws(known, _rounded(scale))))
+    return ways
+
+
+def _uniform(
+    tensor: Sought, deviation: float, largest: float, deviations: Sequence[float]
+) -> list[Hypothesis]:
+    known, exact = tensor.known, tensor.layer.dtype in _EXACT
+    positive = bool((known.values > 0).all())
+    if known.values.size >= _FEW and largest > _PEAK * deviation:
+        return []
+    # Of n values, the largest is some n-th part below the bound; twelve such parts are certain.
+    margin = 1 + 12 / known.values.size + known.error
+    upper = Range(largest * (1 - known.error), largest * margin)
+    if exact and not positive and (bound := uniform_bound(known, upper)):
+        return [_symmetric(tensor, _rounded(bound))]
+    if positive:
+        draws = uniform_draws(known, Range(0.0, 0.0), upper)
+        return [_hypothesis(tensor, "uniform", draws, low=0.0)]
+    # Scalar arithmetic leaves values too far from integers to tell.
+    bounds = (3**0.5 * scale for scale in deviations)
+    usual = [bound for bound in bounds if upper.low < bound < upper.high][:_MOST_USUAL]
+    return [_symmetric(tensor, bound) for bound in (*map(_rounded, usual), upper)]
+
+
+def _rounded(scale: float) -> Range:
+    return Range(scale * (1 - _PRECISION), scale * (1 + _PRECISION))
+
+
+def _symmetric(tensor: Sought, bound: Range) -> Hypothesis:
+    lower = Range(-bound.high, -bound.low)
+    return _hypothesis(tensor, "uniform", uniform_draws(tensor.known, lower, bound))
+
+
+def _hypothesis(
+    tensor: Sought, distribution: TorchDistribution, draws: Draws, low: float = -1.0
+) -> Hypothesis:
+    return Hypothesis(tensor, TorchPrototype(distribution, 0, tensor.length, low=low), draws)

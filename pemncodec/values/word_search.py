@@ -1,0 +1,102 @@
+"""Where in a seed's words a tensor may have been drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pemncodec import kernels
+from pemncodec.values.draws import BITS, Draws
+
+_STATE = 624
+_PART = 128 * _STATE  # words that are looked at together: they stay in the cache
+_REACH = 1 << 14  # words of a tensor that are looked at
+_MOST = 64  # draws that are compared
+_FEW = 1 << 8  # words of which one is worth to be looked at by itself
+
+_Words = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pattern:
+    """Intervals in which words lie that stand in known distances.
+
+    Attributes:
+        places: int64 [n], of the words behind the first of the tensor; the most telling first.
+        low: uint32 [n], least numbers of the intervals, times 2^8.
+        width: uint32 [n], likewise; intervals are modulo 2^32 then.
+        bits: how much all of them say. 2^bits words have the pattern once by chance.
+    """
+
+    places: npt.NDArray[np.int64]
+    low: _Words
+    width: _Words
+    bits: float
+
+
+def pattern_of(draws: Draws) -> Pattern:
+    """The most telling draws among the first words of a tensor."""
+    near = np.flatnonzero(draws.words < _REACH)
+    chosen = near[np.argsort(draws.width[near], kind="stable")[:_MOST]]
+    upper = np.uint32(32 - BITS)
+    low, width = (of[chosen].astype(np.uint32) << upper for of in (draws.low, draws.width))
+    bits = float(draws.bits[chosen].sum())
+    return Pattern(draws.words[chosen], low, width | np.uint32((1 << upper) - 1), bits)
+
+
+def search_words(
+    seed: int, stop: int, patterns: Sequence[Pattern], found: Callable[[int, int], bool]
+) -> None:
+    """Looks for tensors among the first words of a seed.
+
+    Args:
+        seed: 32 bits.
+        stop: how many words may be drawn before a tensor.
+        patterns: of tensors.
+        found: called with the index of a pattern and the number of words before it; True if no
+            more places are looked for.
+    """
+    left = dict(enumerate(patterns))
+    reach = 1 + max((int(pattern.places.max()) for pattern in patterns), default=0)
+    state = np.empty(_STATE, np.uint32)
+    kernels.mersenne_seed(seed, state)
+    part = min(_PART, -(-(stop + reach) // _STATE) * _STATE)
+    words, first = np.zeros(reach + part, np.uint32), -reach
+    scratch, hits = np.empty(part, np.uint32), np.empty((2, part), np.bool_)
+    while left and first < stop:
+        words[:reach] = words[part:].copy()
+        kernels.mersenne_words(state, 0, words[reach:])
+        kernels.mersenne_advance(state, part // _STATE)
+        np.left_shift(words[reach:], np.uint32(32 - BITS), out=words[reach:])
+        for index, pattern in list(left.items()):
+            for at in _matches(words, pattern, scratch, hits):
+                if 0 <= first + at < stop and found(index, first + at):
+                    del left[index]
+                    break
+        first += part
+
+
+def _matches(
+    words: _Words, pattern: Pattern, scratch: _Words, hits: npt.NDArray[np.bool_]
+) -> list[int]:
+    """Where a pattern begins among as many words as `scratch` has."""
+    done, rare = 0, 1.0
+    # Together at first, then one by one.
+    while done < pattern.places.size and (rare * _FEW > 1 or not done):
+        place, width = int(pattern.places[done]), pattern.width[done]
+        np.subtract(words[place : place + scratch.size], pattern.low[done], out=scratch)
+        np.less_equal(scratch, width, out=hits[min(done, 1)])
+        if done:
+            np.logical_and(hits[0], hits[1], out=hits[0])
+        rare *= float(width) / (1 << 32)
+        done += 1
+    at = np.flatnonzero(hits[0])
+    for index in range(done, pattern.places.size):
+        if not at.size:
+            break
+        between = words[at + pattern.places[index]] - pattern.low[index]
+        at = at[between <= pattern.width[index]]
+    return [int(place) for place in at]
