@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 from pemncodec.kernels.arguments import Buffer, check_integer, view_buffer
 
 STATE = 624
-_MIDDLE = 397
-_AHEAD = STATE - _MIDDLE  # words that can be made at one time: none of them needs another
 
 
 def mersenne_seed(seed: int, out: Buffer) -> None:
@@ -47,8 +45,9 @@ def mersenne_advance(state: Buffer, blocks: int) -> None:
     if view.size != 4 * STATE:
         raise ValueError("state")
     words = view.view(np.uint32)
-    for _ in range(blocks):
-        _next_state(words)
+    generator = _generator(words)
+    generator.random_raw(STATE * blocks, output=False)
+    words[:] = generator.state["state"]["key"]
 
 
 def mersenne_words(state: Buffer, skip: int, out: Buffer) -> None:
@@ -70,29 +69,15 @@ def mersenne_words(state: Buffer, skip: int, out: Buffer) -> None:
         raise ValueError("state")
     if view.size % 4:
         raise ValueError("out")
-    words, current = view.view(np.uint32), before.view(np.uint32).copy()
-    done = 0
-    while done < words.size:
-        _next_state(current)
-        taken = min(STATE - skip, words.size - done)
-        words[done : done + taken] = _tempered(current[skip : skip + taken])
-        done += taken
-        skip = 0
+    words = _generator(before.view(np.uint32)).random_raw(skip + view.size // 4)
+    view.view(np.uint32)[:] = words[skip:]
 
 
-def _next_state(state: NDArray[np.uint32]) -> None:
-    for start in range(0, STATE, _AHEAD):
-        here = np.arange(start, min(start + _AHEAD, STATE))
-        after = (here + 1) % STATE
-        both = (state[here] & 0x80000000) | (state[after] & 0x7FFFFFFF)
-        twisted = (both >> 1) ^ ((both & 1) * np.uint32(0x9908B0DF))
-        state[here] = state[(here + _MIDDLE) % STATE] ^ twisted
-
-
-def _tempered(state: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    words = state.copy()
-    words ^= words >> 11
-    words ^= (words << 7) & 0x9D2C5680
-    words ^= (words << 15) & 0xEFC60000
-    words ^= words >> 18
-    return words
+def _generator(state: NDArray[np.uint32]) -> np.random.MT19937:
+    """NumPy's own MT19937, at a state all of whose words are used up."""
+    generator = np.random.MT19937(0)
+    generator.state = {
+        "bit_generator": "MT19937",
+        "state": {"key": state.copy(), "pos": STATE},
+    }
+    return generator

@@ -13,6 +13,8 @@ from pemncodec.kernels.arguments import Buffer, check_integer, view_buffer
 GROUP = 16
 """Values that are made together: 8 of a radius times a cosine, 8 of it times a sine."""
 
+_CHUNK_BYTES = 1 << 16  # of words that are made at one time: they stay in the cache
+
 _Floats = NDArray[np.float32]
 _Doubles = NDArray[np.float64]
 _Number = float | _Floats
@@ -36,18 +38,13 @@ def torch_normal(words: Buffer, fused: int, out: Buffer) -> None:
         raise ValueError("words")
     if target.size != source.size:
         raise ValueError("out")
-    pairs = _fractions(source).reshape(-1, 2, 8)
-    u1, u2 = 1 - pairs[:, 0], pairs[:, 1]
-    with np.errstate(invalid="ignore"):  # in what the other choice of a `where` takes
-        logarithm, (cosine, sine) = (
-            (_vector_log(u1), _vector_cosine_sine(u2))
-            if fused
-            else (_scalar_log(u1), _scalar_cosine_sine(u2))
-        )
-    radius = np.sqrt(np.float32(-2) * logarithm)
-    # Adding zero makes +0 of −0.
-    values = np.stack([radius * cosine, radius * sine], axis=1) + np.float32(0)
-    target.view(np.float32)[:] = values.reshape(-1)
+    make = _vector_normal if fused else _scalar_normal
+    for start in range(0, source.size, _CHUNK_BYTES):
+        pairs = _fractions(source[start : start + _CHUNK_BYTES]).reshape(-1, 2, 8)
+        radius, cosine, sine = make(1 - pairs[:, 0], pairs[:, 1])
+        # Adding zero makes +0 of −0.
+        values = np.stack([radius * cosine, radius * sine], axis=1) + np.float32(0)
+        target[start : start + _CHUNK_BYTES].view(np.float32)[:] = values.reshape(-1)
 
 
 def torch_uniform(words: Buffer, fused: int, bounds: Buffer, out: Buffer) -> None:
@@ -79,6 +76,14 @@ def torch_uniform(words: Buffer, fused: int, bounds: Buffer, out: Buffer) -> Non
         raise ValueError("out")
     fractions = _fractions(source)
     target.view(np.float32)[:] = _fused(fractions, span, low) if fused else fractions * span + low
+
+
+def _vector_normal(u1: _Floats, u2: _Floats) -> tuple[_Floats, _Floats, _Floats]:
+    return np.sqrt(np.float32(-2) * _vector_log(u1)), *_vector_cosine_sine(u2)
+
+
+def _scalar_normal(u1: _Floats, u2: _Floats) -> tuple[_Floats, _Floats, _Floats]:
+    return np.sqrt(np.float32(-2) * _scalar_log(u1)), *_scalar_cosine_sine(u2)
 
 
 def _fractions(words: NDArray[np.uint8]) -> _Floats:
