@@ -369,13 +369,27 @@ def torch_uniform(random: Random) -> Arguments:
     return made | {"out": room(random, words.size)}
 
 
+def expand_drawn(random: Random) -> Arguments:
+    given, count = mersenne_words(random), size_up_to(random, 70_000)
+    uniform = torch_uniform(random)["bounds"]
+    return {
+        "state": given["state"],
+        "skip": given["skip"],
+        "fused": random.randrange(2),
+        "bounds": random.choice((memory(random, b""), uniform)),
+        "scale": memory(random, random.choice((floats(random, 1).tobytes(), b"\0\0\x80\x3f"))),
+        "mask": mask_of(random, count),
+        "out": room(random, 4 * count),
+    }
+
+
 MAKERS: dict[str, Callable[[Random], Arguments]] = {
     make.__name__: make
     for make in (
         philox4x32, quantiles, expand, expand_normal, rans_encode, rans_decode, runs_encode,
         runs_decode, mixing_encode, mixing_decode, top_k, keep_largest, magnitude_gradient,
         mersenne_solve,
-        mersenne_seed, mersenne_advance, mersenne_words, torch_normal, torch_uniform,
+        mersenne_seed, mersenne_advance, mersenne_words, torch_normal, torch_uniform, expand_drawn,
     )
 }  # fmt: skip
 

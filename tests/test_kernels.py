@@ -968,6 +968,56 @@ def test_uniform_values_by_exact_arithmetic(kernel: ModuleType, fused: int) -> N
         assert value == float(np.float32(total))
 
 
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 623),
+    st.integers(0, 3000) | st.sampled_from([65_535, 65_544, 270_003]),
+    st.integers(0, 1),
+    st.booleans(),
+)
+def test_expand_drawn_is_made_of_the_others(
+    kernel: ModuleType, seed: int, skip: int, count: int, fused: int, normal: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    state, mask = rng.integers(0, 2**32, 624, np.uint32), rng.bytes(-(-count // 8))
+    bounds = np.empty(0, np.float32) if normal else np.array([-0.3, 0.8], np.float32)
+    scale = np.array([-0.7], np.float32)
+    memory = bytearray(b"\xaa" * (4 * count + 64))
+    out = memoryview(memory)[32 : 32 + 4 * count]
+    kernel.expand_drawn(state, skip, fused, bounds, scale, mask, out)
+    assert memory[:32] == memory[32 + 4 * count :] == b"\xaa" * 32
+    source = np.empty(-(-count // 16) * 16, np.uint32)
+    twins.mersenne_words(state, skip, source)
+    values = source.view(np.float32)
+    if normal:
+        twins.torch_normal(source, fused, values)
+    else:
+        twins.torch_uniform(source, fused, bounds, values)
+    ones = np.unpackbits(np.frombuffer(mask, np.uint8), count=count, bitorder="little")
+    expected = np.where(ones == 1, values[:count] * scale, np.float32(0))
+    assert bytes(out) == expected.tobytes()
+
+
+def test_expand_drawn_refuses(kernel: ModuleType) -> None:
+    good = {
+        "state": bytes(2496), "skip": 0, "fused": 1, "bounds": bytes(8), "scale": bytes(4),
+        "mask": b"\0", "out": bytearray(32),
+    }  # fmt: skip
+    for change, message in (
+        ({"state": bytes(2495)}, "state"),
+        ({"skip": 624}, "skip"),
+        ({"fused": 2}, "fused"),
+        ({"bounds": bytes(4)}, "bounds"),
+        ({"bounds": b"\0\0\x80\x7f" * 2}, "bounds"),
+        ({"scale": bytes(8)}, "scale"),
+        ({"out": bytearray(31)}, "out"),
+        ({"mask": b""}, "mask"),
+        ({"mask": b"\0\0"}, "mask"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            kernel.expand_drawn(**good | change)
+
+
 def test_torch_values_refuse(kernel: ModuleType) -> None:
     good, infinite = bytes(8), np.array([-3e38, 3e38], np.float32)
     for name, arguments, message in (
@@ -1003,6 +1053,9 @@ def valid_calls() -> dict[str, list[object]]:
         "mersenne_seed": [1, np.zeros(624, np.uint32)],
         "mersenne_advance": [np.zeros(624, np.uint32), 2],
         "mersenne_words": [np.zeros(624, np.uint32), 2, np.zeros(4, np.uint32)],
+        "expand_drawn": [
+            np.zeros(624, np.uint32), 2, 1, bytes(8), bytes(4), b"\xff", np.zeros(8, np.float32)
+        ],
         "torch_normal": [np.zeros(16, np.uint32), 1, np.zeros(16, np.float32)],
         "torch_uniform": [np.zeros(3, np.uint32), 1, bytes(8), np.zeros(3, np.float32)],
     }  # fmt: skip
@@ -1024,6 +1077,7 @@ KEYWORDS = {
     "mersenne_seed": ["seed", "out"],
     "mersenne_advance": ["state", "blocks"],
     "mersenne_words": ["state", "skip", "out"],
+    "expand_drawn": ["state", "skip", "fused", "bounds", "scale", "mask", "out"],
     "torch_normal": ["words", "fused", "out"],
     "torch_uniform": ["words", "fused", "bounds", "out"],
 }

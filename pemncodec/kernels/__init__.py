@@ -14,6 +14,7 @@ IMPLEMENTATION: str
 try:
     from pemncodec.kernels._native import (
         expand,
+        expand_drawn,
         expand_normal,
         keep_largest,
         magnitude_gradient,
@@ -36,6 +37,7 @@ try:
 except ImportError:
     from pemncodec.kernels.twins import (
         expand,
+        expand_drawn,
         expand_normal,
         keep_largest,
         magnitude_gradient,
@@ -63,6 +65,7 @@ else:
 __all__ = [
     "IMPLEMENTATION",
     "expand",
+    "expand_drawn",
     "expand_normal",
     "keep_largest",
     "magnitude_gradient",

@@ -1,116 +1,10 @@
 /* Calls from Python: converts arguments, releases the GIL, calls a kernel and raises its error. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "calls.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "kernels.h"
-
-/* ---- Arguments: converters for PyArg_ParseTupleAndKeywords ---- */
-
-typedef struct {
-    const char *name;
-    uint64_t least, most, value;
-} Integer;
-
-/* Sets a ValueError; returns 0, as converters do. */
-static int refuse(const char *message)
-{
-    PyErr_SetString(PyExc_ValueError, message);
-    return 0;
-}
-
-static int get_buffer(PyObject *object, Py_buffer *view, int flags)
-{
-    if (PyObject_GetBuffer(object, view, flags) == 0)
-        return 1;
-    view->obj = NULL;
-    /* Exporters disagree about the exception for a buffer that is read-only or not contiguous. */
-    if (!PyErr_ExceptionMatches(PyExc_BufferError) && !PyErr_ExceptionMatches(PyExc_ValueError))
-        return 0;
-    PyErr_Clear();
-    return refuse("buffer");
-}
-
-static int readable(PyObject *object, void *to) { return get_buffer(object, to, PyBUF_SIMPLE); }
-static int writable(PyObject *object, void *to) { return get_buffer(object, to, PyBUF_WRITABLE); }
-
-static int integer(PyObject *object, void *argument)
-{
-    Integer *to = argument;
-    PyObject *index = PyNumber_Index(object);
-    if (index == NULL)
-        return 0;
-    to->value = PyLong_AsUnsignedLongLong(index);
-    Py_DECREF(index);
-    if (PyErr_Occurred() ? PyErr_ExceptionMatches(PyExc_OverflowError)
-                         : to->value < to->least || to->value > to->most) {
-        PyErr_Clear();
-        return refuse(to->name);
-    }
-    return !PyErr_Occurred();
-}
-
-static Bytes bytes_of(const Py_buffer *view)
-{
-    return (Bytes){view->buf, (size_t)view->len};
-}
-
-static Room room_of(const Py_buffer *view)
-{
-    return (Room){view->buf, (size_t)view->len};
-}
-
-/* ---- Results ---- */
-
-/* In place of a kernel's error: an exception is set already. */
-static const char raised[] = "";
-
-static PyObject *raise(const char *error)
-{
-    if (strcmp(error, OUT_OF_MEMORY) == 0)
-        PyErr_NoMemory();
-    else if (error != raised)
-        refuse(error);
-    return NULL;
-}
-
-static PyObject *none_or_raise(const char *error)
-{
-    return error == NULL ? Py_NewRef(Py_None) : raise(error);
-}
-
-static PyObject *bytes_or_raise(const char *error, const Coded *coded)
-{
-    if (error != NULL)
-        return raise(error);
-    return PyBytes_FromStringAndSize((const char *)coded->at, (Py_ssize_t)coded->size);
-}
-
-static PyObject *tuple_of(const size_t *numbers, size_t count)
-{
-    PyObject *tuple = PyTuple_New((Py_ssize_t)count);
-    for (size_t i = 0; tuple != NULL && i < count; i++) {
-        PyObject *number = PyLong_FromSize_t(numbers[i]);
-        if (number == NULL || PyTuple_SetItem(tuple, (Py_ssize_t)i, number) != 0)
-            Py_CLEAR(tuple);
-    }
-    return tuple;
-}
-
-/* ---- Kernels ---- */
-
-#define CALLED(name) \
-    static PyObject *called_##name(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
-#define PARSE(...) PyArg_ParseTupleAndKeywords(args, keywords, __VA_ARGS__)
-#define ANY(name) {name, 0, UINT64_MAX, 0}
-#define WITHOUT_GIL(statement) \
-    do { \
-        Py_BEGIN_ALLOW_THREADS \
-        statement; \
-        Py_END_ALLOW_THREADS \
-    } while (0)
+#include "mersenne.h"
 
 CALLED(philox4x32)
 {
@@ -231,6 +125,25 @@ CALLED(expand_normal)
         WITHOUT_GIL(error = expand_normal(seed.value, stream.value, start.value, bytes_of(&table),
                                           bytes_of(&mask), room_of(&out)));
     PyBuffer_Release(&table);
+    PyBuffer_Release(&mask);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(expand_drawn)
+{
+    static char *names[] = {"state", "skip", "fused", "bounds", "scale", "mask", "out", NULL};
+    Py_buffer state = {0}, bounds = {0}, scale = {0}, mask = {0}, out = {0};
+    Integer skip = {"skip", 0, MERSENNE_STATE - 1, 0}, fused = {"fused", 0, 1, 0};
+    const char *error = raised;
+    if (PARSE("O&O&O&O&O&O&O&:expand_drawn", names, readable, &state, integer, &skip, integer, &fused,
+              readable, &bounds, readable, &scale, readable, &mask, writable, &out))
+        WITHOUT_GIL(error = expand_drawn(bytes_of(&state), skip.value, fused.value != 0,
+                                         bytes_of(&bounds), bytes_of(&scale), bytes_of(&mask),
+                                         room_of(&out)));
+    PyBuffer_Release(&state);
+    PyBuffer_Release(&bounds);
+    PyBuffer_Release(&scale);
     PyBuffer_Release(&mask);
     PyBuffer_Release(&out);
     return none_or_raise(error);
@@ -416,7 +329,7 @@ CALLED(mersenne_solve)
 
 static PyMethodDef methods[] = {
     METHOD(philox4x32), METHOD(quantiles), METHOD(expand), METHOD(expand_normal),
-    METHOD(rans_encode), METHOD(rans_decode), METHOD(runs_encode), METHOD(runs_decode),
+    METHOD(expand_drawn),    METHOD(rans_encode), METHOD(rans_decode), METHOD(runs_encode), METHOD(runs_decode),
     METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k), METHOD(keep_largest),
     METHOD(magnitude_gradient), METHOD(mersenne_solve), METHOD(mersenne_seed),
     METHOD(mersenne_advance), METHOD(mersenne_words), METHOD(torch_normal), METHOD(torch_uniform),

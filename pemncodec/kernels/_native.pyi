@@ -10,6 +10,9 @@ def expand(values: Buffer, itemsize: int, offset: int, mask: Buffer, out: Buffer
 def expand_normal(
     seed: int, stream: int, start: int, table: Buffer, mask: Buffer, out: Buffer
 ) -> None: ...
+def expand_drawn(
+    state: Buffer, skip: int, fused: int, bounds: Buffer, scale: Buffer, mask: Buffer, out: Buffer
+) -> None: ...
 def mixing_encode(
     bits: Buffer, buckets: Buffer, parts: Buffer, tables: Buffer
 ) -> tuple[bytes, tuple[int, ...]]: ...

@@ -3,8 +3,10 @@
 
 #include "generator.h"
 #include "kernels.h"
+#include "mersenne.h"
 #include "pages.h"
 #include "processor.h"
+#include "torch_values.h"
 #include "words.h"
 
 typedef void Masker(unsigned char *out, const unsigned char *values, const unsigned char *mask,
@@ -139,6 +141,18 @@ const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask,
 
 /* ---- Generated values under a mask ---- */
 
+/* Writes values of 4 bytes, with zeros where the mask's bit is 0; there is room for whole groups of 8. */
+static void put_masked(unsigned char *out, unsigned char *values, const unsigned char *mask,
+                       size_t count, bool past_cache)
+{
+    if (count % 8 == 0)
+        mask_4(out, values, mask, count / 8, past_cache);
+    else {
+        mask_4(values, values, mask, (count + 7) / 8, false);
+        memcpy(out, values, 4 * count);
+    }
+}
+
 /* Writes quantiles of the words from `start` on, with zeros where the mask's bit is 0: a batch at a
  * time, which never leaves the nearest cache before it is whole. */
 static void generate_masked(unsigned char *out, size_t count, uint64_t seed, uint64_t stream,
@@ -162,12 +176,7 @@ static void generate_masked(unsigned char *out, size_t count, uint64_t seed, uin
         for (size_t i = 0; i < 4 * BLOCKS; i++)
             values[i] = table[words[skip + i] >> 20];
         memcpy(words, words + 4 * BLOCKS, 4 * sizeof *words);
-        if (taken % 8 == 0)
-            mask_4(out, (unsigned char *)values, mask, taken / 8, past_cache);
-        else {
-            mask_4((unsigned char *)values, (unsigned char *)values, mask, (taken + 7) / 8, false);
-            memcpy(out, values, 4 * taken);
-        }
+        put_masked(out, (unsigned char *)values, mask, taken, past_cache);
         out += 4 * taken;
         mask += taken / 8;
     }
@@ -189,5 +198,62 @@ const char *expand_normal(uint64_t seed, uint64_t stream, uint64_t start, Bytes 
         return "start";
     memcpy(copy, table.at, sizeof copy);
     generate_masked(out.at, count, seed, stream, start, copy, mask.at);
+    return NULL;
+}
+
+/* As above, of what torch's CPU generator draws. */
+static void draw_masked(unsigned char *out, size_t count, uint32_t *state, size_t skip,
+                        const Drawn *drawn, float scale, const unsigned char *mask)
+{
+    uint32_t words[DRAWN_AT_ONCE + MERSENNE_STATE];
+    float values[DRAWN_AT_ONCE];
+    size_t known = MERSENNE_STATE - skip, needed, taken;
+    bool past_cache = 4 * count >= PAST_CACHE_FROM;
+    next_words(state, words);
+    memmove(words, words + skip, 4 * known);
+    for (size_t done = 0; done < count; done += taken) {
+        taken = smaller(DRAWN_AT_ONCE, count - done);
+        if (done % CHUNK_ITEMS == 0)
+            populate(out, 4 * smaller(CHUNK_ITEMS, count - done));
+        needed = (taken + NORMAL_GROUP - 1) / NORMAL_GROUP * NORMAL_GROUP;
+        for (; known < needed; known += MERSENNE_STATE)
+            next_words(state, words + known);
+        draw_values(drawn, words, needed, values);
+        known -= needed;
+        memmove(words, words + needed, 4 * known);
+        for (size_t i = 0; i < needed; i++)
+            values[i] *= scale;
+        put_masked(out, (unsigned char *)values, mask, taken, past_cache);
+        out += 4 * taken;
+        mask += taken / 8;
+    }
+    finish_stores();
+}
+
+const char *expand_drawn(Bytes state, uint64_t skip, bool fused, Bytes bounds, Bytes scale, Bytes mask,
+                         Room out)
+{
+    uint32_t copy[MERSENNE_STATE];
+    float low_high[2], factor;
+    Drawn drawn = {true, fused, 0, 0};
+    size_t count = out.size / 4;
+    if (state.size != sizeof copy)
+        return "state";
+    if (bounds.size != 0 && bounds.size != sizeof low_high)
+        return "bounds";
+    if (bounds.size != 0) {
+        memcpy(low_high, bounds.at, sizeof low_high);
+        if (!uniform_between(low_high, fused, &drawn))
+            return "bounds";
+    }
+    if (scale.size != sizeof factor)
+        return "scale";
+    if (out.size % 4 != 0)
+        return "out";
+    if (mask.size != (count + 7) / 8)
+        return "mask";
+    memcpy(copy, state.at, sizeof copy);
+    memcpy(&factor, scale.at, sizeof factor);
+    draw_masked(out.at, count, copy, (size_t)skip, &drawn, factor, mask.at);
     return NULL;
 }

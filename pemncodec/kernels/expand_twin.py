@@ -6,6 +6,8 @@ import numpy as np
 
 from pemncodec.kernels.arguments import Buffer, check_integer, view_buffer
 from pemncodec.kernels.generator_twin import philox4x32, quantiles
+from pemncodec.kernels.mersenne_twin import STATE, mersenne_words
+from pemncodec.kernels.torch_values_twin import GROUP, torch_normal, torch_uniform
 
 _CHUNK = 1 << 15  # items
 
@@ -89,3 +91,52 @@ def expand_normal(
     quantiles(words, values, words)
     if words.size:
         expand(words, 4, 0, bits, target)
+
+
+def expand_drawn(
+    state: Buffer, skip: int, fused: int, bounds: Buffer, scale: Buffer, mask: Buffer, out: Buffer
+) -> None:
+    """Writes values of torch's CPU generator, scaled, where a mask has ones, else zeros.
+
+    Args:
+        state: as for `mersenne_words`.
+        skip: likewise.
+        fused: as for `torch_normal`.
+        bounds: as for `torch_uniform`, whose values these are then; or no bytes for those of
+            `torch_normal`, from groups that begin with the first word.
+        scale: a float32 that each value is multiplied by.
+        mask: ceil(n / 8) bytes; the bits behind the last item are ignored.
+        out: n >= 0 float32.
+
+    Raises:
+        ValueError: "skip" or "fused" out of range; "state" of another length; "bounds" of another
+            length, or not finite; "scale" of another length; "out" not whole; "mask" of another
+            length.
+    """
+    before = view_buffer(state)
+    skip = check_integer(skip, "skip", most=STATE - 1)
+    fused = check_integer(fused, "fused", most=1)
+    limits, factor, bits = view_buffer(bounds), view_buffer(scale), view_buffer(mask)
+    target = view_buffer(out, writable=True)
+    if before.size != 4 * STATE:
+        raise ValueError("state")
+    if limits.size:
+        torch_uniform(b"", fused, limits, bytearray())  # which refuses what it cannot take
+    if factor.size != 4:
+        raise ValueError("scale")
+    if target.size % 4:
+        raise ValueError("out")
+    count = target.size // 4
+    if bits.size != -(-count // 8):
+        raise ValueError("mask")
+    words = np.empty(-(-count // GROUP) * GROUP, np.uint32)
+    mersenne_words(before, skip, words)
+    values = words.view(np.float32)
+    if limits.size:
+        torch_uniform(words, fused, limits, values)
+    else:
+        torch_normal(words, fused, values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values *= factor.view(np.float32)
+    if count:
+        expand(values, 4, 0, bits, target)

@@ -46,7 +46,7 @@ const char *quantiles(Bytes words, Bytes table, Room out);
 
 /* ---- mersenne.c: words of MT19937 (spec section 5.5) ---- */
 
-enum { MERSENNE_STATE = 624, MERSENNE_BLOCKS = 1 << 16 };
+enum { MERSENNE_BLOCKS = 1 << 16 };
 
 /* Writes the state of a seed, 624 words, before its first output. */
 const char *mersenne_seed(uint64_t seed, Room out);
@@ -73,6 +73,11 @@ const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask,
 /* Writes quantiles of the words of a stream from `start` on, and zeros where the mask's bit is 0. */
 const char *expand_normal(uint64_t seed, uint64_t stream, uint64_t start, Bytes table, Bytes mask,
                           Room out);
+
+/* Writes values of torch from the words that follow a state and `skip` words more, times a float, and
+ * zeros where the mask's bit is 0: uniform ones from `bounds`, as above, or normal ones without. */
+const char *expand_drawn(Bytes state, uint64_t skip, bool fused, Bytes bounds, Bytes scale, Bytes mask,
+                         Room out);
 
 /* ---- rans.c: static range coder (spec section 6.3) ---- */
 

@@ -1,4 +1,6 @@
 /* Words of MT19937 (section 5.5). */
+#include "mersenne.h"
+
 #include <string.h>
 
 #include "kernels.h"
@@ -39,6 +41,12 @@ VERSIONS(NEXT_STATE, next_state)
     }
 VERSIONS(TEMPER, temper)
 
+void next_words(uint32_t *state, uint32_t *words)
+{
+    BEST(next_state)(state);
+    BEST(temper)(state, words);
+}
+
 const char *mersenne_seed(uint64_t seed, Room out)
 {
     uint32_t state[STATE] = {(uint32_t)seed};
@@ -71,8 +79,7 @@ const char *mersenne_words(Bytes state, uint64_t skip, Room out)
         return "out";
     memcpy(before, state.at, sizeof before);
     for (size_t count = out.size / 4, taken; count > 0; count -= taken, skip = 0) {
-        BEST(next_state)(before);
-        BEST(temper)(before, words);
+        next_words(before, words);
         taken = smaller(STATE - (size_t)skip, count);
         memcpy(out.at, words + skip, 4 * taken);
         out.at += 4 * taken;

@@ -4,17 +4,14 @@
  * values are fused, torch's own kernels use fused multiply-adds, and so do we: by an instruction, or
  * in double precision, which gives the same bits.
  */
+#include "torch_values.h"
+
 #include <math.h>
 #include <string.h>
 
 #include "kernels.h"
 #include "processor.h"
 #include "words.h"
-
-enum {
-    GROUP = 16, /* values that are made together: 8 of a radius times a cosine, 8 times a sine */
-    AT_ONCE = 64 * GROUP,
-};
 
 static ALWAYS_INLINE float float_of(uint32_t bits)
 {
@@ -65,7 +62,7 @@ static ALWAYS_INLINE float fused_in_double(float a, float b, float c)
 
 /* The two values of two words: radius times cosine and sine of the angle. F is one of the above. */
 #define VECTOR_PAIR(F) \
-    float u1 = 1.0f - fraction(words[i]), u2 = fraction(words[i + 8]); \
+    float u1 = 1.0f - fraction(words[i]), u2 = fraction(words[i + APART]); \
     /* The logarithm of u1 = x * 2^e. */ \
     float e = (float)((int32_t)(bits_of(u1) >> 23) - 126); \
     float x = float_of((bits_of(u1) & 0x007FFFFF) | 0x3F000000); \
@@ -101,13 +98,14 @@ static ALWAYS_INLINE float fused_in_double(float a, float b, float c)
     uint32_t cosine = bits_of(q & 2 ? s : c) ^ ((uint32_t)((q + 2) & 4) << 29); \
     /* Adding zero makes +0 of −0. */ \
     values[i] = radius * float_of(cosine) + 0.0f; \
-    values[i + 8] = radius * float_of(sine) + 0.0f;
+    values[i + APART] = radius * float_of(sine) + 0.0f;
 
-/* Eight pairs after another, so that compilers make vectors of them. */
+/* Groups of eight pairs, so that compilers make vectors of eight. */
 #define NORMAL(NAME, TARGET, PAIR, F) \
     TARGET static void NAME(const uint32_t *restrict words, size_t count, float *restrict values) \
     { \
-        for (size_t group = 0; group < count; group += GROUP) \
+        enum { APART = 8 }; \
+        for (size_t group = 0; group < count; group += NORMAL_GROUP) \
             for (size_t i = group; i < group + 8; i++) { \
                 PAIR(F) \
             } \
@@ -115,7 +113,26 @@ static ALWAYS_INLINE float fused_in_double(float a, float b, float c)
 NORMAL(vector_normal, , VECTOR_PAIR, fused_anywhere)
 #ifdef HAVE_X86
 NORMAL(vector_normal_avx2, AVX2, VECTOR_PAIR, fused_by_instruction)
-NORMAL(vector_normal_avx512, AVX512, VECTOR_PAIR, fused_by_instruction)
+
+/* All first halves of groups, then all second ones: vectors of sixteen. */
+AVX512 static void vector_normal_avx512(const uint32_t *restrict from, size_t count,
+                                        float *restrict to)
+{
+    enum { APART = DRAWN_AT_ONCE / 2 };
+    uint32_t words[DRAWN_AT_ONCE];
+    float values[DRAWN_AT_ONCE];
+    for (size_t i = 0; i < count / 2; i += 8) {
+        memcpy(words + i, from + 2 * i, 8 * sizeof *words);
+        memcpy(words + APART + i, from + 2 * i + 8, 8 * sizeof *words);
+    }
+    for (size_t i = 0; i < count / 2; i++) {
+        VECTOR_PAIR(fused_by_instruction)
+    }
+    for (size_t i = 0; i < count / 2; i += 8) {
+        memcpy(to + 2 * i, values + i, 8 * sizeof *values);
+        memcpy(to + 2 * i + 8, values + APART + i, 8 * sizeof *values);
+    }
+}
 #endif
 
 /* ---- The "scalar" variant: logf, sinf and cosf as glibc has them from 2.28 on ---- */
@@ -161,7 +178,7 @@ static ALWAYS_INLINE float scalar_cosine(double square, double sign)
 }
 
 #define SCALAR_PAIR(F) \
-    float u1 = 1.0f - fraction(words[i]), u2 = fraction(words[i + 8]); \
+    float u1 = 1.0f - fraction(words[i]), u2 = fraction(words[i + APART]); \
     float radius = sqrtf(-2.0f * scalar_log(u1)); \
     /* The angle, as q quarters of a turn and x. */ \
     float angle = (float)(0x1.921fb54442d18p+2 * (double)u2); \
@@ -170,7 +187,7 @@ static ALWAYS_INLINE float scalar_cosine(double square, double sign)
     float s = scalar_sine((q + 1) & 2 ? -x : x, square); \
     float c = scalar_cosine(square, q & 2 ? -1.0 : 1.0); \
     values[i] = radius * (q & 1 ? s : c) + 0.0f; \
-    values[i + 8] = radius * (q & 1 ? c : s) + 0.0f;
+    values[i + APART] = radius * (q & 1 ? c : s) + 0.0f;
 
 #define SCALAR_NORMAL(NAME, TARGET) NORMAL(NAME, TARGET, SCALAR_PAIR, )
 VERSIONS(SCALAR_NORMAL, scalar_normal)
@@ -195,48 +212,59 @@ VERSIONS(SCALAR_UNIFORM, scalar_uniform)
 
 /* ---- */
 
+bool uniform_between(const float *bounds, bool fused, Drawn *drawn)
+{
+    *drawn = (Drawn){false, fused, bounds[0], bounds[1] - bounds[0]};
+    return isfinite(drawn->low) && isfinite(drawn->span);
+}
+
+void draw_values(const Drawn *drawn, const uint32_t *words, size_t count, float *values)
+{
+    if (drawn->normal && drawn->fused)
+        BEST(vector_normal)(words, count, values);
+    else if (drawn->normal)
+        BEST(scalar_normal)(words, count, values);
+    else if (drawn->fused)
+        BEST(vector_uniform)(words, count, drawn->low, drawn->span, values);
+    else
+        BEST(scalar_uniform)(words, count, drawn->low, drawn->span, values);
+}
+
+static void draw_all(const Drawn *drawn, const unsigned char *from, unsigned char *to, size_t size)
+{
+    uint32_t words[DRAWN_AT_ONCE];
+    float values[DRAWN_AT_ONCE];
+    for (size_t done = 0, taken; done < size; done += taken) {
+        taken = smaller(sizeof words, size - done);
+        memcpy(words, from + done, taken);
+        draw_values(drawn, words, taken / 4, values);
+        memcpy(to + done, values, taken);
+    }
+}
+
 const char *torch_normal(Bytes words, bool fused, Room out)
 {
-    uint32_t from[AT_ONCE];
-    float values[AT_ONCE];
-    if (words.size % (4 * GROUP) != 0)
+    if (words.size % (4 * NORMAL_GROUP) != 0)
         return "words";
     if (out.size != words.size)
         return "out";
-    for (size_t done = 0, taken; done < out.size; done += taken) {
-        taken = smaller(sizeof from, out.size - done);
-        memcpy(from, words.at + done, taken);
-        if (fused)
-            BEST(vector_normal)(from, taken / 4, values);
-        else
-            BEST(scalar_normal)(from, taken / 4, values);
-        memcpy(out.at + done, values, taken);
-    }
+    draw_all(&(Drawn){true, fused, 0, 0}, words.at, out.at, out.size);
     return NULL;
 }
 
 const char *torch_uniform(Bytes words, bool fused, Bytes bounds, Room out)
 {
-    uint32_t from[AT_ONCE];
-    float values[AT_ONCE], low_high[2];
+    float copy[2];
+    Drawn drawn;
     if (words.size % 4 != 0)
         return "words";
-    if (bounds.size != sizeof low_high)
+    if (bounds.size != sizeof copy)
         return "bounds";
-    memcpy(low_high, bounds.at, sizeof low_high);
-    float low = low_high[0], span = low_high[1] - low;
-    if (!isfinite(low) || !isfinite(span))
+    memcpy(copy, bounds.at, sizeof copy);
+    if (!uniform_between(copy, fused, &drawn))
         return "bounds";
     if (out.size != words.size)
         return "out";
-    for (size_t done = 0, taken; done < out.size; done += taken) {
-        taken = smaller(sizeof from, out.size - done);
-        memcpy(from, words.at + done, taken);
-        if (fused)
-            BEST(vector_uniform)(from, taken / 4, low, span, values);
-        else
-            BEST(scalar_uniform)(from, taken / 4, low, span, values);
-        memcpy(out.at + done, values, taken);
-    }
+    draw_all(&drawn, words.at, out.at, out.size);
     return NULL;
 }

@@ -1,6 +1,6 @@
 """All kernels in NumPy: what the C extension has, where it was not built."""
 
-from pemncodec.kernels.expand_twin import expand, expand_normal
+from pemncodec.kernels.expand_twin import expand, expand_drawn, expand_normal
 from pemncodec.kernels.generator_twin import philox4x32, quantiles
 from pemncodec.kernels.gradient_twin import magnitude_gradient
 from pemncodec.kernels.mersenne_solve_twin import mersenne_solve
@@ -13,6 +13,7 @@ from pemncodec.kernels.torch_values_twin import torch_normal, torch_uniform
 
 __all__ = [
     "expand",
+    "expand_drawn",
     "expand_normal",
     "keep_largest",
     "magnitude_gradient",

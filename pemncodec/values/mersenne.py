@@ -44,11 +44,16 @@ class WordStream:
     def words(self, start: int, count: int) -> npt.NDArray[np.uint32]:
         """Words `start` to `start + count`, uint32 [count]."""
         out = np.empty(count, np.uint32)
+        state, skip = self.state(start)
+        kernels.mersenne_words(state, skip, out)
+        return out
+
+    def state(self, start: int) -> tuple[npt.NDArray[np.uint32], int]:
+        """A state before word `start`, uint32 [624], and how many words lie between, below 624."""
         block = start // _STATE
         with self._lock:
             state, at = self._state_before(block)
-        kernels.mersenne_words(_advanced(state, block - at), start % _STATE, out)
-        return out
+        return _advanced(state, block - at), start % _STATE
 
     def _state_before(self, block: int) -> tuple[npt.NDArray[np.uint32], int]:
         """The last state that is kept up to a block, and how many blocks are before it."""

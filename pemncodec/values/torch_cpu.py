@@ -37,9 +37,26 @@ def is_sliceable(_: TorchPrototype) -> bool:
     return True
 
 
-def fill_masked(_: TorchPrototype, __: int, ___: PackedMask, ____: Floats, _____: float) -> bool:
-    """No kernel makes values under a mask."""
-    return False
+def fill_masked(
+    prototype: TorchPrototype, start: int, packed_mask: PackedMask, out: Floats, scale: float
+) -> bool:
+    """Values from `start` on where a mask has ones, +0.0 elsewhere, where a kernel does both.
+
+    Returns:
+        False, and nothing is done, where no kernel does: for signs, and for normal values that do
+        not begin with a group, or that were drawn once more.
+    """
+    bounds = np.array([prototype.low, prototype.high], np.float32)
+    if prototype.distribution == "normal":
+        if start % _GROUP or start + out.size > _redrawn_from(prototype):
+            return False
+        bounds = bounds[:0]
+    elif prototype.distribution != "uniform":
+        return False
+    state, skip = stream_of(prototype.seed).state(prototype.skip + start)
+    fused, factor = int(prototype.variant == "vector"), np.array([scale], np.float32)
+    kernels.expand_drawn(state, skip, fused, bounds, factor, packed_mask, out)
+    return True
 
 
 def shared_words(prototype: TorchPrototype) -> WordStream:
@@ -92,8 +109,7 @@ def _slice(prototype: TorchPrototype, start: int, stop: int) -> Floats:
         values = words.view(np.float32)
         kernels.torch_uniform(words, fused, bounds, values)
         return values
-    # Where the length is no multiple of 16, the last 16 values are drawn once more.
-    redrawn = prototype.length - (_GROUP if prototype.length % _GROUP else 0)
+    redrawn = _redrawn_from(prototype)
     if stop <= redrawn:
         return _normal(stream, prototype.skip, start, stop, fused)
     last = _normal(stream, prototype.skip + prototype.length, 0, _GROUP, fused)
@@ -101,6 +117,11 @@ def _slice(prototype: TorchPrototype, start: int, stop: int) -> Floats:
     if start >= redrawn:
         return last
     return np.concatenate([_normal(stream, prototype.skip, start, redrawn, fused), last])
+
+
+def _redrawn_from(prototype: TorchPrototype) -> int:
+    """From where on normal values are made of later words: the last 16, if that cuts a group."""
+    return prototype.length - (_GROUP if prototype.length % _GROUP else 0)
 
 
 def _normal(stream: WordStream, skip: int, start: int, stop: int, fused: int) -> Floats:
