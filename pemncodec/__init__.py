@@ -12,6 +12,7 @@ from pemncodec import generator as generator
 from pemncodec.contents import SeededPrototype, TorchPrototype
 from pemncodec.errors import (
     CorruptError,
+    DecodeArgumentError,
     DecodeError,
     EncodeArgumentError,
     EncodeError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CorruptError",
+    "DecodeArgumentError",
     "DecodeError",
     "EncodeArgumentError",
     "EncodeError",

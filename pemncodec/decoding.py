@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pemncodec.architecture.builder import build_trusted, load_built
 from pemncodec.architecture.manifest import BUILDER_FORMAT
@@ -18,7 +19,7 @@ from pemncodec.architecture.rebuild import (
     check_ties,
     set_dtypes,
 )
-from pemncodec.errors import ManifestError
+from pemncodec.errors import DecodeArgumentError, ManifestError, first_line
 from pemncodec.format.filling import fill_tensors
 from pemncodec.format.header import AliasRow, MaskedRow
 from pemncodec.format.masked_sections import MaskedValues
@@ -37,7 +38,9 @@ Dense = Callable[[Sequence[MaskedValues], Progress], dict[str, Tensor]]
 def decode(
     source: Source,
     *,
+    into: nn.Module | None = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
     limits: Limits | None = None,
     trust: Collection[str] = (),
 ) -> nn.Module:
@@ -47,23 +50,37 @@ def decode(
 
     Args:
         source: a path, a binary file object, or the bytes of a file.
-        device: where every tensor goes.
+        into: a module of yours, which is filled and returned; all else of it stays as it is. Needs
+            no architecture in the file.
+        device: where every tensor goes; "meta" reads shapes and dtypes alone.
+        dtype: of every floating-point tensor, as `module.to(dtype)` would have it; None keeps those
+            of the file.
         limits: bounds on what the file may decode to.
         trust: import paths ("pkg.module:factory") of code that the file may import and call, for
             one that was encoded with a `builder`; no other file ever runs any.
 
     Raises:
+        DecodeArgumentError: the device is not there, or `into` has other tensors than the file;
+            nothing of it has changed then.
         ManifestError: the file holds no architecture, or one that is not allowed.
         DecodeError: the file is damaged, or no .pemn file.
     """
     with open_file(source, limits=limits) as file:
-        return load_module(file, device, trust)
+        if into is None:
+            return load_module(file, device, trust, dtype)
+        if torch.device(device).type != "cpu" or trust:
+            raise DecodeArgumentError(
+                "into: the module keeps its devices, and the file runs no code; leave out device "
+                "and trust"
+            )
+        return fill_module(into, file, dtype)
 
 
 def load_state_dict(
     source: Source,
     *,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
     limits: Limits | None = None,
 ) -> dict[str, Tensor]:
     """The plain model's state dict: masks applied, masked-out weights +0.0, names in order.
@@ -71,33 +88,39 @@ def load_state_dict(
     Tied names share one tensor. Arguments and errors as in `decode`; needs no manifest.
     """
     with open_file(source, limits=limits) as file:
-        return load_state(file, device)
+        return load_state(file, device, dtype=dtype)
 
 
 def load_state(
     file: PemnFile,
     device: torch.device | str,
     progress: Progress | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """The state dict of an open file: its tensors but buffers that are not persistent."""
-    tensors = load_tensors(file, device, progress)
+    tensors = load_tensors(file, device, progress, dtype=dtype)
     for name in (file.manifest or {}).get("nonpersistent", ()):
         tensors.pop(name, None)
     return tensors
 
 
 def load_module(
-    file: PemnFile, device: torch.device | str, trust: Collection[str] = ()
+    file: PemnFile,
+    device: torch.device | str,
+    trust: Collection[str] = (),
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """The module of an open file; see `decode`."""
     manifest = file.manifest or {}
     frozen = [*manifest.get("frozen", ()), *file.masked_keys()]
     if manifest.get("format") == BUILDER_FORMAT:
-        module = build_trusted(manifest, trust).to(device)
-        load_built(module, load_tensors(file, device), frozen)
+        module = build_trusted(manifest, trust).to(check_device(device), check_dtype(dtype))
+        load_built(module, load_tensors(file, device, dtype=dtype), frozen)
         return module.eval()
+    check_device(device)
+    check_dtype(dtype)
     module = build_empty_module(file)
-    tensors = load_tensors(file, device)
+    tensors = load_tensors(file, device, dtype=dtype)
     aliases = file.aliases
     assign_tensors(
         module,
@@ -106,6 +129,58 @@ def load_module(
         frozen=frozen,
     )
     return module.eval()
+
+
+def fill_module(module: nn.Module, file: PemnFile, dtype: torch.dtype | None = None) -> nn.Module:
+    """Copy the tensors of an open file into a module of the caller; see `decode`."""
+    state = load_state(file, "cpu", dtype=check_dtype(dtype))
+    own = {n: t for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    for name in own:
+        if name not in state:
+            raise DecodeArgumentError(f"into: the file has no tensor {name}")
+    aliases = file.aliases
+    sources: dict[int, str] = {}  # a tensor of the module, and the one of the file that it becomes
+    for name, tensor in state.items():
+        if name not in own:
+            raise DecodeArgumentError(f"into: the module has no tensor {name}")
+        if own[name].is_meta or is_lazy(own[name]):
+            raise DecodeArgumentError(f"into: {name} of the module has no memory yet")
+        mine, other = (f"{t.dtype} of {tuple(t.shape)}" for t in (own[name], tensor))
+        if mine != other:
+            raise DecodeArgumentError(f"into: {name} of the module is {mine}, in the file {other}")
+        source = aliases.get(name, name)
+        if sources.setdefault(id(own[name]), source) != source:
+            raise DecodeArgumentError(
+                f"into: {name} and {sources[id(own[name])]} of the module are one tensor, "
+                "but two in the file"
+            )
+    module.load_state_dict(state, strict=False)  # what is left is no tensor
+    return module
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        DecodeArgumentError: it is not there.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # which of them depends on the device
+        raise DecodeArgumentError(
+            f"--device (device=…) {str(device)!r:.60}: {first_line(error)}"
+        ) from None
+
+
+def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype that tensors can be converted to.
+
+    Raises:
+        DecodeArgumentError: it is no floating-point dtype.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise DecodeArgumentError(f"dtype must be one of torch's for floats, not {dtype!r:.60}")
+    return dtype
 
 
 def build_empty_module(file: PemnFile) -> nn.Module:
@@ -121,7 +196,7 @@ def build_empty_module(file: PemnFile) -> nn.Module:
     module = build_module(file.manifest)
     check_tensors(module, {name: file.shape(name) for name in file.keys()})  # noqa: SIM118
     check_ties(module, file.aliases)
-    set_dtypes(module, {name: getattr(torch, file.dtype(name)) for name in file.keys()})  # noqa: SIM118
+    set_dtypes(module, {name: _torch_dtype(file, name) for name in file.keys()})  # noqa: SIM118
     check_run(module, file.manifest.get("inputs", []), file.limits)
     return module
 
@@ -131,16 +206,28 @@ def load_tensors(
     device: torch.device | str,
     progress: Progress | None = None,
     dense: Dense | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """Every tensor of an open file, in the file's order. Checks every section.
 
     Args:
         file: open.
-        device: where every tensor goes.
+        device: where every tensor goes; "meta" reads no section.
         progress: called with the share of all masked tensors that is decoded, 0 to 1.
         dense: makes tensors of masked values; None makes all of their values on `device`.
+        dtype: that floating-point tensors are converted to.
+
+    Raises:
+        DecodeArgumentError: there is no such device, or `dtype` is none of floats.
     """
-    device = torch.device(device)
+    device, dtype = check_device(device), check_dtype(dtype)
+    if device.type == "meta":
+        state = {
+            name: torch.empty(file.shape(name), dtype=_torch_dtype(file, name), device=device)
+            for name in file.keys()  # noqa: SIM118
+            if name not in file.aliases
+        }
+        return _converted(file, state, dtype)
     dense = dense or (dense_on_cpu if device.type == "cpu" else partial(dense_on_device, device))
     masked = [file.masked_values(name) for name in file.masked_keys()]
     state = dense(masked, progress or (lambda _: None))
@@ -148,8 +235,23 @@ def load_tensors(
         if not isinstance(row, AliasRow | MaskedRow):
             state[row.name] = array_to_tensor(file.tensor(row.name), row.dtype, device)
     file.verify_rest()
+    return _converted(file, state, dtype)
+
+
+def _converted(
+    file: PemnFile, state: dict[str, Tensor], dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """All tensors of a file by name, in its order."""
+    for name, tensor in state.items() if dtype is not None else ():
+        if tensor.is_floating_point():
+            state[name] = tensor.to(dtype)  # one by one, so that only one is there twice
     aliases = file.aliases
     return {name: state[aliases.get(name, name)] for name in file.keys()}  # noqa: SIM118
+
+
+def _torch_dtype(file: PemnFile, name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, file.dtype(name))
+    return dtype
 
 
 def dense_on_cpu(masked: Sequence[MaskedValues], progress: Progress) -> dict[str, Tensor]:

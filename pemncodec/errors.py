@@ -55,6 +55,10 @@ class ExportError(PemnError, ValueError):
     """A network cannot be exported as asked, or what that takes is not installed."""
 
 
+class DecodeArgumentError(PemnError, ValueError):
+    """An argument of `decode` or `load_state_dict` that does not fit the file or the machine."""
+
+
 class DecodeError(PemnError, ValueError):
     """A file is not a valid .pemn file.
 

@@ -213,7 +213,7 @@ def _check_input(
     """Refuse what an exported graph, whose other sizes are constants, would compute wrongly."""
     fits = (
         isinstance(value, torch.Tensor)
-        and value.dtype == dtype
+        and (value.dtype == dtype or (value.dtype.is_floating_point and dtype.is_floating_point))
         and value.dim() == len(shape)
         and all(_is_size(size, given) for size, given in zip(shape, value.shape, strict=True))
     )

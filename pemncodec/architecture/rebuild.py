@@ -208,7 +208,7 @@ def assign_tensors(
         else:
             setattr(owner, leaf, tensor)
     for name, tensor in named_tensors(module).items():
-        if tensor.is_meta:
+        if tensor.is_meta and not tensors[owners[name]].is_meta:
             raise ManifestError("manifest-tensor", f"tensor {name} has no values")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pemncodec.cli.options import check_device, force_option, max_memory_option, quiet_option
+from pemncodec.cli.options import force_option, max_memory_option, quiet_option
 from pemncodec.cli.streams import STDIO, FileName, check_output, named, opened, output_target
 from pemncodec.cli.terminal import steps
 from pemncodec.errors import EncodeError
@@ -66,6 +66,8 @@ def decode(
         known = ", ".join((*_STATE_DICT_SUFFIXES, *_EXPORT_SUFFIXES))
         raise click.BadParameter(f"{output} must end in {known}", param_hint="-o")
     check_output(output, source, force=force)
+    if device.startswith("meta"):
+        raise click.BadParameter("meta holds no data", param_hint="--device")
     if suffix in _EXPORT_SUFFIXES:
         if device != "cpu":
             raise click.UsageError(f"--device is for state dicts, not for {suffix}")
@@ -78,7 +80,7 @@ def decode(
         from pemncodec.decoding import load_state
 
         with opened(source, max_memory) as file, named(source):
-            state = load_state(file, check_device(device), lambda share: step("decoding", share))
+            state = load_state(file, device, lambda share: step("decoding", share))
             metadata = file.metadata
         step("writing", None)
         _save_state_dict(state, metadata, output)

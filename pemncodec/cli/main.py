@@ -10,7 +10,7 @@ import click
 
 from pemncodec.cli.commands import cli
 from pemncodec.cli.streams import fail
-from pemncodec.errors import EncodeArgumentError, PemnError
+from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, PemnError
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see {context.command_path} --help)" if context else ""
         fail(error.format_message().replace("\n", " ") + hint, error.exit_code)
-    except EncodeArgumentError as error:
+    except (EncodeArgumentError, DecodeArgumentError) as error:
         fail(str(error), 2)
     except PemnError as error:
         fail(str(error), 1)

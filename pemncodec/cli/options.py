@@ -112,15 +112,3 @@ def example_inputs(shapes: Sequence[tuple[str, tuple[str, ...]]]) -> list[Tensor
         except RuntimeError as error:
             raise EncodeArgumentError(f"--example-shape: {named_line(error)}") from None
     return inputs
-
-
-def check_device(name: str) -> str:
-    import torch
-
-    if name.startswith("meta"):
-        raise click.BadParameter("meta holds no data", param_hint="--device")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise click.BadParameter(named_line(error), param_hint="--device") from None
-    return name

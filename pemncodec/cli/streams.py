@@ -13,7 +13,7 @@ import click
 
 from pemncodec.checkpoints.kinds import advice
 from pemncodec.cli.terminal import visible
-from pemncodec.errors import EncodeArgumentError, NotPemnError, PemnError
+from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, NotPemnError, PemnError
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
 
@@ -108,7 +108,7 @@ def named(source: str) -> Iterator[None]:
     """Puts the file's name in front of errors that know only its content."""
     try:
         yield
-    except EncodeArgumentError:
+    except (DecodeArgumentError, EncodeArgumentError):
         raise
     except PemnError as error:
         raise BadDataError(f"{source}: {error}") from None
