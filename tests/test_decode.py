@@ -132,9 +132,7 @@ def test_a_module_of_the_caller_is_filled(stream: io.BytesIO, small: MaskedNet) 
 
 def test_a_module_in_another_dtype_is_filled(stream: io.BytesIO, small: MaskedNet) -> None:
     mine = copy.deepcopy(small.module).half()
-    with pytest.raises(
-        DecodeArgumentError, match="float16 .* in the file .*float32"
-    ):
+    with pytest.raises(DecodeArgumentError, match=r"float16 .* in the file .*float32"):
         pemncodec.decode(stream, into=mine)
     pemncodec.decode(stream, into=mine, dtype=torch.float16)
     assert torch.equal(mine[0].weight, small.effective[0].weight.half())
