@@ -111,12 +111,14 @@ class TorchPrototype:
         distribution: "normal", with variance 1; "uniform", from `low` to `high`; or the signs of
             either, −1, 0 and 1, those of "uniform" where the range is symmetric.
         seed: what `torch.manual_seed` was given, its lower 32 bits.
-        length: number of values; 16 or more of a normal distribution.
+        length: number of values.
         skip: words that the generator had drawn before.
         low: a binary32 number, of "uniform" alone.
         high: a binary32 number, of "uniform" alone.
         variant: the arithmetic: "vector" is that of torch on x86 with AVX2, "scalar" that of a
             torch without vector instructions (`ATEN_CPU_CAPABILITY=default`).
+        drawn: how many elements the tensor had, if these are only its first ones: random vectors
+            are cut from the largest layer. 0 if there are no others.
     """
 
     distribution: TorchDistribution
@@ -126,6 +128,12 @@ class TorchPrototype:
     low: float = -1.0
     high: float = 1.0
     variant: TorchVariant = "vector"
+    drawn: int = 0
+
+    @property
+    def elements(self) -> int:
+        """How many the tensor had; 16 or more of a normal distribution."""
+        return self.drawn or self.length
 
     @property
     def in_words(self) -> str:
@@ -133,7 +141,8 @@ class TorchPrototype:
         kind: str = self.distribution
         if kind == "uniform" and (self.low, self.high) != (-1.0, 1.0):
             kind += f" ({self.low:g} to {self.high:g})"
-        values = f"{self.length:,} " + (kind if kind.endswith("-signs") else f"{kind} values")
+        values = f"{self.length:,} " + f"of {self.drawn:,} " * (self.drawn > 0)
+        values += kind if kind.endswith("-signs") else f"{kind} values"
         variant = "" if self.variant == "vector" else f", {self.variant} variant"
         return f"{values}, torch seed {self.seed}, after {self.skip:,} words{variant}"
 

@@ -172,6 +172,7 @@ COLUMNS: dict[str, Columns] = {
         "low": ("[0-9a-f]{8}", "bf800000"),
         "high": ("[0-9a-f]{8}", "3f800000"),
         "variant": (("vector", "scalar"), "vector"),
+        "drawn": (is_index, 0),
     },
 }
 

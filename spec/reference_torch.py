@@ -19,9 +19,10 @@ STATE = 624
 
 def check_torch(row: dict[str, Any]) -> None:
     """5.5, at the end: what a torch prototype may be; its `skip` is known already."""
-    normal, length = row["distribution"].startswith("normal"), row["length"]
-    require(length >= 16 or not normal, "header", "fewer than 16 normal values")
-    require(0 <= row["skip"] <= (1 << 63) - 1 - length - 16, "header", "words before a prototype")
+    normal, count = row["distribution"].startswith("normal"), elements(row)
+    require(row["drawn"] == 0 or row["drawn"] > row["length"], "header", "fewer elements drawn")
+    require(count >= 16 or not normal, "header", "fewer than 16 normal values")
+    require(0 <= row["skip"] <= (1 << 63) - 1 - count - 16, "header", "words before a prototype")
     low, high = unpack(row["low"]), unpack(row["high"])
     require(math.isfinite(low) and math.isfinite(high) and low < high, "header", "a range")
     require(abs(Fraction(high) - Fraction(low)) < HALFWAY, "header", "a range that overflows")
@@ -29,11 +30,16 @@ def check_torch(row: dict[str, Any]) -> None:
     require(default or row["distribution"] == "uniform", "header", "a range of other values")
 
 
+def elements(row: dict[str, Any]) -> int:
+    """5.5: E, how many elements torch's tensor had."""
+    return int(row["drawn"] or row["length"])
+
+
 def end_of(row: dict[str, Any]) -> int:
     """5.5: where its words end."""
     normal = row["distribution"].startswith("normal")
-    more = 16 if normal and row["length"] % 16 else 0
-    return int(row["skip"] + row["length"] + more)
+    more = 16 if normal and elements(row) % 16 else 0
+    return int(row["skip"] + elements(row) + more)
 
 
 def torch_values(row: dict[str, Any]) -> list[int]:
@@ -41,20 +47,21 @@ def torch_values(row: dict[str, Any]) -> list[int]:
     fractions = words(int(row["seed"], 16))
     for _ in range(row["skip"]):
         next(fractions)
-    fused, length = row["variant"] == "vector", row["length"]
+    fused, count = row["variant"] == "vector", elements(row)
     if row["distribution"].startswith("uniform"):
         low = unpack(row["low"])
         width = rounded(Fraction(unpack(row["high"])) - Fraction(low))
-        values = [uniform(next(fractions), width, low, fused) for _ in range(length)]
+        values = [uniform(next(fractions), width, low, fused) for _ in range(count)]
     else:
         values = []
-        while len(values) <= length - 16:
+        while len(values) <= count - 16:
             values += group([next(fractions) for _ in range(16)], fused)
-        if length % 16:  # "are made of the 16 words behind those"
-            for _ in range(length - len(values)):
+        if count % 16:  # "are made of the 16 words behind those"
+            for _ in range(count - len(values)):
                 next(fractions)
             last = group([next(fractions) for _ in range(16)], fused)
-            values[length - 16 :] = last
+            values[count - 16 :] = last
+    values = values[: row["length"]]
     if row["distribution"].endswith("-signs"):
         values = [float((value > 0) - (value < 0)) for value in values]
     return [int.from_bytes(struct.pack("<f", value), "little") for value in values]

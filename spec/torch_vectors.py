@@ -62,6 +62,11 @@ def valid_torch() -> dict[str, bytes]:
             "gap": [1000, 0, -1049, 3, 5, 624],
         },
     )
+    # The first values of tensors whose last 16 values are drawn again: all of them before, or not.
+    files["torch-first-values"] = drawn([5, 17, 29], {"seed": ["00000003"] * 3, "drawn": [37] * 3})
+    files["torch-uniform-first-values"] = drawn(
+        [3, 16], {"distribution": ["uniform", "normal"], "seed": ["00000003"] * 2, "drawn": [9, 0]}
+    )
     files["torch-between-others"] = pack(
         {
             "tensors": {"name": ["a", "b"], "kind": ["masked"] * 2, "shape": [[16], [16]]},
@@ -124,6 +129,16 @@ def invalid_torch() -> dict[str, tuple[str, bytes]]:
         "range-overflows": one(**uniform, low=bits(-2e38), high=bits(2e38)),
         "range-of-normal": one(low=bits(-0.5)),
         "range-of-signs": one(distribution="uniform-signs", high=bits(0.5)),
+        "drawn-negative": one(drawn=-1),
+        "drawn-true": one(drawn=True),
+        "drawn-2-to-the-63": one(drawn=1 << 63),
+        "drawn-of-15": one(5, drawn=15),
+        "drawn-is-length": one(17, drawn=17),
+        "drawn-below-length": one(17, drawn=16),
+        "drawn-ends-above-63-bits": one(drawn=(1 << 63) - 16),
+        "drawn-before-another-above-63-bits": drawn(
+            [16, 16], {"drawn": [(1 << 63) - 32, 0], "gap": [0, 0]}
+        ),
         "rows-missing": drawn([16, 16], {"seed": ["00000000"]}),
         "rows-without-owner": pack({"torch": {"seed": ["00000000"]}}),
     }
@@ -131,6 +146,7 @@ def invalid_torch() -> dict[str, tuple[str, bytes]]:
     limit = {
         "drawn-words": one(gap=far - 15),
         "drawn-words-once-more": one(17, gap=far - 32),
+        "drawn-words-of-a-larger-tensor": one(16, drawn=far + 1),
         "drawn-words-of-two-seeds": drawn(
             [16, 16], {"seed": ["00000000", "00000001"], "gap": [far // 2, far // 2]}
         ),

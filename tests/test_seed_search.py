@@ -226,9 +226,12 @@ def test_layers_that_share_values_know_them_together() -> None:
 
 
 def test_repeated_vectors() -> None:
+    """Drawn by themselves, or cut from a tensor of the largest layer's size, as PEMN does."""
     values = np.resize(drawn("normal", 2001, 0.04, skip=SKIP), 9000)
     layers = [layer(values, 0.7), layer(values[:5000], 0.5)]
     assert found(layers) == [TorchPrototype("normal", SEED, 2001, SKIP)] * 2
+    values = np.resize(drawn("normal", 9000, 0.04, skip=SKIP)[:2001], 9000)
+    assert found([layer(values, 0.7)]) == [TorchPrototype("normal", SEED, 2001, SKIP, drawn=9000)]
 
 
 def test_small_seeds_of_few_values() -> None:
@@ -238,6 +241,9 @@ def test_small_seeds_of_few_values() -> None:
     assert found(layers) == expected
     assert found(layers, Effort(0, 1 << 30, 20)) == [None, None]
     assert found(layers, FAST) == expected
+    values = drawn("normal", 5000, 0.3, seed=37, skip=90_001)[:17]
+    expected = [TorchPrototype("normal", 37, 17, 90_001, drawn=5000)]
+    assert found([layer(np.resize(values, 5000), 0.5)]) == expected
     behind = drawn("normal", 25, 0.3, seed=37, skip=110_000)
     assert found([layer(np.resize(behind, 5000), 0.5)]) == [None]  # too far for so few weights
 

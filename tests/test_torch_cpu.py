@@ -75,6 +75,27 @@ def test_uniform_values_of_a_symmetric_range_are_a_scale(
     )
 
 
+@pytest.mark.parametrize("kind", ["normal", "uniform", "normal-signs", "uniform-signs"])
+@pytest.mark.parametrize("elements", [37, 48])
+def test_the_first_values_of_a_tensor(kind: Any, elements: int) -> None:
+    """Also of one whose last 16 values are drawn again: by its words, not by those of fewer."""
+    whole = values(TorchPrototype(kind, 3, elements, 5))
+    for length in (1, 15, 16, 20, 22, 36):
+        first = TorchPrototype(kind, 3, length, 5, drawn=elements)
+        assert same(values(first), whole[:length])
+        assert words_of(first) == words_of(TorchPrototype(kind, 3, elements, 5))
+    assert f" 36 of {elements} {kind}" in f" {first.in_words}"
+    for length, drawn in ((elements, elements), (elements + 1, elements), (1, -1)):
+        with pytest.raises(ValueError, match=f"{length} values is not the beginning of {drawn}"):
+            check_prototype(TorchPrototype(kind, 3, length, 5, drawn=drawn))
+
+
+def test_the_first_values_of_few_normal_ones() -> None:
+    check_prototype(TorchPrototype("normal", 3, 5, drawn=16))
+    with pytest.raises(ValueError, match="16 or more at once, not 15"):
+        check_prototype(TorchPrototype("normal", 3, 5, drawn=15))
+
+
 @pytest.mark.parametrize("shape", [[64, 3, 3, 3], [10, 17], [129, 33]])
 @pytest.mark.parametrize(
     ("call", "fan", "distribution", "gain"),

@@ -109,6 +109,7 @@ _TORCH = {
     "low": Column(_is_match("[0-9a-f]{8}"), "eight hexadecimal digits", "bf800000"),
     "high": Column(_is_match("[0-9a-f]{8}"), "eight hexadecimal digits", "3f800000"),
     "variant": Column(_is_one_of(TORCH_VARIANTS), "a variant", "vector"),
+    "drawn": Column(is_int(0, MAX_INDEX), "a number of elements", 0),
 }
 _STORED = {
     "dtype": Column(_is_one_of(WEIGHT_DTYPES), "a dtype", "float32"),

@@ -114,6 +114,7 @@ def _encode_torch(prototype: TorchPrototype, before: tuple[int, int]) -> _Row:
         "low": float_to_hex(prototype.low),
         "high": float_to_hex(prototype.high),
         "variant": prototype.variant,
+        "drawn": prototype.drawn,
     }
 
 
@@ -121,7 +122,8 @@ def _decode_torch(row: _Row, length: int, before: tuple[int, int]) -> TorchProto
     seed = int(row["seed"], 16)
     skip = row["gap"] + (before[1] if before[0] == seed else 0)
     low, high = float_from_hex(row["low"]), float_from_hex(row["high"])
-    prototype = TorchPrototype(row["distribution"], seed, length, skip, low, high, row["variant"])
+    variant, drawn = row["variant"], row["drawn"]
+    prototype = TorchPrototype(row["distribution"], seed, length, skip, low, high, variant, drawn)
     try:
         check_prototype(prototype)
     except ValueError as error:

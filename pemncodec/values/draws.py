@@ -17,7 +17,7 @@ from pemncodec.values.rounding import widen
 
 BITS = 24  # of a word that make a value
 _ALL = 1 << BITS
-_GROUP = 16  # normal values that are made together: 8 of each pair's first, then 8 of its second
+GROUP = 16  # normal values that are made together: 8 of each pair's first, then 8 of its second
 _PAIRS = 8
 _LARGEST_RADIUS = np.sqrt(2 * BITS * np.log(2))
 _ROUNDINGS = 1.5  # of the numbers of an interval, on each side
@@ -94,7 +94,7 @@ class Draws:
 
 def normal_words(length: int, places: _Integers) -> _Integers:
     """The word that belongs to each value's place in its group; the last 16 are drawn once more."""
-    redrawn = length - (_GROUP if length % _GROUP else 0)
+    redrawn = length - (GROUP if length % GROUP else 0)
     return np.where(places < redrawn, places, places - redrawn + length)
 
 
@@ -102,8 +102,8 @@ def _pairs(known: Known) -> tuple[_Integers, _Doubles]:
     """The words of pairs of which a value is known, [2, n], and the values, or NaN, [2, n]."""
     at = normal_words(known.length, known.places)
     # The last 16 begin at `length`, which is no multiple of 16 then.
-    start = np.where(at < known.length, 0, known.length % _GROUP)
-    second = (at - start) % _GROUP >= _PAIRS
+    start = np.where(at < known.length, 0, known.length % GROUP)
+    second = (at - start) % GROUP >= _PAIRS
     firsts, index = np.unique(np.where(second, at - _PAIRS, at), return_inverse=True)
     values = np.full((2, firsts.size), np.nan)
     values[second.astype(np.int64), index] = known.values

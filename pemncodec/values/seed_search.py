@@ -109,12 +109,9 @@ class _Search:
 
     def try_usual_seeds(self) -> None:
         """Small seeds and popular ones, by the two tensors that tell the most."""
-        ways = [
-            (hypothesis, pattern)
-            for tensor_ways in self._left.values()
-            for hypothesis, pattern in _patterns(tensor_ways)
-        ]
-        telling = sorted(ways, key=lambda way: -way[1].bits)[:2]
+        patterns = [_patterns(ways) for ways in self._left.values()]
+        patterns.sort(key=lambda ways: -max((way[1].bits for way in ways), default=0.0))
+        telling = [way for ways in patterns[:2] for way in ways]
         numbers = dict.fromkeys((*_USUAL_SEEDS, *range(self._effort.seeds)))
         for seed in list(numbers)[: self._effort.seeds]:
             if not telling or self._words + self._drawn > self._effort.words:

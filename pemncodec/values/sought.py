@@ -9,6 +9,7 @@ import numpy as np
 
 from pemncodec.contents import Floats, SeededFill, TorchDistribution, TorchPrototype
 from pemncodec.values.draws import (
+    GROUP,
     Draws,
     Known,
     Range,
@@ -26,7 +27,6 @@ from pemncodec.values.recovery import Layer, SharedValues, comes_from, seeded_sc
 _LOOKED_AT = 1 << 17  # weights of a tensor, the first ones
 _MOST_USUAL = 2  # scales that are tried though nothing tells that they are right
 _FEW = 64  # weights whose distribution cannot be told from their magnitudes
-_LEAST_NORMAL = 16  # values that torch makes in another way if they are fewer
 _PRECISION = 2e-7  # of a scale that was rounded to binary32
 _EXACT = ("float32", "float64")
 _PEAK = 2.1  # of the largest magnitude to the mean square: 1.7 of uniform values, 3 of normal ones
@@ -41,12 +41,15 @@ class Sought:
         layers: indices of the layers that take their values from it.
         layer: the values of all of them, as in the largest.
         length: how many of its values there are; the largest layer may repeat them.
+        drawn: how many values it may have had: a vector that is repeated may have been cut from a
+            tensor of the largest layer's size.
         known: those of its first values that some layer uses.
     """
 
     layers: tuple[int, ...]
     layer: Layer
     length: int
+    drawn: tuple[int, ...]
     known: Known
 
 
@@ -91,15 +94,18 @@ def sought_tensors(layers: Sequence[Layer]) -> list[Sought]:
 
 def _sought(shared: SharedValues) -> Sought | None:
     length, values, known = shared.known.size, shared.values, shared.known
+    drawn: tuple[int, ...] = (length,)
     period = shortest_period(shared.bits, known)
     if period <= length // 2:
         length, values = period, fold(shared.bits, known, period).view(values.dtype)
         known = used_values(period, [(0, known)])
+        # Without values that are drawn again, the beginning of a tensor is like a tensor.
+        drawn = (period,) if period % GROUP == 0 else (shared.known.size, period)
     weights = known_weights(values[:_LOOKED_AT], shared.dtype, known[:_LOOKED_AT], length)
     if weights is None or weights.values.size < 2:
         return None
     layer = Layer(shared.dtype, shared.values, shared.known)
-    return Sought(tuple(shared.layers), layer, length, weights)
+    return Sought(tuple(shared.layers), layer, length, drawn, weights)
 
 
 def _bounds(values: Floats, layer: Layer) -> Iterator[float]:
@@ -135,21 +141,27 @@ def hypotheses(tensor: Sought, deviations: Sequence[float]) -> list[Hypothesis]:
     if smallest == largest:
         if (known.values > 0).all() or (known.values < 0).all():
             return []
-        signs = [_hypothesis(tensor, "uniform-signs", uniform_sign_draws(known))]
-        if known.length >= _LEAST_NORMAL:
-            signs.insert(0, _hypothesis(tensor, "normal-signs", normal_sign_draws(known)))
-        return signs
+        signs = [
+            _hypothesis(tensor, "normal-signs", normal_sign_draws(cut), drawn=cut.length)
+            for cut in _cuts(tensor)
+        ]
+        return [*signs, _hypothesis(tensor, "uniform-signs", uniform_sign_draws(known))]
     deviation = float(np.sqrt((magnitudes**2).mean()))
-    found = _normal(tensor, deviation, largest)
+    found = [way for cut in _cuts(tensor) for way in _normal(tensor, cut, deviation, largest)]
     if found and has_angles_of_torch(known) and tensor.layer.dtype in _EXACT:
         return found  # no other values have them
     return found + _uniform(tensor, deviation, largest, deviations)
 
 
-def _normal(tensor: Sought, deviation: float, largest: float) -> list[Hypothesis]:
-    known, exact = tensor.known, tensor.layer.dtype in _EXACT
-    if known.length < _LEAST_NORMAL:
-        return []
+def _cuts(tensor: Sought) -> Iterator[Known]:
+    """What is known of the normal values that a tensor may be the beginning of."""
+    for drawn in tensor.drawn:
+        if drawn >= GROUP:
+            yield replace(tensor.known, length=drawn)
+
+
+def _normal(tensor: Sought, known: Known, deviation: float, largest: float) -> list[Hypothesis]:
+    exact = tensor.layer.dtype in _EXACT
     fits = has_angles_of_torch(known) if exact else None
     if fits is False:
         return []
@@ -158,10 +170,13 @@ def _normal(tensor: Sought, deviation: float, largest: float) -> list[Hypothesis
     lower, upper = _SMALLEST_SCALE * deviation, _LARGEST_SCALE * deviation
     if known.values.size < _FEW:
         lower, upper = lower / 2, upper * 2
-    ways = [_hypothesis(tensor, "normal", normal_draws(known, Range(lower, upper)))]
-    if exact and (scale := normal_scale(known, deviation, Range(lower, upper))):
-        ways.insert(0, _hypothesis(tensor, "normal", normal_draws(known, _rounded(scale))))
-    return ways
+    scales = [Range(lower, upper)]
+    if exact and (scale := normal_scale(known, deviation, scales[0])):
+        scales.insert(0, _rounded(scale))
+    return [
+        _hypothesis(tensor, "normal", normal_draws(known, scale), drawn=known.length)
+        for scale in scales
+    ]
 
 
 def _uniform(
@@ -195,6 +210,8 @@ def _symmetric(tensor: Sought, bound: Range) -> Hypothesis:
 
 
 def _hypothesis(
-    tensor: Sought, distribution: TorchDistribution, draws: Draws, low: float = -1.0
+    tensor: Sought, distribution: TorchDistribution, draws: Draws, low: float = -1.0, drawn: int = 0
 ) -> Hypothesis:
-    return Hypothesis(tensor, TorchPrototype(distribution, 0, tensor.length, low=low), draws)
+    drawn = 0 if drawn == tensor.length else drawn
+    prototype = TorchPrototype(distribution, 0, tensor.length, low=low, drawn=drawn)
+    return Hypothesis(tensor, prototype, draws)

@@ -75,9 +75,14 @@ def check_prototype(prototype: TorchPrototype) -> None:
         raise ValueError(f"torch's CPU generator has seeds of 32 bits, not {prototype.seed}")
     if prototype.length < 1:
         raise ValueError(f"a prototype's length must be positive, not {prototype.length}")
-    if is_normal(prototype) and prototype.length < _GROUP:
-        raise ValueError(f"normal values of torch come 16 or more at once, not {prototype.length}")
-    if not 0 <= prototype.skip <= MOST_WORDS - prototype.length - _GROUP:
+    elements = prototype.elements
+    if prototype.drawn and elements <= prototype.length:
+        raise ValueError(
+            f"a prototype of {prototype.length} values is not the beginning of {elements} ones"
+        )
+    if is_normal(prototype) and elements < _GROUP:
+        raise ValueError(f"normal values of torch come 16 or more at once, not {elements}")
+    if not 0 <= prototype.skip <= MOST_WORDS - elements - _GROUP:
         raise ValueError(f"there cannot be {prototype.skip} words before a prototype")
     if kind != "uniform" and (low, high) != (-1.0, 1.0):
         raise ValueError(f"low and high are for uniform values alone, not for {kind!r}")
@@ -95,8 +100,8 @@ def is_normal(prototype: TorchPrototype) -> bool:
 
 def words_of(prototype: TorchPrototype) -> int:
     """How many words torch draws for a prototype, from `skip` on."""
-    redrawn = is_normal(prototype) and prototype.length % _GROUP
-    return prototype.length + (_GROUP if redrawn else 0)
+    redrawn = is_normal(prototype) and prototype.elements % _GROUP
+    return prototype.elements + (_GROUP if redrawn else 0)
 
 
 def _slice(prototype: TorchPrototype, start: int, stop: int) -> Floats:
@@ -112,7 +117,7 @@ def _slice(prototype: TorchPrototype, start: int, stop: int) -> Floats:
     redrawn = _redrawn_from(prototype)
     if stop <= redrawn:
         return _normal(stream, prototype.skip, start, stop, fused)
-    last = _normal(stream, prototype.skip + prototype.length, 0, _GROUP, fused)
+    last = _normal(stream, prototype.skip + prototype.elements, 0, _GROUP, fused)
     last = last[max(start - redrawn, 0) : stop - redrawn]
     if start >= redrawn:
         return last
@@ -121,7 +126,7 @@ def _slice(prototype: TorchPrototype, start: int, stop: int) -> Floats:
 
 def _redrawn_from(prototype: TorchPrototype) -> int:
     """From where on normal values are made of later words: the last 16, if that cuts a group."""
-    return prototype.length - (_GROUP if prototype.length % _GROUP else 0)
+    return prototype.elements - (_GROUP if prototype.elements % _GROUP else 0)
 
 
 def _normal(stream: WordStream, skip: int, start: int, stop: int, fused: int) -> Floats:
