@@ -61,7 +61,8 @@ _LISTS = "vectors::test_the_text_lists_what_the_package_knows"
 _DESCRIPTION = (_LISTS, "manifest", "vectors", "rebuild")
 _VALUES = ("generator", "prototype", "mixing")
 _ENCODING = ("encode", "proof", "shorter_floats", "architectures", "container")
-_DIALECTS = ("dialects", "scores", "encode")
+_RULES = ("score_rules", "mask_entries", "published_dialects", "dialects", "scores")
+_DIALECTS = (*_RULES, "encode")
 _NAMES = ("names", "inputs", "encode", "scores")
 
 # Which tests are asked, those first that are fast and nearest to the module.
@@ -105,18 +106,35 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "architecture/manifest": _DESCRIPTION,
     "architecture/operators": _DESCRIPTION,
     "architecture/outputs": ("proof", "rebuild"),
+    "checkpoints/biprop": _RULES,
+    "checkpoints/compared_scores": _RULES,
+    "checkpoints/compressed_tensors": _RULES,
     "checkpoints/dialect": _DIALECTS,
     "checkpoints/dialects": _DIALECTS,
-    "checkpoints/files": ("files", "encode"),
+    "checkpoints/fedpm": _RULES,
+    "checkpoints/files": ("mask_entries", "files", "encode"),
     "checkpoints/given_masks": _DIALECTS,
-    "checkpoints/inert": ("files",),
+    "checkpoints/hydra": _RULES,
+    "checkpoints/inert": ("score_rules", "files"),
     "checkpoints/kinds": ("files",),
-    "checkpoints/names": _NAMES,
+    "checkpoints/mask_buffers": _RULES,
+    "checkpoints/mask_names": _RULES,
+    "checkpoints/movement_pruning": _RULES,
+    "checkpoints/names": ("published_dialects", *_NAMES),
     "checkpoints/official_scores": _DIALECTS,
     "checkpoints/plain_module": (*_DIALECTS, "inputs", "leftovers"),
-    "checkpoints/reading": (*_NAMES, "dialects"),
+    "checkpoints/ranked_scores": _RULES,
+    "checkpoints/reading": (*_RULES, "names", "inputs", "encode"),
+    "checkpoints/recorded": _RULES,
+    "checkpoints/score_rule": _RULES,
+    "checkpoints/score_rules": _RULES,
+    "checkpoints/scored_weights": _RULES,
+    "checkpoints/supsup": _RULES,
     "checkpoints/torch_prune": _DIALECTS,
+    "checkpoints/unmasked": _RULES,
     "checkpoints/wrappers": _NAMES,
+    "checkpoints/zero_masks": _RULES,
+    "cli/mask_options": _RULES,
     "cli/user_code": ("user_code",),
     "assembling": _ENCODING,
     "encoding": _ENCODING,

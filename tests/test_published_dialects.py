@@ -7,6 +7,7 @@ repository and commit stand beside them.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ MOVEMENT = (
     "huggingface/transformers-research-projects@fccd0cda: "
     "movement-pruning/emmental/modules/masked_nn.py"
 )
+NN_PRUNING = "huggingface/nn_pruning@0cef2b24: nn_pruning/modules/masked_nn.py"
 SYNFLOW = "ganguli-lab/Synaptic-Flow@9dfa57aa: Layers/layers.py"
 DEEP_COMPRESSION = "mightydeveloper/Deep-Compression-PyTorch@a3ace315: net/prune.py"
 RIGL = "varun19299/rigl-reproducibility@97443bea: sparselearning/core.py"
@@ -66,6 +68,21 @@ X12 = torch.tensor(
         [3.125, -5.0, 0.125, 3.25, 4.0, -1.375, 2.0, 0.125, 1.0, 3.375, 3.0, 2.125],
     ]
 )  # fmt: skip
+W48 = torch.tensor(
+    [
+        [1.125, 3.875, -5.5, -3.5, -6.0, -1.875, -0.25, -1.5],
+        [6.5, -8.0, 2.625, -1.75, -5.25, 3.25, -4.75, 6.875],
+        [3.5, 2.5, -0.875, 4.25, 6.125, -0.5, -1.0, 4.125],
+        [-2.25, 4.375, -3.0, -2.625, -3.125, -3.375, 3.125, -3.75],
+    ]
+)
+S_BLOCKS = torch.tensor([[0.03, 0.11, -0.08, -0.12], [-0.02, 0.09, 0.01, 0.07]])
+X8 = torch.tensor(
+    [
+        [0.25, 2.75, -2.75, 1.25, 2.625, 2.0, -0.625, 3.0],
+        [-1.625, 0.125, 2.5, 2.875, 0.375, 3.125, -0.375, 0.125],
+    ]
+)
 TOP = "0110 0001 0011"  # of W by |S| with keep 0.4, as edge-popup
 TOP_OUTPUTS = [[4.28125, -0.125, 3.0625], [-0.40625, -1.625, -4.4375]]  # with the bias
 TOP_WITHOUT_BIAS = [[5.03125, -0.5, 3.4375], [0.34375, -2.0, -4.0625]]
@@ -74,7 +91,7 @@ TOP_WITHOUT_BIAS = [[5.03125, -0.5, 3.4375], [0.34375, -2.0, -4.0625]]
 ARCHITECTURES = """
 from torch import nn
 
-def linear(bias=True, inputs=4, outputs=3):
+def linear(inputs=4, outputs=3, bias=True):
     return nn.Sequential(nn.Linear(inputs, outputs, bias=bias))
 
 def conv():
@@ -167,6 +184,13 @@ def bitmask(prefix: str, *, halves: bool) -> dict[str, Tensor]:
         f"{prefix}.bitmask": torch.tensor([[245, 13], [218, 7]], dtype=torch.uint8),
         f"{prefix}.row_offsets": torch.tensor([0, 9]),
     }
+
+
+def blocks(*scores: Tensor) -> dict[str, Tensor]:
+    """Layers of nn_pruning, whose scores lie in modules of their own."""
+    inner = "0.mask_module.context_modules."
+    contexts = {f"{inner}{number}.mask_scores": s for number, s in enumerate(scores)}
+    return {"0.weight": W48, "0.bias": torch.tensor([-0.375, -0.75, 0.25, 0.625]), **contexts}
 
 
 MASKED = "1001 0110 1101"
@@ -281,6 +305,25 @@ CASES = {
         {"0.weight": "1010 1110 1001"},
         [[3.3125, -2.484375, 2.59375], [-3.765625, 5.84375, -6.828125]],
     ),
+    "nn_pruning, topK": Published(
+        NN_PRUNING, blocks(S_BLOCKS), "--keep 0.4",
+        {"0.weight": "00110000 00110000 00110011 00110011"},
+        [[10.375, -10.15625, 20.96875, -7.609375], [-24.1875, 0.78125, 11.171875, -16.0625]],
+        "linear:8:4", X8, said="mask_scores of blocks: of n weights, the int(keep * n) with the",
+    ),
+    "nn_pruning, threshold": Published(
+        NN_PRUNING, blocks(S_BLOCKS), "--rule above=0.02",
+        {"0.weight": "11110000 11110000 00110011 00110011"},
+        [[21.3125, -30.53125, 20.96875, -7.609375], [-25.53125, -10.78125, 11.171875, -16.0625]],
+        "linear:8:4", X8,
+    ),
+    "nn_pruning, 1d": Published(
+        NN_PRUNING, blocks(
+            torch.tensor([0.1, -0.2, 0.3, 0.4]),
+            torch.tensor([-0.12, -0.13, 0.04, 0.08, -0.11, -0.04, 0.05, 0.09]),
+        ),
+        "--keep 0.4", {"0.weight": "00000001 11001000 00110011 00110011"}, [], "linear:8:4", X8,
+    ),
     "scores under another name": Published(
         PEMN, linear("importance", S), "--scores-name importance --keep 0.4", {"0.weight": TOP},
         TOP_OUTPUTS, said="importance: of n weights",
@@ -319,12 +362,12 @@ CASES = {
     "compressed-tensors, bitmask": Published(
         COMPRESSED + "/sparse_bitmask.py", bitmask("0", halves=False), "",
         {"0.weight": "101011111011 010110111110"}, [[10.578125, -17.8125], [14.609375, 29.34375]],
-        "linear:12", X12, said="compressed-tensors: weights stay where their bit of the bitmask",
+        "linear:12:2:false", X12, said="compressed-tensors: weights stay where their bit of the",
     ),
     "compressed-tensors, 2:4": Published(
         COMPRESSED + "/sparse_24_bitmask.py", bitmask("0.weight", halves=True), "",
         {"0.weight": "101001100011 010100110110"}, [[25.90625, -21.078125], [17.703125, 32.21875]],
-        "linear:12", X12,
+        "linear:12:2:false", X12,
     ),
 }  # fmt: skip
 
@@ -345,10 +388,11 @@ def write(path: Path, content: Any) -> None:
 
 
 def arguments_of(arch: str) -> list[str]:
-    name, _, inputs = arch.partition(":")
-    kwargs = f'{{"inputs": {inputs}, "outputs": 2, "bias": false}}' if inputs else "{}"
-    shape = inputs or ("4" if name == "linear" else "4,1,1")
-    return ["--arch", f"arch.py:{name}", "--arch-kwargs", kwargs, "--example-shape", shape]
+    name, *sizes = arch.split(":")
+    kwargs = dict(zip(("inputs", "outputs", "bias"), map(json.loads, sizes), strict=False))
+    shape = str(kwargs.get("inputs", 4)) + ",1,1" * (name != "linear")
+    return ["--arch", f"arch.py:{name}", "--arch-kwargs", json.dumps(kwargs),
+            "--example-shape", shape]  # fmt: skip
 
 
 @pytest.fixture

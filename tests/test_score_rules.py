@@ -154,6 +154,8 @@ def test_rules_that_are_none(rule: Any, words: str) -> None:
             {"rule": "global-score", "keep": {"*": 0.5}},
             "--rule global-score makes one cut for all weights: give --keep .* one number",
         ),
+        ({"rule": "global-magnitude", "keep": {"*": 0.5}}, "makes one cut for all weights"),
+        ({"rule": "biprop-global", "keep": {"*": 0.5}}, "makes one cut for all weights"),
         ({}, "holds scores but not the keep ratio: give --keep"),
         ({"scores_name": "x", "keep": 0.5}, r"no X\.x has the shape of an X\.weight beside it"),
         ({"task": 1, "keep": 0.5}, "--task .* is for sets of scores"),
@@ -265,6 +267,7 @@ def namespace(**options: Any) -> dict[str, Any]:
         (namespace(conv_type="FastMultitaskMaskConv", sparsity=0.3), {"rule": "at-least=0"}),
         # Each layer has another share then, which the file does not hold.
         ({"args": {"lr": 0.1}}, {}),
+        ({"args": {"conv_type": "FastMultitaskMaskConv"}}, {"rule": "at-least=0"}),
     ],
 )
 def test_what_a_checkpoint_records_is_used(
@@ -397,6 +400,43 @@ def test_thresholds_of_movement_pruning_keep_half_a_percent(rule: str) -> None:
     assert sum(masks_of(state, rule=rule)[0]) > 2
     with pytest.raises(EncodeArgumentError, match=r"but not its method: give --keep .* for topK"):
         read_masks(state)
+
+
+CONTEXT = "fc.mask_module.context_modules."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"1.mask_scores": torch.ones(2)}, "expected one matrix, or a vector for rows and one for"),
+        ({"0.mask_scores": torch.ones(2)}, "expected one matrix, or a vector for rows and one for"),
+        ({"0.mask_scores": None, "1.mask_scores": torch.ones(2)}, "expected one matrix, or a vect"),
+        ({"0.mask_scores": torch.ones(2, 2, 2)}, "expected one matrix"),
+        ({"0.mask_scores": torch.ones(3, 2)}, r"fc\.mask_scores has shape \(3, 2\), fc\.weight"),
+        ({"0.mask_scores": torch.ones(2, 0)}, r"fc\.mask_scores has shape \(2, 0\), fc\.weight"),
+        ({"weight": None}, r"such scores without fc\.weight, or with a pattern of 2:4 beside them"),
+        ({"ampere_module.ampere_pattern": torch.ones(6, 4)}, "or with a pattern of 2:4 beside"),
+    ],
+)  # fmt: skip
+def test_scores_of_blocks_that_do_not_fit(change: dict[str, Any], words: str) -> None:
+    state: dict[str, Any] = {"fc.weight": torch.ones(4, 6), f"{CONTEXT}0.mask_scores": torch.eye(2)}
+    for name, tensor in change.items():
+        state[f"{CONTEXT if name[0].isdigit() else 'fc.'}{name}"] = tensor
+    with pytest.raises(EncodeError, match=words):
+        read_masks({name: t for name, t in state.items() if t is not None}, rule="above=0.5")
+
+
+def test_scores_of_blocks_beside_scores_of_weights() -> None:
+    state = {
+        "fc.weight": torch.ones(2, 4),
+        f"{CONTEXT}0.mask_scores": torch.tensor([[3.0, 1.0]]),
+        "last.weight": torch.ones(1, 2),
+        "last.mask_scores": torch.tensor([[1.0, 5.0]]),
+    }
+    read = read_masks(state, keep=0.5)
+    assert list(read.tensors) == ["fc.weight", "last.weight"]
+    assert read.masks["fc.weight"].astype(int).tolist() == [[1, 1, 0, 0]] * 2
+    assert read.masks["last.weight"].astype(int).tolist() == [[0, 1]]
 
 
 def test_logits_need_a_rule() -> None:

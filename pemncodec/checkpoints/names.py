@@ -18,9 +18,10 @@ _PARALLEL = "module"
 _AVERAGED = "n_averaged"  # counts what AveragedModel has averaged in its "module"
 _MOST_WRAPPERS = 6  # in one name
 # An entry behind the name of its module of the network: a tensor, or what dialects have there: they
-# have parametrizations, and sets of scores or of statistics by task.
+# have parametrizations, modules of masks, and sets of scores or of statistics by task.
 _OWN_ENTRY = re.compile(
-    r"\.(parametrizations\..*|scores\.\d+|bns\.\d+\.[^.]*|[^.]*)\Z", re.ASCII | re.DOTALL
+    r"\.(parametrizations\..*|mask_module\..*|scores\.\d+|bns\.\d+\.[^.]*|[^.]*)\Z",
+    re.ASCII | re.DOTALL,
 )
 
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pemncodec.checkpoints.dialect import MaskOptions, MissingRuleError, check_shape
-from pemncodec.checkpoints.score_rule import ScoreRule, exact_scores
+from pemncodec.checkpoints.score_rule import Kept, ScoreRule, exact_scores
 from pemncodec.checkpoints.score_rules import RULES, rule_named
+from pemncodec.contents import Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.masking.keep import dropped_count, keep_at, keep_by_name
 from pemncodec.masking.masked_state import MaskedState, StateDict
@@ -28,10 +30,12 @@ def read_scores(
     default: str | None,
     missing: str = MISSING_KEEP,
     give: str = GIVE_KEEP,
+    blocks: bool = False,
 ) -> MaskedState:
     """Masks of all weights that have scores; those whose masks are given need none.
 
-    Scores that are 0 and 1 already are the masks themselves.
+    Scores that are 0 and 1 already are the masks themselves. Where that is asked for, scores of a
+    shape by which the weight's can be divided are those of blocks.
 
     Args:
         state: with the scores' entries.
@@ -41,6 +45,7 @@ def read_scores(
         default: the rule where the caller gives a share and no rule; None where there is none.
         missing: what the checkpoint does not say, for the message.
         give: what to give then.
+        blocks: whether one score may be that of a block of weights.
 
     Returns:
         All other entries as they are. Scores that a network has itself stay where they are not
@@ -52,49 +57,64 @@ def read_scores(
         EncodeError: scores that cannot be ranked or do not fit their weight.
     """
     weights = _wanted(list(scores), options)
-    if not weights:
-        gone = set(scores.values()).difference(options.own)
-        return MaskedState({n: t for n, t in state.items() if n not in gone}, {})
     for weight in weights:
-        check_shape(scores[weight], state[scores[weight]], weight, state[weight])
+        if not (blocks and _divides(state[scores[weight]], state[weight])):
+            check_shape(scores[weight], state[scores[weight]], weight, state[weight])
     exact = {weight: exact_scores(state[scores[weight]], scores[weight]) for weight in weights}
+    keeps = _keeps(weights, options)
     binary = _already_masks(exact) if options.rule is None else []
-    ranked = [weight for weight in weights if weight not in binary]
-    keeps = dict.fromkeys(weights, 1.0)
     if options.keep is not None:
-        keeps = _keeps(weights, options)
         _check_binary({weight: exact[weight] for weight in binary}, keeps, scores)
-    masks = {weight: exact[weight].numpy() == 1 for weight in binary}
+    kept = {weight: Kept(exact[weight].numpy() == 1) for weight in binary}
     rules = dict.fromkeys(binary, f"{label}: 0 and 1 already, used as they are")
-    ties: dict[str, int] = {}
     values: StateDict = {}
+    ranked = [weight for weight in weights if weight not in binary]
     if ranked:
         rule = _rule(ranked, options, default, missing, give)
-        kept = rule.masks([exact[w] for w in ranked], [keeps[w] for w in ranked], rule.value)
-        for weight, found in zip(ranked, kept, strict=True):
-            masks[weight] = found.mask
-            rules[weight] = rule.in_words(label, keeps[weight])
-            if found.tied:
-                ties[weight] = found.tied
-            if rule.weights is not None:
-                values[weight] = rule.weights(state[weight], found.mask, keeps[weight])
-                if not values[weight].isfinite().all():
-                    raise EncodeError(f"{weight}: keep {keeps[weight]} leaves no weights to use")
-    stay = {
-        name
-        for weight, name in scores.items()
-        if name in options.own and (weight not in masks or weight in binary)
-    }
-    gone = set(scores.values()) - stay
-    tensors = {name: values.get(name, t) for name, t in state.items() if name not in gone}
-    order = [weight for weight in scores if weight in masks]
+        found = rule.masks([exact[w] for w in ranked], [keeps[w] for w in ranked], rule.value)
+        kept |= zip(ranked, found, strict=True)
+        rules |= {weight: rule.in_words(label, keeps[weight]) for weight in ranked}
+        values = _values(rule, {weight: state[weight] for weight in ranked}, kept, keeps)
+    beside = {weight: scores[weight] for weight in binary if scores[weight] in options.own}
+    used = {name for weight, name in scores.items() if weight in kept and weight not in beside}
+    gone = used | set(scores.values()).difference(options.own)
+    order = [weight for weight in scores if weight in kept]
     return MaskedState(
-        tensors,
-        {weight: masks[weight] for weight in order},
+        {name: values.get(name, tensor) for name, tensor in state.items() if name not in gone},
+        {weight: _of_shape(kept[weight].mask, state[weight].shape) for weight in order},
         rules={weight: rules[weight] for weight in order},
-        ties=ties,
-        beside={weight: scores[weight] for weight in binary if scores[weight] in stay},
+        ties={weight: kept[weight].tied for weight in order if kept[weight].tied},
+        beside=beside,
     )
+
+
+def _divides(scores: Tensor, weight: Tensor) -> bool:
+    return scores.dim() == weight.dim() and all(
+        size and not whole % size for size, whole in zip(scores.shape, weight.shape, strict=True)
+    )
+
+
+def _of_shape(mask: Mask, shape: torch.Size) -> Mask:
+    """Each bit of a mask for the whole block that it stands for."""
+    for axis, size in enumerate(shape):
+        if mask.shape[axis] != size:
+            mask = np.repeat(mask, size // mask.shape[axis], axis)
+    return mask
+
+
+def _values(
+    rule: ScoreRule, weights: StateDict, kept: Mapping[str, Kept], keeps: Mapping[str, float]
+) -> StateDict:
+    """What networks compute with in place of their weights, by rules that say so."""
+    if rule.weights is None:
+        return {}
+    values = {
+        name: rule.weights(tensor, kept[name].mask, keeps[name]) for name, tensor in weights.items()
+    }
+    for name, tensor in values.items():
+        if not tensor.isfinite().all():
+            raise EncodeError(f"{name}: keep {keeps[name]} leaves no weights to use")
+    return values
 
 
 def _wanted(weights: list[str], options: MaskOptions) -> list[str]:
@@ -156,7 +176,8 @@ def _rule(
 
 
 def _keeps(weights: list[str], options: MaskOptions) -> dict[str, float]:
-    assert options.keep is not None
+    if options.keep is None or not weights:
+        return dict.fromkeys(weights, 1.0)
     try:
         found = keep_by_name(options.keep, [[name] for name in weights])
     except ValueError as error:
