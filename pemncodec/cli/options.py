@@ -41,6 +41,17 @@ class Shape(click.ParamType["tuple[str, tuple[str, ...]]"]):
         return dtype, tuple(size for size in sizes.split(",") if size)
 
 
+def only_one(
+    ctx: click.Context,  # noqa: ARG001 what click calls it with
+    param: click.Parameter,
+    values: tuple[Any, ...],
+) -> Any:
+    """The value of an option that may be given once; None where it is not."""
+    if len(values) > 1:
+        raise click.UsageError(f"{param.opts[0]} is given {len(values)} times")
+    return values[0] if values else None
+
+
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -1,55 +1,125 @@
-"""`pemn report`: models side by side."""
+"""`pemn report`: what models cost, side by side, for people, papers and programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import click
 
-from pemncodec.cli.mask_options import Keep, keep_option
-from pemncodec.cli.options import force_option, json_option, max_memory_option
-from pemncodec.cli.streams import STDIO, check_output, named
-from pemncodec.cli.terminal import print_json, print_table, steps, visible
+from pemncodec.cli.options import (
+    force_option,
+    json_option,
+    keep_option,
+    max_memory_option,
+    trust_pickle_option,
+)
+from pemncodec.cli.streams import STDIO, FileName, check_output, checkpoint_path, named
+from pemncodec.cli.terminal import print_json, steps, visible
+from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.atomic import write_file
 from pemncodec.limits import Limits
-from pemncodec.report.page import costs_page
-from pemncodec.report.table import table_csv, table_row
 
 
 @click.command()
-@click.argument("sources", metavar="FILE…", nargs=-1, required=True)
+@click.argument("sources", metavar="FILE…", type=FileName(), nargs=-1, required=True)
 @keep_option
-@click.option("--csv", "csv_path", metavar="PATH", help="Also write the table as CSV.")
-@click.option("--html", "html_path", metavar="PATH", help="Also write one page with plots.")
+@click.option(
+    "--keep-of",
+    "keeps",
+    multiple=True,
+    metavar="FILE=RATIO",
+    help="The same for one of the files, such as k50.pt=0.5.",
+)
+@click.option(
+    "--forms",
+    metavar="NAMES",
+    help="Only these other forms, such as safetensors,csr  [default: all].",
+)
+@click.option(
+    "--exact", is_flag=True, help="Estimate nothing: some forms take a minute for every 50 MB."
+)
+@click.option(
+    "--columns",
+    "keys",
+    metavar="NAMES",
+    help="Only these columns, in this order, such as keep,pemn_bytes,metadata.NAME.",
+)
+@click.option("--csv", metavar="PATH", type=FileName(), help="Also write a table for programs.")
+@click.option(
+    "--markdown", metavar="PATH", type=FileName(), help="Also write a table for a README."
+)
+@click.option(
+    "--latex", metavar="PATH", type=FileName(), help="Also write a table for a paper (booktabs)."
+)
+@click.option("--html", metavar="PATH", help="Also write one page with plots.")
+@click.option(
+    "--figures",
+    metavar="FOLDER",
+    help="Also draw figures, each as SVG and PDF. Needs matplotlib.",
+)
+@trust_pickle_option
 @max_memory_option
 @force_option
 @json_option
 def report(
     sources: Sequence[str],
-    keep: Keep | None,
-    csv_path: str | None,
-    html_path: str | None,
+    keep: float | None,
+    keeps: Sequence[str],
+    forms: str | None,
+    exact: bool,
+    keys: str | None,
+    csv: str | None,
+    markdown: str | None,
+    latex: str | None,
+    html: str | None,
+    figures: str | None,
+    trust_pickle: bool,
     max_memory: int,
     force: bool,
     as_json: bool,
 ) -> None:
     """Compare what models cost, as .pemn and in the forms that one would use instead.
 
-    Masked checkpoints (.pt, .pth, .safetensors) are encoded first, without a manifest; those with
-    scores alone (official PEMN) need --keep. All others are shown as the dense models they are.
+    Masked checkpoints (.pt, .pth, .safetensors) are encoded first, without an architecture; those
+    with scores alone (official PEMN) need --keep. Checkpoints without masks are shown as the dense
+    models they are. A dash in place of a PATH prints that table instead of the usual one.
+
+    \b
+    pemn report *.pemn k50.pt --keep-of k50.pt=0.5 --html sizes.html --latex sizes.tex
     """
-    for path in filter(None, (csv_path, html_path)):
-        if path == STDIO:
-            raise click.UsageError("--csv and --html write files")
-        for source in sources:
-            check_output(path, source, force=force)
+    keep_of = _parse_keeps(keeps, sources)
+    tables = {"csv": csv, "markdown": markdown, "latex": latex}
+    printed = [name for name, path in tables.items() if path == STDIO]
+    if len(printed) + as_json > 1:
+        raise click.UsageError("only one table is printed: of --csv -, --latex -, --json and so on")
+    if html == STDIO:
+        raise click.UsageError("--html writes a file")
+    outputs = [path for path in (*tables.values(), html) if path and path != STDIO]
+    _check_outputs(outputs, figures, sources, force=force)
     with steps(quiet=False) as step:
         step("loading torch", None)
-        from pemncodec.report.costs import model_costs
+        from pemncodec.cli.costs_table import print_costs
+        from pemncodec.report.columns import COLUMNS, chosen_columns, columns_of, paper_columns
+        from pemncodec.report.costs import CostOptions, model_costs
+        from pemncodec.report.forms import FORMS, check_forms
+        from pemncodec.report.page import costs_page
+        from pemncodec.report.table import table_csv, table_latex, table_markdown
 
+        chosen = None if keys is None else chosen_columns(_split(keys))
+        options = CostOptions(
+            keep=keep,
+            forms=None if forms is None else check_forms(_split(forms)),
+            exact=exact,
+            trust_pickle=trust_pickle,
+            limits=Limits(decoded_bytes=max_memory),
+        )
         models = []
-        limits = Limits(decoded_bytes=max_memory)
         for number, source in enumerate(sources, 1):
             place = f"{visible(source)} ({number} of {len(sources)})"
 
@@ -57,18 +127,103 @@ def report(
                 step(f"{place}: {what}", share)
 
             show("reading", None)
-            with named(source):
-                models.append(model_costs(Path(source), keep=keep, limits=limits, progress=show))
+            with _named(source), checkpoint_path(source) as path:
+                own = keep_of.get(source)
+                models.append(model_costs(path, options, keep=own, name=source, progress=show))
+        models = [
+            replace(model, name=name) for model, name in zip(models, _names(sources), strict=True)
+        ]
+        drawn = {}
+        if figures is not None:
+            from pemncodec.report.figures import draw_figures
+
+            step("drawing figures", None)
+            drawn = draw_figures(models)
     for model in models:
         for form, failure in model.failures.items():
-            click.echo(f"{visible(model.name)}: no {form}: {visible(failure)}", err=True)
-    rows = [table_row(model) for model in models]
+            said = f"{visible(model.name)}: no {FORMS[form].title}: {visible(failure)}"
+            click.echo(said, err=True)
+    texts = {
+        "csv": table_csv(models, chosen or COLUMNS),
+        "markdown": table_markdown(models, chosen or paper_columns(models)),
+        "latex": table_latex(models, chosen or paper_columns(models)),
+    }
     if as_json:
         print_json({"models": [model.to_json() for model in models]})
+    elif printed:
+        click.echo(texts[printed[0]], nl=False)
     else:
-        print_table(rows)
-    if csv_path is not None:
-        write_file([table_csv(rows).encode()], csv_path)
-    if html_path is not None:
+        print_costs(models, chosen or columns_of(models))
+    for name, target in tables.items():
+        if target is not None and target != STDIO:
+            write_file([texts[name].encode()], target)
+    if html is not None:
         title = f"What {len(models)} model{'s' * (len(models) != 1)} cost"
-        write_file([costs_page(models, title).encode()], html_path)
+        page = costs_page(models, chosen or columns_of(models), title)
+        write_file([page.encode()], html)
+    if figures is not None:
+        Path(figures).mkdir(exist_ok=True)
+        for name, data in drawn.items():
+            write_file([data], Path(figures, name))
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _parse_keeps(keeps: Sequence[str], sources: Sequence[str]) -> dict[str, float]:
+    """Ratios by file; a file may be named without its folder."""
+    ratios: dict[str, float] = {}
+    for keep in keeps:
+        name, sign, text = keep.rpartition("=")
+        try:
+            ratio = float(text)
+        except ValueError:
+            sign = ""
+        if not sign:
+            raise click.BadParameter(f"{keep} is not FILE=RATIO", param_hint="--keep-of")
+        files = [source for source in sources if name in (source, Path(source).name)]
+        if not files:
+            raise click.BadParameter(f"{name} is none of the files", param_hint="--keep-of")
+        for file in files:
+            if file in ratios:
+                raise click.BadParameter(f"two ratios for {file}", param_hint="--keep-of")
+            ratios[file] = ratio
+    return ratios
+
+
+def _check_outputs(
+    paths: Sequence[str], figures: str | None, sources: Sequence[str], *, force: bool
+) -> None:
+    """Refuses what cannot be written before anything is measured."""
+    if figures is not None:
+        if find_spec("matplotlib") is None:
+            raise click.UsageError("--figures needs matplotlib: pip install 'pemncodec[figures]'")
+        folder = Path(figures)
+        if folder.exists() and not folder.is_dir():
+            raise click.UsageError(f"{figures} is not a folder")
+        if not folder.absolute().parent.is_dir():
+            raise click.UsageError(f"there is no folder {folder.parent}")
+        if folder.is_dir() and any(folder.iterdir()) and not force:
+            raise click.UsageError(f"{figures} is not empty: -f writes figures into it")
+    for path, source in product(paths, sources):
+        check_output(path, source, force=force)
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """The names of files, with their folders where several have the same."""
+    names = [Path(source).name if source != STDIO else "standard input" for source in sources]
+    counts = Counter(names)
+    return [
+        name if counts[name] == 1 else source for name, source in zip(names, sources, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Puts the file's name in front of every error, as one of several was given the options."""
+    try:
+        with named(source):
+            yield
+    except EncodeArgumentError as error:
+        raise EncodeArgumentError(f"{source}: {error}") from None

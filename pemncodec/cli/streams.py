@@ -111,7 +111,8 @@ def named(source: str) -> Iterator[None]:
     except (DecodeArgumentError, EncodeArgumentError):
         raise
     except PemnError as error:
-        raise BadDataError(f"{source}: {error}") from None
+        named_already = str(error).startswith(f"{source}: ")
+        raise BadDataError(str(error) if named_already else f"{source}: {error}") from None
 
 
 class BadDataError(click.ClickException):

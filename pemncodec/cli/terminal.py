@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pemncodec.format.info import FileInfo, TensorInfo
-from pemncodec.report.table import Row, titles
 
 if TYPE_CHECKING:
     from pemncodec.proof import Report
@@ -131,26 +130,6 @@ def print_report(name: str, report: Report, *, verbose: bool, to_stderr: bool) -
         lines.append(f"accuracy: {before:g} before, {after:g} after")
     lines += [f"note: {note}" for note in report.notes]
     click.echo("\n".join(map(visible, lines)), err=to_stderr)
-
-
-def print_table(rows: Sequence[Row]) -> None:
-    """Costs of models side by side: a column for each model, a line for each title."""
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
-    name, *others = titles(rows)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("bytes", no_wrap=True)
-    for row in rows:
-        table.add_column(escape(visible(str(row[name]))), justify="right", overflow="fold")
-    for title in others:
-        values = [row.get(title) for row in rows]
-        style = "bold" if title == ".pemn" else ""
-        table.add_row(title, *("" if v is None else f"{v:,}" for v in values), style=style)
-    console.print(table)
 
 
 _PROTOTYPES_SHOWN = 4

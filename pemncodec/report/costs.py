@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from pemncodec.checkpoints.dialect import MissingRuleError
-from pemncodec.checkpoints.dialects import needs_rule
-from pemncodec.checkpoints.files import read_checkpoint
-from pemncodec.checkpoints.reading import with_recorded
-from pemncodec.checkpoints.unmasked import NoMasksError
+from pemncodec.checkpoints.dialects import dialects_of
+from pemncodec.checkpoints.files import load_checkpoint
+from pemncodec.checkpoints.kinds import kind_of
 from pemncodec.coders.masks import Preset
 from pemncodec.decoding import load_state
-from pemncodec.encoding import Progress, encode_with
+from pemncodec.encoding import Progress, encode
+from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.info import FileInfo
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
-from pemncodec.options import EncodeOptions
-from pemncodec.report.forms import FP16, dense_bytes, in_halves, masked_bytes, paper_bytes
-from pemncodec.report.peers import largest_error, measure_peers
+from pemncodec.report.form import FormBytes, Network, network_of
+from pemncodec.report.forms import measure_forms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostOptions:
+    """How models are measured.
+
+    Attributes:
+        keep: share of each layer's weights that scores keep, for checkpoints that do not say how
+            their masks follow; others are read without it.
+        forms: keys of `FORMS`; None for all whose packages are installed.
+        exact: measure all of a large model even in forms that take long, where else a sample is.
+        preset: of the encoding of a checkpoint.
+        trust_pickle: also load pickled modules, which runs code from their files.
+        limits: bounds on what a .pemn file may decode to.
+    """
+
+    keep: float | None = None
+    forms: Collection[str] | None = None
+    exact: bool = False
+    preset: Preset = "max"
+    trust_pickle: bool = False
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,89 +49,95 @@ class ModelCosts:
     """What one model costs.
 
     Attributes:
-        name: of the file.
+        name: of the model, for people.
         file_bytes: of the file as it lies there.
         info: of the .pemn file, or of what the checkpoint becomes; None for a dense model.
+        keep: share of the weights under masks that these keep; None for a dense model.
         paper_bytes: one bit a weight + prototypes in fp32; None for a dense model.
-        alternatives: bytes of the same tensors in other forms.
-        errors: by form that loses something, the largest difference of an element, relative to the
-            largest magnitude of its tensor.
-        failures: why codecs that are installed are left out, by form.
+        forms: the same tensors in other forms, by key of `FORMS`.
+        failures: why a form is left out, by its key.
     """
 
     name: str
     file_bytes: int
-    info: FileInfo | None
-    paper_bytes: int | None
-    alternatives: dict[str, int] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
+    info: FileInfo | None = None
+    keep: float | None = None
+    paper_bytes: int | None = None
+    forms: dict[str, FormBytes] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def largest_error(self) -> float | None:
+        """Of any value of the .pemn file, relative to the largest of its tensor; 0 if lossless."""
+        if self.info is None:
+            return None
+        return max((tensor.relative_error for tensor in self.info.tensors), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
-        return asdict(self)
+        return {**asdict(self), "largest_error": self.largest_error}
 
 
 def model_costs(
     path: Path,
+    options: CostOptions,
     *,
-    keep: float | Mapping[str, float] | None = None,
-    preset: Preset = "max",
-    limits: Limits | None = None,
+    keep: float | None = None,
+    name: str | None = None,
     progress: Progress | None = None,
 ) -> ModelCosts:
     """What a file costs.
 
     Args:
-        path: a .pemn file, or a checkpoint.
-        keep: share of each layer's weights that scores keep, for checkpoints that do not say how
-            their masks follow. A checkpoint without masks is the dense model that it is, and so is
-            one with scores where this is None.
-        preset: of the encoding of a checkpoint.
-        limits: bounds on what a .pemn file may decode to.
+        path: a .pemn file, or a checkpoint: one with masks is encoded first, without an
+            architecture; one without is the dense model that it is.
+        options: how it is measured.
+        keep: of this file, in place of that of `options`; an error where it is needless.
+        name: of the model, and of the file in messages; None takes the file's.
         progress: called with the step that is under way and its share done, 0 to 1 or None.
 
     Raises:
+        EncodeArgumentError: a checkpoint with scores and no `keep`, or one without and `keep`.
         PemnError: the file is damaged, or cannot be encoded.
     """
     step = progress or (lambda _, __: None)
+    name = path.name if name is None else name
     size = path.stat().st_size
-    source: Path | io.BytesIO = path
-    if path.suffix != ".pemn":
-        loaded = read_checkpoint(path)
-        given = loaded.source
-        state = given if isinstance(given, dict) else given.state_dict()
-        source = io.BytesIO()
-        try:
-            # The share may be for other checkpoints of a report.
-            needed = loaded.recorded.keep is None and needs_rule(state, {})
-            choices = with_recorded(loaded, {"keep": keep if needed else None})
-            options = EncodeOptions(**choices, manifest=False, preset=preset)
-            encode_with(options, state, source, progress)
-        except (NoMasksError, MissingRuleError):
-            return _costs(path.name, size, state, step)
-    with open_file(source, limits=limits) as file:
-        state = load_state(file, "cpu", lambda share: step("decoding", share))
-        return _costs(path.name, size, state, step, file)
+    if kind_of(path) == "pemn" or path.suffix == ".pemn":
+        if keep is not None:
+            raise EncodeArgumentError("a .pemn file has its masks, and no use for a keep ratio")
+        with open_file(path, limits=options.limits) as file:
+            return _file_costs(name, size, file, options, step)
+    loaded = load_checkpoint(path, trust_pickle=options.trust_pickle, name=name)
+    state = loaded if isinstance(loaded, dict) else loaded.state_dict()
+    dialects = dialects_of(state)
+    if not dialects and keep is None:
+        return _with_forms(ModelCosts(name, size), network_of(state), options, step)
+    if keep is None and any(dialect.needs_keep for dialect in dialects):
+        keep = options.keep
+    stream = io.BytesIO()
+    encode(state, stream, keep=keep, manifest=False, preset=options.preset, progress=progress)
+    with open_file(stream, limits=options.limits) as file:
+        return _file_costs(name, size, file, options, step)
 
 
-def _costs(
-    name: str, size: int, state: dict[str, Tensor], step: Progress, file: PemnFile | None = None
+def _file_costs(
+    name: str, size: int, file: PemnFile, options: CostOptions, step: Progress
 ) -> ModelCosts:
-    step("in other forms", None)
-    forms = dense_bytes(state)
-    errors = {FP16: largest_error(state, in_halves(state))}
-    if file is not None:
-        forms |= masked_bytes(state, file)
-    failures = {}
-    for form, made in measure_peers(state, lambda peer: step(f"by {peer}", None)).items():
-        if made.failure is not None:
-            failures[form] = made.failure
-        else:
-            forms[form], errors[form] = made.bytes, made.error
-    for form in [form for form, error in errors.items() if math.isinf(error)]:
-        failures[form] = "a value became infinite"
-        del forms[form], errors[form]
-    lossy = {form: error for form, error in errors.items() if error}
-    info, paper = (None, None) if file is None else (file.info(), paper_bytes(file))
-    return ModelCosts(name, size, info, paper, forms, lossy, failures)
+    state = load_state(file, "cpu", lambda share: step("decoding", share))
+    network, info = network_of(state, file), file.info()
+    paper = -(-info.masked_weights // 8) + 4 * sum(row.length for row in file.header.prototypes)
+    costs = ModelCosts(name, size, info, network.keep, paper)
+    return _with_forms(costs, network, options, step)
+
+
+def _with_forms(
+    costs: ModelCosts, network: Network, options: CostOptions, step: Progress
+) -> ModelCosts:
+    forms, failures = measure_forms(
+        network,
+        options.forms,
+        exact=options.exact,
+        progress=lambda form, share: step(f"as {form}", share),
+    )
+    return replace(costs, forms=forms, failures=failures)

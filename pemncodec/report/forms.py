@@ -1,94 +1,98 @@
-"""What a masked network costs in the forms that one would use instead of a .pemn file.
-
-All of them hold the same tensors and no architecture.
-"""
+"""Every other form of a model, measured by several threads, by a sample where that takes long."""
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from types import MappingProxyType
+from typing import Final
 
-import numpy as np
-import safetensors.torch
-import torch
-import zstandard
-from torch import Tensor
+from pemncodec.errors import EncodeArgumentError
+from pemncodec.report.dense_forms import DENSE_FORMS
+from pemncodec.report.form import Form, FormBytes, FormError, Network
+from pemncodec.report.peers import PEER_FORMS, is_installed
+from pemncodec.report.sparse_forms import SPARSE_FORMS
+from pemncodec.threads import available_threads
 
-from pemncodec.format.header import MaskedRow
-from pemncodec.format.reader import PemnFile
-from pemncodec.values.fill import used_values
-
-FP16 = "safetensors fp16"
-
-
-def dense_bytes(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Bytes of a state dict as a dense file, by form."""
-    # A copy, since safetensors refuses tensors that share memory.
-    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
-    whole = safetensors.torch.save(own)
-    return {
-        "torch.save": _saved(own),
-        "safetensors": len(whole),
-        FP16: len(safetensors.torch.save(in_halves(own))),
-        "safetensors + zstd-19": len(zstandard.ZstdCompressor(level=19).compress(whole)),
-    }
+FORMS: Final[Mapping[str, Form]] = MappingProxyType(
+    {form.key: form for form in (*DENSE_FORMS, *PEER_FORMS, *SPARSE_FORMS)}
+)
 
 
-def in_halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """With float32 tensors as float16, and others as they are."""
-    return {
-        name: tensor.half() if tensor.dtype == torch.float32 else tensor
-        for name, tensor in state.items()
-    }
+def check_forms(keys: Collection[str]) -> Collection[str]:
+    """The keys, each of which is a form's.
 
-
-def masked_bytes(state: Mapping[str, Tensor], file: PemnFile) -> dict[str, int]:
-    """Bytes of a masked network in forms that make use of its masks.
-
-    * CSR: masked tensors with int32 columns, the rest as it is, in one `torch.save`.
-    * packed masks + fp32: one bit a weight, the prototype values that masks use, the rest as it is.
+    Raises:
+        EncodeArgumentError: one is not; names those that there are.
     """
-    rows = [row for row in file.header.tensors if isinstance(row, MaskedRow)]
-    names = {row.name for row in rows}
-    values = 0
-    for index, prototype in enumerate(file.header.prototypes):
-        users = [row for row in rows if row.fill.prototype == index]
-        fills = ((row.fill.offset, file.mask(row.name).reshape(-1)) for row in users)
-        values += int(np.count_nonzero(used_values(prototype.length, fills)))
-    masks = sum(file.packed_mask(row.name).nbytes for row in rows)
-    aliases = file.aliases
-    rest = sum(
-        tensor.numel() * tensor.element_size()
-        for name, tensor in state.items()
-        if name not in names and name not in aliases
-    )
-    return {"CSR": _saved(_sparse(state, names)), "packed masks + fp32": masks + 4 * values + rest}
+    for key in keys:
+        if key not in FORMS:
+            raise EncodeArgumentError(f"unknown form {key!r:.60}, have {', '.join(FORMS)}")
+    return keys
 
 
-def paper_bytes(file: PemnFile) -> int:
-    """The count of the PEMN paper: one bit a masked weight, and prototypes in fp32."""
-    weights = sum(file.mask(name).size for name in file.masked_keys())
-    return -(-weights // 8) + 4 * sum(row.length for row in file.header.prototypes)
+def measure_forms(
+    network: Network,
+    keys: Collection[str] | None = None,
+    *,
+    exact: bool = False,
+    progress: Callable[[str, float], None] = lambda _, __: None,
+) -> tuple[dict[str, FormBytes], dict[str, str]]:
+    """What a model takes in other forms.
+
+    Args:
+        network: the model.
+        keys: of the forms; None for all whose packages are installed.
+        exact: measure all of a model, however long that takes.
+        progress: called with the title of a form that is still at work, and the share of forms
+            that are done.
+
+    Returns:
+        By key, in the order of `FORMS`, what the model takes, and why a form cannot hold it.
+    """
+    chosen = [form for form in FORMS.values() if _is_chosen(form, keys)]
+    # Those that take long begin first.
+    waiting = sorted(chosen, key=lambda form: form.most_bytes is None)
+    found: dict[str, FormBytes] = {}
+    failures: dict[str, str] = {}
+    with ThreadPoolExecutor(available_threads()) as pool:
+        running = {pool.submit(_measure, form, network, exact=exact): form for form in waiting}
+        while running:
+            progress(next(iter(running.values())).title, 1 - len(running) / len(chosen))
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                form = running.pop(future)
+                try:
+                    made = future.result()
+                except FormError as error:
+                    failures[form.key] = str(error)
+                else:
+                    if made is not None:
+                        found[form.key] = made
+    ordered = {form.key: found[form.key] for form in chosen if form.key in found}
+    return ordered, failures
 
 
-def _sparse(state: Mapping[str, Tensor], masked: set[str]) -> dict[str, Tensor]:
-    forms: dict[str, Tensor] = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse")
-        for name, tensor in state.items():
-            if name not in masked or tensor.dim() < 1:
-                forms[name] = tensor
-                continue
-            csr = tensor.reshape(tensor.shape[0], -1).to_sparse_csr()
-            columns = csr.col_indices().int()
-            forms[name] = torch.sparse_csr_tensor(
-                csr.crow_indices().int(), columns, csr.values(), csr.shape
-            )
-    return forms
+def _is_chosen(form: Form, keys: Collection[str] | None) -> bool:
+    if keys is not None:
+        return form.key in keys
+    return form.package is None or is_installed(form.package)
 
 
-def _saved(tensors: Mapping[str, Tensor]) -> int:
-    stream = io.BytesIO()
-    torch.save(dict(tensors), stream)
-    return stream.tell()
+def _measure(form: Form, network: Network, *, exact: bool) -> FormBytes | None:
+    if form.package is not None and not is_installed(form.package):
+        raise FormError(f"{form.package} is not installed")
+    if exact or form.most_bytes is None or network.nbytes <= form.most_bytes:
+        return form.measure(network)
+    return _estimate(form, network, form.most_bytes)
+
+
+def _estimate(form: Form, network: Network, nbytes: int) -> FormBytes | None:
+    """By what the larger of two samples takes beyond the smaller, so that beginnings cancel out."""
+    samples = network.sample(nbytes // 4), network.sample(nbytes)
+    small, large = (form.measure(sample) for sample in samples)
+    if small is None or large is None:
+        return None
+    more = samples[1].nbytes - samples[0].nbytes
+    rate = (large.bytes - small.bytes) / more if more else large.bytes / samples[1].nbytes
+    rest = network.nbytes - samples[1].nbytes
+    return FormBytes(round(large.bytes + max(0.0, rate) * rest), large.error, estimated=True)

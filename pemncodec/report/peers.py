@@ -16,8 +16,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,65 +27,50 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pemncodec.report.dense_forms import as_safetensors
+from pemncodec.report.form import Form, FormBytes, FormError, Network, largest_error
+
 State = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerForm:
-    """A state dict as a peer codes it.
-
-    Attributes:
-        bytes: 0 where the peer failed.
-        error: the largest of `largest_error`; 0 where every bit came back.
-        failure: in words; None where the peer worked.
-    """
-
-    bytes: int = 0
-    error: float = 0.0
-    failure: str | None = None
+def is_installed(package: str) -> bool:
+    """Whether Python finds a package; it may be broken."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # a module without a specification is there, and will fail by itself
+        return True
 
 
-def measure_peers(
-    state: State, progress: Callable[[str], None] = lambda _: None
-) -> dict[str, PeerForm]:
-    """What every peer that is installed makes of tensors.
-
-    Args:
-        state: name → tensor.
-        progress: called with the name of the peer that is at work.
-
-    Returns:
-        By name of the form, such as "safetensors + zipnn".
-    """
-    installed = {form: peer for form, peer in _PEERS.items() if _is_installed(peer)}
-    forms = {}
+def _measure(peer: str, network: Network) -> FormBytes:
+    # Where this process finds its modules, the other one shall find them too.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     with tempfile.TemporaryDirectory(prefix="pemn-") as folder:
-        if installed:
-            own = {name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
-            (Path(folder) / "state").write_bytes(safetensors.torch.save(own))
-        for form, peer in installed.items():
-            progress(peer)
-            forms[form] = _measure(peer, folder)
-    return forms
+        Path(folder, "state").write_bytes(as_safetensors(network.tensors))
+        result = subprocess.run(
+            [sys.executable, "-P", "-m", __name__, peer],
+            cwd=folder, env=environment, capture_output=True, text=True, errors="replace",
+            check=False,
+        )  # fmt: skip
+        measured = Path(folder, peer)
+        if result.returncode == 0 and measured.exists():
+            return FormBytes(**json.loads(measured.read_text()))
+    if result.returncode < 0:
+        raise FormError(f"{peer} was stopped by signal {-result.returncode}")
+    said = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
+    raise FormError(f"{peer}: {said[-1]:.200}")
 
 
-def largest_error(original: State, decoded: State) -> float:
-    """The largest difference of any element, relative to the largest magnitude of its tensor.
-
-    Returns:
-        0 where all are equal; infinite where something finite became infinite or NaN.
-    """
-    errors = [0.0]
-    for name, tensor in original.items():
-        before, after = tensor.double(), decoded[name].double()
-        equal = (before == after) | (before.isnan() & after.isnan())
-        if not equal.all():
-            difference = float(
-                (before - after)[~equal].abs().nan_to_num(torch.inf, torch.inf).max()
-            )
-            largest = float(before.nan_to_num(0, 0, 0).abs().max())
-            errors.append(difference / largest if largest else torch.inf)
-    return max(errors)
+PEER_FORMS = (
+    Form("safetensors_zipnn", "safetensors + zipnn", partial(_measure, "zipnn"), package="zipnn"),
+    Form(
+        "nncodec",
+        "nncodec qp -32 (lossy)",
+        partial(_measure, "nncodec"),
+        most_bytes=24 << 20,
+        lossy=True,
+        package="nncodec",
+    ),
+)
 
 
 # -------------------------------------------------------------------- in a process of its own
@@ -132,31 +118,7 @@ def _as_nncodec_takes_it(tensor: Tensor) -> Any:
     return array.astype(np.int32)
 
 
-_PEERS = {"safetensors + zipnn": "zipnn", "nncodec qp -32 (lossy)": "nncodec"}
 _CODECS = {"zipnn": _zipnn, "nncodec": _nncodec}
-
-
-def _is_installed(peer: str) -> bool:
-    try:
-        return importlib.util.find_spec(peer) is not None
-    except ValueError:  # a module without a specification is there, and will fail by itself
-        return True
-
-
-def _measure(peer: str, folder: str) -> PeerForm:
-    # Where this process finds its modules, the other one shall find them too.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
-    result = subprocess.run(
-        [sys.executable, "-P", "-m", __name__, peer],
-        cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False,
-    )  # fmt: skip
-    measured = Path(folder, peer)
-    if result.returncode == 0 and measured.exists():
-        return PeerForm(**json.loads(measured.read_text()))
-    if result.returncode < 0:
-        return PeerForm(failure=f"{peer} was stopped by signal {-result.returncode}")
-    said = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-    return PeerForm(failure=f"{peer}: {said[-1]:.200}")
 
 
 def main() -> None:
@@ -164,8 +126,8 @@ def main() -> None:
     whole = Path("state").read_bytes()
     state = safetensors.torch.load(whole)
     size, decoded = _CODECS[sys.argv[1]](state, whole)
-    measured = {"bytes": size, "error": largest_error(state, decoded)}
-    Path(sys.argv[1]).write_text(json.dumps(measured))
+    error = largest_error((tensor, decoded[name]) for name, tensor in state.items())
+    Path(sys.argv[1]).write_text(json.dumps(asdict(FormBytes(size, error))))
 
 
 if __name__ == "__main__":

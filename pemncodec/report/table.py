@@ -1,46 +1,134 @@
-"""Costs of models as a table of plain values: the same on the terminal, as CSV and on the page."""
+"""Costs of models as a table for other programs: CSV, Markdown, LaTeX. Rows are models."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
+import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pemncodec.format.info import PARTS
+from pemncodec.report.columns import ESTIMATED, OURS, Cell, Column
 
 if TYPE_CHECKING:
     from pemncodec.report.costs import ModelCosts
 
-Row = dict[str, Any]
+_TITLE_WIDTH = 12  # of a line, in characters
+_LATEX = {
+    **{character: f"\\{character}" for character in "{}$&#_%"},
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # behind the end of a line it would begin an option
+    "*": "{*}",
+    "≈": r"$\approx$",
+    "≥": r"$\ge$",
+    "×": r"$\times$",
+    "−": "$-$",
+}
 
 
-def table_row(model: ModelCosts) -> Row:
-    """Values by title, None where a dense model has nothing to say."""
-    info, dense = model.info, model.alternatives["safetensors"]
-    bits = info.bits_per_weight if info else None
-    return {
-        "model": model.name,
-        "paper's count": model.paper_bytes,
-        "order-0 floor of the masks": round(info.order0_bytes) if info else None,
-        **(info.parts if info else dict.fromkeys(PARTS)),
-        ".pemn": info.file_bytes if info else None,
-        "bits per weight": None if bits is None else round(bits, 4),
-        "times smaller than safetensors": round(dense / info.file_bytes, 2) if info else None,
-        **model.alternatives,
-        **{f"{form}: largest error": float(f"{e:.2g}") for form, e in model.errors.items()},
-    }
+def cell_text(column: Column, cell: Cell) -> str:
+    """A value as people read it; nothing where there is none."""
+    value = cell.value
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+    if column.kind == "flag":
+        return "yes" if value else "no"
+    if column.kind == "error":
+        if not value:
+            return "lossless"
+        return f"{'≥' if cell.estimated else ''}{100 * value:.2g} %"
+    digits = {"count": ",", "share": ".3f", "bits": ".4f", "times": ".2f", "number": "g"}
+    return f"{'≈' if cell.estimated else ''}{value:{digits[column.kind]}}"
 
 
-def titles(rows: Sequence[Row]) -> list[str]:
-    """The titles of all rows, each once, in order."""
-    return list(dict.fromkeys(title for row in rows for title in row))
+def texts(models: Sequence[ModelCosts], columns: Sequence[Column]) -> list[list[str]]:
+    """A line of texts for each model."""
+    return [[cell_text(column, column.cell(model)) for column in columns] for model in models]
 
 
-def table_csv(rows: Sequence[Row]) -> str:
-    """A line for each row."""
+def has_estimates(models: Sequence[ModelCosts], columns: Sequence[Column]) -> bool:
+    """Whether one of the values follows from a sample."""
+    return any(column.cell(model).estimated for model in models for column in columns)
+
+
+def table_csv(models: Sequence[ModelCosts], columns: Sequence[Column]) -> str:
+    """A line for each model, under the keys of the columns; values as they are.
+
+    The last column, `estimated`, has the keys of those values that follow from samples, with
+    spaces between them.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, titles(rows), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*(column.key for column in columns), "estimated"])
+    for model in models:
+        cells = [column.cell(model) for column in columns]
+        estimated = [c.key for c, cell in zip(columns, cells, strict=True) if cell.estimated]
+        values = ["" if cell.value is None else cell.value for cell in cells]
+        writer.writerow([*values, " ".join(estimated)])
     return text.getvalue()
+
+
+def table_markdown(models: Sequence[ModelCosts], columns: Sequence[Column]) -> str:
+    """A table as GitHub's Markdown has it."""
+    rules = ["---" if column.kind == "text" else "---:" for column in columns]
+    lines = [[_markdown(column.title) for column in columns], rules]
+    for row in texts(models, columns):
+        cells = zip(columns, map(_markdown, row), strict=True)
+        lines.append([f"**{text}**" if text and c.key == OURS else text for c, text in cells])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\n{ESTIMATED}\n" if has_estimates(models, columns) else f"{table}\n"
+
+
+def table_latex(models: Sequence[ModelCosts], columns: Sequence[Column]) -> str:
+    """A `tabular` with the rules of the package booktabs, to be put in a document."""
+    places = "".join("l" if column.kind == "text" else "r" for column in columns)
+    lines = [
+        r"% \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{{places}}}",
+        r"\toprule",
+        _latex_row([_latex_title(column) for column in columns]),
+        r"\midrule",
+    ]
+    for row in texts(models, columns):
+        cells = zip(columns, map(_latex, row), strict=True)
+        lines.append(
+            _latex_row([rf"\textbf{{{t}}}" if t and c.key == OURS else t for c, t in cells])
+        )
+    lines.append(r"\bottomrule")
+    if has_estimates(models, columns):
+        note = rf"\multicolumn{{{len(columns)}}}{{l}}{{\footnotesize {_latex(ESTIMATED)}}}"
+        lines.append(_latex_row([note]))
+    lines.append(r"\end{tabular}")
+    return "\n".join(lines) + "\n"
+
+
+def title_lines(title: str) -> list[str]:
+    """A title broken between words, so that its column need not be wider than its values."""
+    return textwrap.wrap(title, _TITLE_WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return rf"{' & '.join(cells)} \\"
+
+
+def _latex_title(column: Column) -> str:
+    lines = [_latex(line) for line in title_lines(column.title)]
+    side = "l" if column.kind == "text" else "r"
+    stacked = r" \\ ".join(lines)
+    return stacked if len(lines) == 1 else rf"\shortstack[{side}]{{{stacked}}}"
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", text)

@@ -1,0 +1,81 @@
+"""The table of `pemn report` on a terminal: never wider than that, and nothing of it left out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pemncodec.report.columns import ESTIMATED, OURS, Column, grouped
+from pemncodec.report.table import has_estimates, texts, title_lines
+
+if TYPE_CHECKING:
+    from pemncodec.report.costs import ModelCosts
+
+_WIDTH = 100  # characters, where nothing says how many there are
+_ENDLESS = 10_000
+
+
+def print_costs(models: Sequence[ModelCosts], columns: Sequence[Column]) -> None:
+    """Prints a column for each model while that fits, else a line for each, in several tables."""
+    width = shutil.get_terminal_size((_WIDTH, 0)).columns
+    upright = _upright(models, columns)
+    tables = [upright] if _width(upright) <= width else list(_blocks(models, columns, width))
+    for table in tables:
+        # A name that is longer than a line is not cut.
+        Console(width=max(width, _width(table)), highlight=False).print(table)
+    if has_estimates(models, columns):
+        Console(width=_ENDLESS, highlight=False).print(ESTIMATED)
+
+
+def _upright(models: Sequence[ModelCosts], columns: Sequence[Column]) -> Table:
+    table = _empty()
+    head, *lines = zip(*texts(models, columns), strict=True)
+    table.add_column("", no_wrap=True)
+    for name in head:
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    for column, line in zip(columns[1:], lines, strict=True):
+        style = "bold" if column.key == OURS else ""
+        table.add_row(column.title, *map(escape, line), style=style)
+    return table
+
+
+def _blocks(models: Sequence[ModelCosts], columns: Sequence[Column], width: int) -> Iterator[Table]:
+    for group in grouped(columns).values():
+        name, *rest = group
+        while rest:
+            count = len(rest)
+            while count > 1 and _width(_flat(models, [name, *rest[:count]])) > width:
+                count -= 1
+            yield _flat(models, [name, *rest[:count]])
+            rest = rest[count:]
+
+
+def _flat(models: Sequence[ModelCosts], columns: Sequence[Column]) -> Table:
+    table = _empty()
+    for column in columns:
+        title = escape("\n".join(title_lines(column.title)))
+        table.add_column(
+            title,
+            justify="left" if column.kind == "text" else "right",
+            style="bold" if column.key == OURS else "",
+            no_wrap=True,
+            vertical="bottom",
+        )
+    for line in texts(models, columns):
+        table.add_row(*map(escape, line))
+    return table
+
+
+def _empty() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _width(table: Table) -> int:
+    console = Console(width=_ENDLESS)
+    return console.measure(table, options=console.options.update(width=_ENDLESS)).maximum
