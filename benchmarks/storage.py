@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import safetensors.torch
 import torch
 from cifar10 import Images, load_cifar10
 from models import IMAGE_SIZE, LARGE, LARGE_IMAGE_SIZE, build_large, build_model
@@ -45,8 +44,9 @@ import pemncodec
 from pemncodec.checkpoints.dialects import read_masks
 from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.masking import RandomPadding, mask_model
-from pemncodec.report.forms import dense_bytes, masked_bytes
-from pemncodec.report.peers import measure_peers
+from pemncodec.report.dense_forms import as_safetensors
+from pemncodec.report.form import Network, network_of
+from pemncodec.report.forms import FORMS, measure_forms
 
 ROOT = Path(__file__).parent.parent
 
@@ -172,7 +172,7 @@ def measure(case: Case, images: Images | None) -> Row:
     if not read.masks and architecture is not None:
         architecture.load_state_dict(read.effective())
         top = accuracy(architecture)
-        return {"model": case.title, "top-1 %": top, **dense_forms(read.effective())}
+        return {"model": case.title, "top-1 %": top, **other_forms(network_of(read.effective()))}
     options: dict[str, Any] = {
         "keep": case.keep,
         "architecture": architecture,
@@ -190,12 +190,11 @@ def measure(case: Case, images: Images | None) -> Row:
         shorter |= {f".pemn {mode}": report.info.file_bytes, f"top-1 %, {mode}": accuracy(short)}
     effective = read.effective()
     with pemncodec.open(target) as file:
-        sparse = masked_bytes(effective, file)
+        network = network_of(effective, file)
     return {
         "model": case.title,
         "top-1 %": accuracy(target),
-        **dense_forms(effective),
-        **sparse,
+        **other_forms(network),
         ".pemn": info.file_bytes,
         "header": info.header_bytes,
         "manifest": info.manifest_bytes,
@@ -210,20 +209,17 @@ def measure(case: Case, images: Images | None) -> Row:
     }
 
 
-def dense_forms(state: dict[str, Tensor]) -> Row:
-    """Bytes in the forms that any network has."""
-    row: Row = dict(dense_bytes(state))
-    own = {name: tensor.clone().contiguous() for name, tensor in state.items()}
-    whole = safetensors.torch.save(own)
+def other_forms(network: Network) -> Row:
+    """Bytes in other forms."""
+    forms, failures = measure_forms(network, exact=True)
+    for key, failure in failures.items():
+        click.echo(f"no {FORMS[key].title}: {failure}", err=True)
+    row: Row = {FORMS[key].title: made.bytes for key, made in forms.items()}
+    errors = {key: made.error for key, made in forms.items() if made.error}
+    row |= {f"{FORMS[key].title}: largest error": float(f"{e:.2g}") for key, e in errors.items()}
+    whole = as_safetensors(network.tensors)
     if len(whole) <= XZ_BYTES:
         row["safetensors + xz -9e"] = len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME))
-    for form, made in measure_peers(state).items():
-        if made.failure is not None:
-            click.echo(f"no {form}: {made.failure}", err=True)
-            continue
-        row[form] = made.bytes
-        if made.error:
-            row[f"{form}: largest error"] = float(f"{made.error:.2g}")
     return row
 
 

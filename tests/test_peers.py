@@ -11,7 +11,8 @@ import pytest
 import torch
 from test_cli import pemn
 
-from pemncodec.report.peers import largest_error, measure_peers
+from pemncodec.report.form import FormBytes, largest_error, network_of
+from pemncodec.report.forms import measure_forms
 
 STATE = {
     "a.weight": torch.linspace(-1, 1, 600).reshape(20, 30).t(),
@@ -39,7 +40,12 @@ def encode(model, args):
 def decode(bitstream):
     return pickle.loads(bitstream)
 """
-CODED, LOSSY = "safetensors + zipnn", "nncodec qp -32 (lossy)"
+CODED, LOSSY = "safetensors_zipnn", "nncodec"
+
+
+def peers() -> tuple[dict[str, FormBytes], dict[str, str]]:
+    forms, failures = measure_forms(network_of(STATE))
+    return {key: made for key, made in forms.items() if key in (CODED, LOSSY)}, failures
 
 
 @pytest.fixture
@@ -60,14 +66,12 @@ def test_forms_are_measured_and_compared(
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    seen: list[str] = []
-    forms = measure_peers(STATE, seen.append)
-    assert seen == ["zipnn", "nncodec"]
+    forms, failures = peers()
     assert list(forms) == [CODED, LOSSY]
     assert 0 < forms[CODED].bytes < 4 * 600
     assert forms[CODED].error == 0
     assert 0.04 < forms[LOSSY].error < 0.06
-    assert not any(form.failure for form in forms.values())
+    assert failures == {}
     assert not list(here.iterdir())
     assert installed.exists()
 
@@ -86,9 +90,10 @@ def test_forms_are_measured_and_compared(
 def test_a_broken_peer_costs_its_own_row(installed: Path, code: str, failure: str) -> None:
     (installed / "zipnn.py").write_text(code)
     shutil.rmtree(installed / "nncodec")
-    forms = measure_peers(STATE)
-    assert list(forms) == [CODED]
-    assert failure in str(forms[CODED].failure)
+    forms, failures = peers()
+    assert forms == {}
+    assert list(failures) == [CODED]
+    assert failure in failures[CODED]
 
 
 def test_the_report_has_a_row_for_each(installed: Path, tmp_path: Path) -> None:
@@ -98,15 +103,15 @@ def test_the_report_has_a_row_for_each(installed: Path, tmp_path: Path) -> None:
     result = pemn("report", "m.pt", "--json", cwd=tmp_path, env=env)
     assert result.returncode == 0
     (model,) = json.loads(result.stdout)["models"]
-    assert model["alternatives"][LOSSY] > 0
-    assert list(model["errors"]) == [LOSSY]
-    assert list(model["failures"]) == [CODED, "safetensors fp16"]
-    assert not {CODED, "safetensors fp16"} & set(model["alternatives"])
+    assert model["forms"][LOSSY]["bytes"] > 0
+    assert [key for key, form in model["forms"].items() if form["error"]] == [LOSSY]
+    assert list(model["failures"]) == ["safetensors_fp16", CODED]
+    assert not {CODED, "safetensors_fp16"} & set(model["forms"])
     said = result.stderr.decode()
-    assert f"m.pt: no {CODED}: zipnn: ImportError: \\x1b[2Jno core" in said
+    assert "m.pt: no safetensors + zipnn: zipnn: ImportError: \\x1b[2Jno core" in said
     assert "m.pt: no safetensors fp16: a value became infinite" in said
     table = pemn("report", "m.pt", cwd=tmp_path, env=env).stdout.decode()
-    assert f"{LOSSY}: largest error" in table
+    assert "nncodec qp -32 (lossy): error" in table
 
 
 def test_errors_are_relative_to_the_largest_of_their_tensor() -> None:
@@ -121,5 +126,4 @@ def test_errors_are_relative_to_the_largest_of_their_tensor() -> None:
         ([inf, 4], [inf, 2], 0.5),
         ([], [], 0),
     ):
-        pair = {"x": torch.tensor(before)}, {"x": torch.tensor(after)}
-        assert largest_error(*pair) == error
+        assert largest_error([(torch.tensor(before), torch.tensor(after))]) == error

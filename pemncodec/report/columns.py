@@ -148,7 +148,7 @@ COLUMNS: Final[tuple[Column, ...]] = (
     _of_model("paper_bytes", "paper's count", "count", lambda model: model.paper_bytes, "parts"),
     _of_file(
         "order0_bytes",
-        "masks as independent bits",
+        "floor of independent bits",
         "count",
         lambda info: round(info.order0_bytes),
         "parts",

@@ -21,7 +21,7 @@ FIGURES: Final = ("parts", "forms", "layers")
 SUFFIXES: Final = (".svg", ".pdf")
 _NAMED_LAYERS = 60  # more names than these would cover each other
 _MARKERS = "Dos^v<>pPX*"  # told apart without colours, too
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
     "svg.hashsalt": "pemncodec",  # the same bytes for the same numbers
     "text.parse_math": False,  # names may have dollars
@@ -113,7 +113,7 @@ def _layer_bars(axes: Axes, model: ModelCosts) -> None:
     floor = [bits_of(tensor.order0_bytes or 0.0, tensor) for tensor in masked]
     axes.bar(places, bits, color=COLORS[0], label="mask")
     marks: dict[str, Any] = {"marker": "_", "s": 60, "color": "#1e293b", "zorder": 3}
-    axes.scatter(places, floor, label="as independent bits", **marks)
+    axes.scatter(places, floor, label="floor of independent bits", **marks)
     axes.set_title(model.name, loc="left", fontsize=8)
     axes.set_ylabel("bits per weight")
     axes.set_xlim(-0.7, len(masked) - 0.3)

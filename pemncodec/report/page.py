@@ -44,9 +44,10 @@ svg .soft { fill: var(--soft); } .ours-bar { fill: var(--ours); } .other-bar { f
 """ + "".join(f".{part} {{ fill: var(--{part}); }}\n" for part in PARTS)
 _NOTES = """Other forms hold the tensors that the .pemn file gives, and no architecture; times
 smaller compares safetensors with the .pemn file without its architecture. Largest error: of any
-value of the .pemn file, relative to the largest of its tensor. Masks as independent bits: the least
-that coders can reach if they treat bits as independent; others may take less. Values + bitmask, CSR
-and 2:4 are what a pruned network takes that keeps as many weights, with values of their own."""
+value of the .pemn file, relative to the largest of its tensor. Floor of independent bits: the least
+that coders of the masks can reach if they treat bits as independent; others may take less. Values +
+bitmask, CSR and 2:4 are what a pruned network takes that keeps as many weights, with values of
+their own."""
 
 
 def costs_page(models: Sequence[ModelCosts], columns: Sequence[Column], title: str) -> str:

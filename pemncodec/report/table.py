@@ -122,8 +122,8 @@ def _latex_row(cells: Sequence[str]) -> str:
 def _latex_title(column: Column) -> str:
     lines = [_latex(line) for line in title_lines(column.title)]
     side = "l" if column.kind == "text" else "r"
-    stacked = r" \\ ".join(lines)
-    return stacked if len(lines) == 1 else rf"\shortstack[{side}]{{{stacked}}}"
+    stacked = r" \\ ".join(rf"\strut {line}" for line in lines)
+    return lines[0] if len(lines) == 1 else rf"\shortstack[{side}]{{{stacked}}}"
 
 
 def _latex(text: str) -> str:

@@ -1,0 +1,105 @@
+"""How long `pemn report` takes for 25 million weights, and how far its estimates are off: a CSV.
+
+    python benchmarks/report_time.py
+    python benchmarks/report_time.py --print
+
+The network is a ResNet-50 with random masks, as a .pemn file and as the checkpoint that it was made
+of. Each is reported in a process of its own: once as users call it, and once with --exact for the
+form that is estimated. Seconds are those of the clock and of all processors together; the latter
+say more on a machine that others use, too.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import torch
+from models import build_large
+from provenance import provenance
+
+import pemncodec
+from pemncodec.masking import RandomPadding, mask_model
+from pemncodec.report.forms import FORMS
+from pemncodec.threads import available_threads
+
+RESULTS = Path(__file__).parent / "results" / "report_time.csv"
+ESTIMATED = "safetensors_zstd19"
+
+
+def write_models(folder: Path) -> list[Path]:
+    """The network as a checkpoint and as a .pemn file."""
+    torch.manual_seed(0)
+    model = mask_model(build_large("ResNet-50"), RandomPadding(ratio=1e-3), keep=0.2, seed=0)
+    with torch.no_grad():
+        for tensor in model.state_dict(keep_vars=True).values():
+            if tensor.dim() == 1 and tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5)
+    paths = [folder / "resnet50.pemn", folder / "resnet50.pt"]
+    pemncodec.encode(model, paths[0], manifest=False, preset="max")
+    torch.save(model.state_dict(), paths[1])
+    return paths
+
+
+def report(path: Path, *options: str) -> tuple[dict[str, object], float, float]:
+    """What `pemn report --json` says, and its seconds by the clock and of all processors."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-m", "pemncodec.cli", "report", str(path), "--json", *options],
+        capture_output=True, check=True,
+    )  # fmt: skip
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    (model,) = json.loads(result.stdout)["models"]
+    return model, seconds, used
+
+
+def measure(path: Path) -> dict[str, object]:
+    """A row of the CSV."""
+    model, seconds, used = report(path)
+    exact, exact_seconds, exact_used = report(path, "--exact", "--forms", ESTIMATED)
+    estimate, whole = (costs["forms"][ESTIMATED]["bytes"] for costs in (model, exact))
+    return {
+        "file": path.name,
+        "masked weights": model["info"]["masked_weights"],
+        "bytes": model["file_bytes"],
+        "seconds": round(seconds, 1),
+        "processor seconds": round(used, 1),
+        "form": FORMS[ESTIMATED].title,
+        "estimated bytes": estimate,
+        "exact bytes": whole,
+        "estimate off by %": round(100 * (estimate / whole - 1), 2),
+        "seconds, exact": round(exact_seconds, 1),
+        "processor seconds, exact": round(exact_used, 1),
+    }
+
+
+@click.command(help=__doc__.partition("\n")[0])
+@click.option("--print", "print_only", is_flag=True, help="Measure nothing: print the CSV.")
+@click.option("-o", "--output", type=Path, default=RESULTS)
+def main(print_only: bool, output: Path) -> None:
+    """Measures, writes the CSV, and prints it."""
+    if not print_only:
+        measured_on = f"{provenance(['torch', 'zstandard'])}, {available_threads()} threads"
+        with tempfile.TemporaryDirectory() as folder:
+            rows = [measure(path) for path in write_models(Path(folder))]
+        with output.open("w", newline="") as stream:
+            stream.write(f"# {measured_on}\n")
+            writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    with output.open(newline="") as stream:
+        click.echo(stream.readline().removeprefix("# "))
+        for row in csv.DictReader(stream):
+            click.echo("\n".join(f"{name}: {value}" for name, value in row.items()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
