@@ -142,7 +142,7 @@ def test_keep_of_single_files(
         shutil.copy(folder / "a.pt", tmp_path / name)
     found = models(
         "b=c.pt", tmp_path / "d.pt", folder / "a.pt",
-        "--keep", "0.5", "--keep-of", "b=c.pt=0.25", "--keep-of", "d.pt=0.125",
+        "--keep", "0.5", "--keep-of", "b=c.pt=0.25", "--keep-of", "d.pt=f*=0.125",
     )  # fmt: skip
     assert [model["keep"] for model in found] == [0.25, 0.125, 0.5]
 
@@ -150,10 +150,10 @@ def test_keep_of_single_files(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--keep-of", "e.pt=0.5"], "e.pt is none of the files"),
-        (["--keep-of", "a.pt"], "a.pt is not FILE=RATIO"),
-        (["--keep-of", "a.pt=half"], "a.pt=half is not FILE=RATIO"),
-        (["--keep-of", "a.pt=.5", "--keep-of", "a.pt=.5"], "two ratios for"),
+        (["--keep-of", "e.pt=0.5"], "e.pt=0.5 is not FILE=SHARES"),
+        (["--keep-of", "a.pt"], "a.pt is not FILE=SHARES"),
+        (["--keep-of", "a.pt=half"], "'half' is not a valid float"),
+        (["--keep-of", "a.pt=.5", "--keep-of", "a.pt=.5"], "twice for"),
         (["--keep-of", "a.pt=1.5"], "at most 1, not 1.5"),
         (["--keep", ".5", "--keep-of", "net.pemn=.5"], "net.pemn: a .pemn file has its masks"),
         (["--keep", ".5", "--keep-of", "dense.safetensors=.5"], "dense.safetensors: keep is given"),

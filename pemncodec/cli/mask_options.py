@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import click
 
+from pemncodec.cli.options import only_one
 from pemncodec.cli.streams import named
 from pemncodec.options import MaskChoices
 
@@ -77,6 +78,8 @@ class MaskArguments:
 keep_option = click.option(
     "--keep",
     type=Shares(),
+    multiple=True,  # so that a second one is seen
+    callback=only_one,
     metavar="SHARES",
     help="Share of each layer's weights that scores keep: 0.5, or head.*=0.8,*=0.3 by name.",
 )

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 
+from pemncodec.cli.mask_options import Keep, Shares, keep_option
 from pemncodec.cli.options import (
     force_option,
     json_option,
-    keep_option,
     max_memory_option,
     trust_pickle_option,
 )
@@ -33,7 +33,7 @@ from pemncodec.limits import Limits
     "--keep-of",
     "keeps",
     multiple=True,
-    metavar="FILE=RATIO",
+    metavar="FILE=SHARES",
     help="The same for one of the files, such as k50.pt=0.5.",
 )
 @click.option(
@@ -69,7 +69,7 @@ from pemncodec.limits import Limits
 @json_option
 def report(
     sources: Sequence[str],
-    keep: float | None,
+    keep: Keep | None,
     keeps: Sequence[str],
     forms: str | None,
     exact: bool,
@@ -171,25 +171,22 @@ def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _parse_keeps(keeps: Sequence[str], sources: Sequence[str]) -> dict[str, float]:
-    """Ratios by file; a file may be named without its folder."""
-    ratios: dict[str, float] = {}
+def _parse_keeps(keeps: Sequence[str], sources: Sequence[str]) -> dict[str, Keep]:
+    """Shares by file; a file may be named without its folder."""
+    shares: dict[str, Keep] = {}
+    names = {name for source in sources for name in (source, Path(source).name)}
     for keep in keeps:
-        name, sign, text = keep.rpartition("=")
-        try:
-            ratio = float(text)
-        except ValueError:
-            sign = ""
-        if not sign:
-            raise click.BadParameter(f"{keep} is not FILE=RATIO", param_hint="--keep-of")
-        files = [source for source in sources if name in (source, Path(source).name)]
-        if not files:
-            raise click.BadParameter(f"{name} is none of the files", param_hint="--keep-of")
-        for file in files:
-            if file in ratios:
-                raise click.BadParameter(f"two ratios for {file}", param_hint="--keep-of")
-            ratios[file] = ratio
-    return ratios
+        # Names may have = in them, and so may shares.
+        name = max((name for name in names if keep.startswith(f"{name}=")), key=len, default=None)
+        if name is None:
+            raise click.BadParameter(f"{keep} is not FILE=SHARES", param_hint="--keep-of")
+        share = Shares().convert(keep[len(name) + 1 :], None, None)
+        for source in sources:
+            if name in (source, Path(source).name):
+                if source in shares:
+                    raise click.BadParameter(f"twice for {source}", param_hint="--keep-of")
+                shares[source] = share
+    return shares
 
 
 def _check_outputs(

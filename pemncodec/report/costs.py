@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pemncodec.checkpoints.dialects import dialects_of
-from pemncodec.checkpoints.files import load_checkpoint
+from pemncodec.checkpoints.dialects import needs_rule
+from pemncodec.checkpoints.files import read_checkpoint
 from pemncodec.checkpoints.kinds import kind_of
+from pemncodec.checkpoints.reading import with_recorded
+from pemncodec.checkpoints.unmasked import NoMasksError
 from pemncodec.coders.masks import Preset
 from pemncodec.decoding import load_state
-from pemncodec.encoding import Progress, encode
+from pemncodec.encoding import Progress, encode_with
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.info import FileInfo
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
+from pemncodec.options import EncodeOptions
 from pemncodec.report.form import FormBytes, Network, network_of
 from pemncodec.report.forms import measure_forms
+
+Keep = float | Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +32,8 @@ class CostOptions:
     """How models are measured.
 
     Attributes:
-        keep: share of each layer's weights that scores keep, for checkpoints that do not say how
-            their masks follow; others are read without it.
+        keep: share of each layer's weights that scores keep, or shares by pattern of the weight's
+            name, for checkpoints that do not say how their masks follow; others are read without.
         forms: keys of `FORMS`; None for all whose packages are installed.
         exact: measure all of a large model even in forms that take long, where else a sample is.
         preset: of the encoding of a checkpoint.
@@ -36,7 +41,7 @@ class CostOptions:
         limits: bounds on what a .pemn file may decode to.
     """
 
-    keep: float | None = None
+    keep: Keep | None = None
     forms: Collection[str] | None = None
     exact: bool = False
     preset: Preset = "max"
@@ -82,7 +87,7 @@ def model_costs(
     path: Path,
     options: CostOptions,
     *,
-    keep: float | None = None,
+    keep: Keep | None = None,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> ModelCosts:
@@ -108,15 +113,18 @@ def model_costs(
             raise EncodeArgumentError("a .pemn file has its masks, and no use for a keep ratio")
         with open_file(path, limits=options.limits) as file:
             return _file_costs(name, size, file, options, step)
-    loaded = load_checkpoint(path, trust_pickle=options.trust_pickle, name=name)
-    state = loaded if isinstance(loaded, dict) else loaded.state_dict()
-    dialects = dialects_of(state)
-    if not dialects and keep is None:
-        return _with_forms(ModelCosts(name, size), network_of(state), options, step)
-    if keep is None and any(dialect.needs_keep for dialect in dialects):
+    loaded = read_checkpoint(path, trust_pickle=options.trust_pickle, name=name)
+    source = loaded.source
+    state = source if isinstance(source, dict) else source.state_dict()
+    if keep is None and loaded.recorded.keep is None and needs_rule(state, {}):
         keep = options.keep
     stream = io.BytesIO()
-    encode(state, stream, keep=keep, manifest=False, preset=options.preset, progress=progress)
+    try:
+        choices = with_recorded(loaded, {"keep": keep})
+        how = EncodeOptions(**choices, manifest=False, preset=options.preset)
+        encode_with(how, state, stream, progress)
+    except NoMasksError:
+        return _with_forms(ModelCosts(name, size), network_of(state), options, step)
     with open_file(stream, limits=options.limits) as file:
         return _file_costs(name, size, file, options, step)
 
