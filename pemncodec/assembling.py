@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pemncodec.architecture.trace import Trace
+from pemncodec.checkpoints.origin import Origin
 from pemncodec.coders.dense import shortened
 from pemncodec.contents import (
     AliasTensor,
@@ -46,6 +47,8 @@ def dense_modes(state: MaskedState, patterns: Mapping[str, DenseMode]) -> dict[s
         mode: DenseMode = next(
             (mode for pattern, mode in patterns.items() if fnmatchcase(name, pattern)), "lossless"
         )
+        if mode == "lossless":
+            mode = state.mode_before(name)
         plain = name not in state.masks and name not in state.aliases and tensor.numel()
         if not plain or tensor.dtype != torch.float32 or mode == "lossless":
             continue
@@ -75,6 +78,7 @@ def assemble_contents(
     modes: Mapping[str, DenseMode],
     trace: Trace | None,
     options: EncodeOptions,
+    origin: Origin | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Contents:
     """What the file holds.
@@ -84,6 +88,7 @@ def assemble_contents(
         modes: of tensors that are not lossless, by name.
         trace: the manifest and tensors of its own; None for a file without.
         options: prototypes that are given, metadata, whether batch norms were folded.
+        origin: the file that all of it comes from.
         progress: called with the share that is done of the search for seeds.
 
     Raises:
@@ -122,13 +127,15 @@ def assemble_contents(
             tensors.append(MaskedTensor(name, dtype, shape, fill_of[name], state.masks[name]))
         else:
             mode = modes.get(name, "lossless")
-            tensors.append(DenseTensor(name, dtype, shape, arrays[name], mode))
+            _, error = state.shortened.get(name, (mode, 0.0))
+            tensors.append(DenseTensor(name, dtype, shape, arrays[name], mode, error))
     for name, tensor in trace.tensors.items() if trace else ():
         value = tensor_to_array(tensor, name)
         tensors.append(DenseTensor(name, dtype_name(tensor), tuple(tensor.shape), value))
     manifest = trace.manifest if trace else None
-    metadata = dict(options.metadata)
-    return Contents(prototypes, tuple(tensors), manifest, metadata, options.fold_bn)
+    metadata = {**(origin.metadata if origin else {}), **options.metadata}
+    inference_only = options.fold_bn or (origin is not None and origin.inference_only)
+    return Contents(prototypes, tuple(tensors), manifest, metadata, inference_only)
 
 
 def seeds_note(contents: Contents) -> str | None:

@@ -213,6 +213,7 @@ class DenseTensor:
     Attributes:
         data: [*shape], carrier dtype of `dtype`.
         mode: "lossless"; or how a float32 tensor is shortened (spec section 7.5).
+        error: how far `data` is from what it was made of, where it was shortened before.
     """
 
     name: str
@@ -220,6 +221,7 @@ class DenseTensor:
     shape: tuple[int, ...]
     data: Array
     mode: DenseMode = "lossless"
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

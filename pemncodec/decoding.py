@@ -19,6 +19,7 @@ from pemncodec.architecture.rebuild import (
     check_ties,
     set_dtypes,
 )
+from pemncodec.checkpoints.origin import remember_file
 from pemncodec.errors import DecodeArgumentError, ManifestError, first_line
 from pemncodec.format.filling import fill_tensors
 from pemncodec.format.header import AliasRow, MaskedRow
@@ -46,7 +47,8 @@ def decode(
 ) -> nn.Module:
     """The module of a .pemn file, in eval mode; needs no code but this package.
 
-    Frozen weights have `requires_grad=False`, trained tensors what they had.
+    Frozen weights have `requires_grad=False`, trained tensors what they had. The module keeps the
+    file's bytes, so that `encode` takes it with its masks and seeds.
 
     Args:
         source: a path, a binary file object, or the bytes of a file.
@@ -116,6 +118,7 @@ def load_module(
     if manifest.get("format") == BUILDER_FORMAT:
         module = build_trusted(manifest, trust).to(check_device(device), check_dtype(dtype))
         load_built(module, load_tensors(file, device, dtype=dtype), frozen)
+        remember_file(module, file)
         return module.eval()
     check_device(device)
     check_dtype(dtype)
@@ -128,6 +131,7 @@ def load_module(
         aliases=aliases,
         frozen=frozen,
     )
+    remember_file(module, file)
     return module.eval()
 
 
@@ -155,6 +159,7 @@ def fill_module(module: nn.Module, file: PemnFile, dtype: torch.dtype | None = N
                 "but two in the file"
             )
     module.load_state_dict(state, strict=False)  # what is left is no tensor
+    remember_file(module, file)
     return module
 
 

@@ -11,9 +11,16 @@ from torch import Tensor, nn
 from pemncodec.architecture.batch_norm import fold_batch_norms
 from pemncodec.architecture.builder import describe_builder
 from pemncodec.architecture.caches import copy_without_caches
-from pemncodec.architecture.example import ExampleInputs, given_inputs, guessed_inputs, in_order
+from pemncodec.architecture.example import (
+    ExampleInputs,
+    given_inputs,
+    guessed_inputs,
+    in_order,
+    specified_inputs,
+)
 from pemncodec.architecture.outputs import Reference
 from pemncodec.architecture.trace import Trace, trace_module
+from pemncodec.checkpoints.origin import Origin
 from pemncodec.checkpoints.plain_module import in_module_order, plain_module
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.masking.masked_state import MaskedState
@@ -48,13 +55,16 @@ class Network:
     notes: tuple[str, ...] = ()
 
 
-def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptions) -> Network:
+def describe_network(
+    module: nn.Module, state: MaskedState, options: EncodeOptions, origin: Origin | None = None
+) -> Network:
     """Trace a module.
 
     Args:
         module: as the caller gave it; nothing is done to it.
         state: its weights and masks.
         options: example inputs, builder, whether to fold batch norms.
+        origin: the file that it comes from, which says what it takes.
 
     Raises:
         EncodeArgumentError: options that do not fit the module.
@@ -65,7 +75,12 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
     given, axes = options.example_inputs, options.dynamic_axes
     if isinstance(given, Mapping):
         given, axes = in_order(plain, given, axes)
-    inputs = guessed_inputs(plain) if given is None else given_inputs(given, axes)
+    if given is not None:
+        inputs = given_inputs(given, axes)
+    elif origin is not None and origin.inputs:
+        inputs = specified_inputs(origin.inputs)
+    else:
+        inputs = guessed_inputs(plain)
     original = Reference(plain, inputs)
     original.evaluated()  # what cannot be run is refused before it is described
     if options.fold_bn:
@@ -75,6 +90,8 @@ def describe_network(module: nn.Module, state: MaskedState, options: EncodeOptio
         state = state.replaced(folded)
         effective = state.effective()
         plain = plain_module(module, state, effective)
+    if origin is not None and origin.training:  # decoding has left that mode
+        plain.train()
     masked = list(state.masks)
     cached = False
     if options.builder is not None:

@@ -12,12 +12,17 @@ from typing import Any, BinaryIO, Literal
 
 from torch import Tensor, nn
 
+from pemncodec.architecture.manifest import BUILDER_FORMAT
 from pemncodec.assembling import assemble_contents, dense_modes, seeds_note, shortened_state
+from pemncodec.checkpoints.origin import origin_of
 from pemncodec.checkpoints.reading import described_module, notes_of, read_source, rules_in_words
 from pemncodec.coders.masks import Preset
 from pemncodec.contents import DenseMode, Seeded
+from pemncodec.decoding import load_module, load_state
 from pemncodec.describing import describe_network
+from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.atomic import write_file
+from pemncodec.format.reader import PemnFile
 from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensors
@@ -26,7 +31,7 @@ Progress = Callable[[str, float | None], None]
 
 
 def encode(
-    source: nn.Module | Mapping[str, Tensor],
+    source: nn.Module | Mapping[str, Tensor] | PemnFile,
     target: str | os.PathLike[str] | BinaryIO,
     *,
     masks: Mapping[str, Tensor] | None = None,
@@ -61,7 +66,10 @@ def encode(
 
     Args:
         source: a module of `pemncodec.masking` or in `torch.nn.utils.prune` form, or any with
-            `masks`; or the state dict of a masked network, in any of the README's dialects.
+            `masks`; or the state dict of a masked network, in any of the README's dialects. A
+            module that was decoded, or an open .pemn file, comes with its masks, seeds, shortened
+            tensors, architecture and metadata: where nothing has changed, the same bytes are
+            written.
         target: a path, replaced atomically, or a binary file object.
         masks: bool [*shape] by name of the parameter, for weights whose masks `source` lacks.
         masks_from: "zeros" for more masks: weights that are 0 are masked out, in all tensors of
@@ -142,7 +150,7 @@ def encode(
 
 def encode_with(
     options: EncodeOptions,
-    source: nn.Module | Mapping[str, Tensor],
+    source: nn.Module | Mapping[str, Tensor] | PemnFile,
     target: str | os.PathLike[str] | BinaryIO,
     progress: Progress | None = None,
 ) -> Report:
@@ -150,24 +158,35 @@ def encode_with(
     step = progress or (lambda _, __: None)
     if isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(target).parent))
-    module = described_module(source, options)
     step("reading masks", None)
-    state = read_source(source, options)
+    origin = origin_of(source)
+    given = source
+    if isinstance(given, PemnFile):
+        given = _of_file(given, options)
+    module = described_module(given, options)
+    state = read_source(given, options, origin)
+    notes = notes_of(given, state, options)
+    if origin is not None and origin.metadata and not origin.is_unchanged(_named(given)):
+        origin = replace(origin, metadata={})
+        notes += ("the metadata of its .pemn file is left out, since tensors have changed",)
     network = None
     if module is not None:
         step("describing the architecture", None)
-        network = describe_network(module, state, options)
+        network = describe_network(module, state, options, origin)
         prove_own_masks(network, state)
         state = network.state
     modes = dense_modes(state, options.dense_modes)
+    # What a file has shortened before loses nothing by the same mode.
+    losing = {name: mode for name, mode in modes.items() if mode != state.mode_before(name)}
     # As the file will have it; refuses what it cannot hold before anything is coded.
-    as_written = shortened_state(state, modes) if modes else state
+    as_written = shortened_state(state, losing) if losing else state
     step("looking for prototypes", None)
     contents = assemble_contents(
         state,
         modes,
         network.trace if network else None,
         options,
+        origin,
         lambda share: step("looking for seeds", share),
     )
     pieces = encode_contents(contents, lambda share: step("coding", share), options.preset)
@@ -177,12 +196,29 @@ def encode_with(
         report = prove_tensors(stream, as_written)
     else:
         report = prove_network(stream, as_written, network, options, step)
-    if modes:
+    if losing:
         report = replace(report, verified=f"as shortened, {report.verified}")
-    notes = (*notes_of(source, state, options), *(network.notes if network else ()))
+    notes = (*notes, *(network.notes if network else ()))
     if (note := seeds_note(contents)) is not None:
         notes += (note,)
     report = replace(report, rules=rules_in_words(state), notes=notes)
     step("writing", None)
     write_file(pieces, target)
     return report
+
+
+def _of_file(file: PemnFile, options: EncodeOptions) -> nn.Module | Mapping[str, Tensor]:
+    """A file's module, or its tensors where it has none or another one is to be described."""
+    manifest = file.manifest
+    if manifest is None or options.architecture is not None or not options.manifest:
+        return load_state(file, "cpu")
+    if manifest["format"] == BUILDER_FORMAT:
+        raise EncodeArgumentError(
+            f"the file's architecture is the code {manifest['builder']}: give it with --arch and "
+            "--builder (architecture=…, builder=…)"
+        )
+    return load_module(file, "cpu")
+
+
+def _named(source: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return source.state_dict() if isinstance(source, nn.Module) else source

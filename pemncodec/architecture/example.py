@@ -121,6 +121,15 @@ def random_input(dtype: torch.dtype, sizes: Sequence[int]) -> Tensor:
     return torch.randint(0, 2, shape, generator=generator, device="cpu").to(dtype)
 
 
+def specified_inputs(specs: Sequence[Mapping[str, Any]]) -> ExampleInputs:
+    """Inputs as a manifest has them."""
+    tensors = [
+        random_input(getattr(torch, spec["dtype"]), spec.get("sizes", spec["shape"])[1:])
+        for spec in specs
+    ]
+    return ExampleInputs(tuple(tensors), tuple(dict(spec) for spec in specs))
+
+
 def guessed_inputs(module: nn.Module) -> ExampleInputs:
     """One input that the module's first layer suggests and that the module runs on.
 

@@ -18,6 +18,7 @@ from pemncodec.checkpoints.inert import Inert, full_name, load_inert
 from pemncodec.checkpoints.kinds import WHAT_TO_DO, kind_of
 from pemncodec.checkpoints.recorded import Recorded, dictionary_of_masks, recorded_in
 from pemncodec.errors import EncodeError, first_line, named_line
+from pemncodec.format.reader import PemnFile
 from pemncodec.masking.masked_state import StateDict
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
@@ -28,25 +29,25 @@ class Checkpoint:
     """What a file holds.
 
     Attributes:
-        source: the module, or the state dict.
+        source: the module, the state dict, or the open file.
         recorded: what it says of masks beside that.
     """
 
-    source: nn.Module | StateDict
+    source: nn.Module | StateDict | PemnFile
     recorded: Recorded = field(default_factory=Recorded)
 
 
 def load_checkpoint(
     path: Path, *, trust_pickle: bool = False, name: str | None = None
-) -> nn.Module | StateDict:
-    """The module or state dict of a file, see `read_checkpoint`."""
+) -> nn.Module | StateDict | PemnFile:
+    """The content of a file, see `read_checkpoint`."""
     return read_checkpoint(path, trust_pickle=trust_pickle, name=name).source
 
 
 def read_checkpoint(
     path: Path, *, trust_pickle: bool = False, name: str | None = None
 ) -> Checkpoint:
-    """A `.safetensors` or `.npz` file, or what `torch.save` wrote; known by its content.
+    """A `.safetensors`, `.npz` or `.pemn` file, or what `torch.save` wrote; known by its content.
 
     Objects beside the state dict are passed over, and no code of theirs is run.
 
@@ -57,9 +58,12 @@ def read_checkpoint(
 
     Raises:
         EncodeError: not a checkpoint, or one that only `trust_pickle` would load.
+        DecodeError: a damaged `.pemn` file.
     """
     name = str(path) if name is None else name
     kind = kind_of(path)
+    if kind == "pemn":
+        return Checkpoint(PemnFile(path.read_bytes()))
     if kind in WHAT_TO_DO:
         raise EncodeError(f"{name}: cannot load this: {WHAT_TO_DO[kind]}")
     if kind == "safetensors" or (kind == "unknown" and path.suffix == ".safetensors"):

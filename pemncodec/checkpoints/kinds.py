@@ -17,7 +17,7 @@ Kind = Literal[
     "gzip", "index", "folder", "empty", "unknown",
 ]  # fmt: skip
 
-CHECKPOINTS: Final[tuple[Kind, ...]] = ("pickle", "safetensors", "npz")
+CHECKPOINTS: Final[tuple[Kind, ...]] = ("pickle", "safetensors", "npz", "pemn")
 
 WHAT_TO_DO: Final[dict[Kind, str]] = {
     "npy": "a single NumPy array: save all tensors by name with numpy.savez",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -21,10 +22,13 @@ from pemncodec.checkpoints.dialects import (
 from pemncodec.checkpoints.files import Checkpoint, check_state_dict
 from pemncodec.checkpoints.mask_names import masks_by_weight
 from pemncodec.checkpoints.names import fitting_prefix, missing_ties, plain_names, ties_of
+from pemncodec.checkpoints.origin import RULE, Origin
 from pemncodec.checkpoints.unmasked import NoMasksError, what_to_give
 from pemncodec.checkpoints.wrappers import without_wrappers
+from pemncodec.contents import Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.format.columns import is_name
+from pemncodec.format.reader import PemnFile
 from pemncodec.limits import Limits
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions, MaskChoices
@@ -40,8 +44,11 @@ def described_module(source: Any, options: EncodeOptions) -> nn.Module | None:
     """
     if not isinstance(source, nn.Module | Mapping):
         kind = type(source).__name__
-        hint = ": load it with torch.load or safetensors" * isinstance(source, _FILES)
-        raise EncodeArgumentError(f"expected a module or state dict, not {kind}{hint}")
+        hint = ": load it with torch.load, safetensors or pemncodec.open"
+        raise EncodeArgumentError(
+            f"expected a module, state dict or open .pemn file, not {kind}"
+            f"{hint * isinstance(source, _FILES)}"
+        )
     if not isinstance(options.architecture, nn.Module | None):
         raise EncodeArgumentError(
             f"architecture must be a module, not {options.architecture!r:.60}"
@@ -58,8 +65,15 @@ def described_module(source: Any, options: EncodeOptions) -> nn.Module | None:
     return without_wrappers(options.architecture) if options.architecture is not None else None
 
 
-def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions) -> MaskedState:
+def read_source(
+    source: nn.Module | Mapping[str, Tensor], options: EncodeOptions, origin: Origin | None = None
+) -> MaskedState:
     """Weights and masks.
+
+    Args:
+        source: a module or a state dict.
+        options: masks, or how they follow from scores.
+        origin: the file that the source was decoded from, by the source's names.
 
     Raises:
         EncodeArgumentError: options that do not fit the source.
@@ -67,6 +81,11 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
         EncodeError: data that cannot be encoded.
     """
     masks = dict(options.masks or {})
+    known: dict[str, Mask] = {}
+    if origin is not None:
+        plain = source.state_dict() if isinstance(source, nn.Module) else source
+        known = origin.masks_of({name: t for name, t in plain.items() if name not in masks})
+        masks |= {name: torch.from_numpy(mask) for name, mask in known.items()}
     if isinstance(source, nn.Module):
         if options.prefix is not None:
             raise EncodeArgumentError("prefix is for the names of a state dict, not for a module")
@@ -87,6 +106,8 @@ def read_source(source: nn.Module | Mapping[str, Tensor], options: EncodeOptions
     choices["masks"] = masks_by_weight(masks, other, named)
     state = read_masks(named, own=network, **choices)
     state = with_missing_ties(state, missing_ties(state.tensors, groups))
+    if origin is not None:
+        state = _with_origin(state, origin, known, other)
     if options.manifest:
         check_describable(network, options.keep, options.rule)
     if not state.masks:
@@ -101,6 +122,8 @@ def with_recorded(loaded: Checkpoint, given: MaskChoices) -> MaskChoices:
         EncodeArgumentError: the file says otherwise, or that its rule is another one.
     """
     recorded, source = loaded.recorded, loaded.source
+    if isinstance(source, PemnFile):
+        return given
     state = source.state_dict() if isinstance(source, nn.Module) else source
     names = plain_names(state)
     plain = list(names.values())
@@ -119,6 +142,20 @@ def _choices(options: EncodeOptions) -> MaskChoices:
         "masks_from": options.masks_from,
         "masks_are": options.masks_are,
     }
+
+
+def _with_origin(
+    state: MaskedState, origin: Origin, masks: Collection[str], names: Mapping[str, str]
+) -> MaskedState:
+    """With what a file says of weights whose `masks` are its own, and of trained tensors."""
+    new = {name: names.get(name, name) for name in origin.state}
+    now = {old: state.tensors[name] for old, name in new.items() if name in state.tensors}
+    return replace(
+        state,
+        fills=state.fills | {new[n]: fill for n, fill in origin.fills.items() if n in masks},
+        rules=state.rules | {new[name]: RULE for name in masks},
+        shortened={new[name]: how for name, how in origin.still_shortened(now).items()},
+    )
 
 
 def _network(architecture: nn.Module | None) -> Mapping[str, Tensor]:

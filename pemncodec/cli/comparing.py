@@ -40,7 +40,11 @@ def compare_files(
     with checkpoint_path(against) as path:
         loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=against)
     source = loaded.source
-    state = source.state_dict() if isinstance(source, nn.Module) else source
+    with named(against):
+        if isinstance(source, PemnFile):
+            state = load_state(source, "cpu")
+        else:
+            state = source.state_dict() if isinstance(source, nn.Module) else source
     groups: dict[str, list[str]] = {}
     for name, first in file.aliases.items():
         groups.setdefault(first, [first]).append(name)

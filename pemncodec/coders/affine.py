@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pemncodec.coders.shortening import Shortening
 from pemncodec.coders.varint import decode_varint, encode_varint
-from pemncodec.contents import Array, Floats, numel
+from pemncodec.contents import Array, Floats, bits_of, numel
 from pemncodec.errors import CorruptError, TruncatedError
 
 PER_ROW_ITEMS = 64  # from here a row's own scale and offset cost less than 1 bit an item
@@ -99,10 +99,38 @@ def quantize(array: Floats) -> tuple[Codes, Floats, Floats, Positions]:
     low, high = inliers.min(1), inliers.max(1)
     # In binary64, since the difference of two binary32 numbers may overflow.
     scales = ((high.astype(np.float64) - low) / 255).astype(np.float32)
-    steps = np.where(scales > 0, scales, 1).astype(np.float64)
-    codes = np.rint((rows.astype(np.float64) - low[:, None]) / steps[:, None]).clip(0, 255)
+    # A first look at few values tells nearly always that they were made of no codes.
+    before = _scales_before(inliers[:, :64], low, scales)
+    if before is not None:
+        before = _scales_before(inliers, low, before)
+    scales = scales if before is None else before
+    codes = _codes(rows, low, scales)
     codes[0, outliers] = 0
-    return codes.astype(np.uint8).reshape(-1), scales, low, outliers
+    return codes.reshape(-1), scales, low, outliers
+
+
+def _codes(rows: Floats, offsets: Floats, scales: Floats) -> Codes:
+    steps = np.where(scales > 0, scales, 1).astype(np.float64)
+    codes = np.rint((rows.astype(np.float64) - offsets[:, None]) / steps[:, None])
+    return codes.clip(0, 255).astype(np.uint8)
+
+
+def _scales_before(rows: Floats, offsets: Floats, scales: Floats) -> Floats | None:
+    """Scales [rows] near `scales` whose codes give back the rows bit for bit; None without them.
+
+    With them, values that were shortened before lose nothing more. Since the largest value is
+    rounded, its quotient by 255 may be off the scale that it was made with.
+    """
+    found, result = np.zeros(scales.size, np.bool_), scales.copy()
+    for step in (0, 1, -1, 2, -2):
+        near = (scales.view(np.int32) + np.int32(step) * (scales > 0)).view(np.float32)
+        if not np.isfinite(near).all():
+            continue
+        values = dequantize(_codes(rows, offsets, near).reshape(-1), near, offsets)
+        same = (bits_of(values.reshape(rows.shape)) == bits_of(rows)).all(1) & ~found
+        result[same] = near[same]
+        found |= same
+    return result if found.all() else None
 
 
 def _outliers(values: Floats) -> Positions:

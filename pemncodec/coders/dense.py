@@ -28,7 +28,7 @@ SHORTENINGS: tuple[Shortening, ...] = (FP16, BF16, Q8)
 
 _LOSSLESS_OF_ID = {coder.id: coder for coder in LOSSLESS_CODERS}
 _SHORTENING_OF_ID = {shortening.id: shortening for shortening in SHORTENINGS}
-_SHORTENING_OF_MODE = {shortening.mode: shortening for shortening in SHORTENINGS}
+SHORTENING_OF_MODE = {shortening.mode: shortening for shortening in SHORTENINGS}
 
 _GROUPED_BYTES = 1 << 16  # a larger tensor has enough statistics of its own
 _GROUP_BYTES = 1 << 20  # bounds what reading one small tensor decodes
@@ -65,7 +65,7 @@ def encode_dense(arrays: Sequence[Array], dtype: str, mode: DenseMode = "lossles
         mode: what may be lost.
     """
     if mode != "lossless":
-        shortening = _SHORTENING_OF_MODE[mode]
+        shortening = SHORTENING_OF_MODE[mode]
         head, inner = shortening.encode(arrays)
         return bytes([shortening.id]) + head + encode_dense(inner, shortening.inner_dtype)
     items = np.concatenate([_items(array, dtype) for array in arrays])

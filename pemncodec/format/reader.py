@@ -78,6 +78,11 @@ class PemnFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def data(self) -> bytes | None:
+        """All bytes of the file; None where its sections are not in one."""
+        source = self._source
+        return source.data() if isinstance(source, StreamSections) else None
+
     @property
     def metadata(self) -> dict[str, str]:
         """What the encoder's caller wanted to be kept, text to text."""

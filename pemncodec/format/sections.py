@@ -66,6 +66,11 @@ class StreamSections:
     def read(self, index: int) -> bytes:
         return read_section(self._stream, self.container.sections[index], index)
 
+    def data(self) -> bytes:
+        """All bytes of the file."""
+        self._stream.seek(0)
+        return read_up_to(self._stream, self.container.file_size)
+
     def close(self) -> None:
         if self._owned:
             self._opened.close()

@@ -90,6 +90,7 @@ def encode_contents(
         section = add("dense", data)
         for tensor, error in zip(group, dense.largest_errors(data, arrays), strict=True):
             count(numel(tensor.shape))
+            error += tensor.error
             rows[tensor.name] = DenseRow(tensor.name, tensor.dtype, tensor.shape, section, error)
     masked = [tensor for tensor in contents.tensors if isinstance(tensor, MaskedTensor)]
     for tensor in masked:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pemncodec.contents import Mask, SeededFill
+from pemncodec.contents import DenseMode, Mask, SeededFill
 
 StateDict = dict[str, Tensor]
 
@@ -23,6 +23,8 @@ class MaskedState:
         aliases: later names of a tensor to its first name.
         fills: where frozen weights come from, for those whose checkpoint says so.
         rules: how each mask was found, in words.
+        shortened: of trained tensors that a file has shortened before, how, and how far their
+            values are from those that it was made of.
         ties: of masks that follow from scores, how many scores are equal where the cut goes between
             them, by name of the weight.
         beside: of masks that the network has itself, the name of the tensor, by name of the weight;
@@ -36,6 +38,7 @@ class MaskedState:
     rules: dict[str, str] = field(default_factory=dict)
     ties: dict[str, int] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
+    shortened: dict[str, tuple[DenseMode, float]] = field(default_factory=dict)
 
     def effective(self) -> StateDict:
         """The plain model's state dict: masks applied, masked-out weights +0.0, in C order.
@@ -44,13 +47,18 @@ class MaskedState:
         """
         return {name: self._effective(name) for name in self.tensors}
 
+    def mode_before(self, name: str) -> DenseMode:
+        """How a file has shortened a tensor before."""
+        return self.shortened[name][0] if name in self.shortened else "lossless"
+
     def replaced(self, tensors: Mapping[str, Tensor]) -> MaskedState:
         """With other values for unmasked tensors, also under their later names."""
         new = {
             name: tensors.get(self.aliases.get(name, name), tensor)
             for name, tensor in self.tensors.items()
         }
-        return replace(self, tensors=new)
+        kept = {name: how for name, how in self.shortened.items() if name not in tensors}
+        return replace(self, tensors=new, shortened=kept)
 
     def _effective(self, name: str) -> Tensor:
         shape = self.tensors[name].shape

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pemncodec.checkpoints.dialects import needs_rule
-from pemncodec.checkpoints.files import read_checkpoint
+from pemncodec.checkpoints.files import check_state_dict, read_checkpoint
 from pemncodec.checkpoints.kinds import kind_of
 from pemncodec.checkpoints.reading import with_recorded
 from pemncodec.checkpoints.unmasked import NoMasksError
@@ -115,7 +117,8 @@ def model_costs(
             return _file_costs(name, size, file, options, step)
     loaded = read_checkpoint(path, trust_pickle=options.trust_pickle, name=name)
     source = loaded.source
-    state = source if isinstance(source, dict) else source.state_dict()
+    plain = source.state_dict() if isinstance(source, nn.Module) else source
+    state = check_state_dict(plain, name)
     if keep is None and loaded.recorded.keep is None and needs_rule(state, {}):
         keep = options.keep
     stream = io.BytesIO()
