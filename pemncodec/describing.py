@@ -77,8 +77,8 @@ def describe_network(
         given, axes = in_order(plain, given, axes)
     if given is not None:
         inputs = given_inputs(given, axes)
-    elif origin is not None and origin.inputs:
-        inputs = specified_inputs(origin.inputs)
+    elif origin is not None and (specs := origin.inputs_of(state.tensors)):
+        inputs = specified_inputs(specs)
     else:
         inputs = guessed_inputs(plain)
     original = Reference(plain, inputs)

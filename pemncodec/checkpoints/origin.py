@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pemncodec.coders.dense import SHORTENING_OF_MODE, shortened
-from pemncodec.contents import CARRIERS, DenseMode, Mask, SeededFill, bits_of
+from pemncodec.contents import CARRIERS, DenseMode, Mask, Seeded, SeededFill, bits_of
 from pemncodec.errors import EncodeError
-from pemncodec.format.header import DenseRow, MaskedRow, StoredRow
+from pemncodec.format.header import DenseRow, MaskedRow
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
 from pemncodec.masking.masked_state import StateDict
@@ -84,6 +84,15 @@ class Origin:
             and same_bits(self.state[name], named[name])
             and _is_kept(named[name], mode, name)
         }
+
+    def inputs_of(self, named: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], ...]:
+        """`inputs`; nothing where named tensors have other dtypes, since inputs then may, too."""
+        same = all(
+            tensor.dtype == named[name].dtype
+            for name, tensor in self.state.items()
+            if name in named
+        )
+        return self.inputs if same else ()
 
     def is_unchanged(self, named: Mapping[str, Tensor]) -> bool:
         """Whether named tensors are all that the file has, bit for bit."""
@@ -176,7 +185,7 @@ def read_origin(file: PemnFile) -> Origin:
         if isinstance(row, MaskedRow):
             masks[name] = file.mask(name)
             prototype = file.header.prototypes[row.fill.prototype]
-            if not isinstance(prototype, StoredRow) and row.fill.offset == 0:
+            if isinstance(prototype, Seeded) and row.fill.offset == 0:
                 fills[name] = SeededFill(prototype, row.fill.scale)
         elif isinstance(row, DenseRow):
             coder = file.dense.coder(row.section)
