@@ -804,7 +804,7 @@ def test_masks_may_be_numpy_arrays() -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("model.pt", {}, "a module or state dict, not str"),
+        ("model.pt", {}, "a module, state dict or open .pemn file, not str"),
         (small_net(), {"masks": [1]}, "masks must be named, not list"),
         (OFFICIAL, {"keep": 0.5, "architecture": small_net}, "architecture must be a module"),
         (OFFICIAL, {"keep": "0.5", "manifest": False}, "at most 1, not '0.5'"),

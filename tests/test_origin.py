@@ -221,6 +221,20 @@ def test_copies_and_wrappers_remember(
             assert np.array_equal(file.mask(name), mask.numpy()), name
 
 
+def test_a_module_of_the_caller_remembers_what_it_was_filled_with(small: MaskedNet) -> None:
+    stream = io.BytesIO()
+    small.encode(stream)
+    module = pemncodec.decode(stream.getvalue(), into=small_net(4))
+    assert encoded(module) == stream.getvalue()
+
+
+def test_a_module_without_memory_is_refused(small: MaskedNet) -> None:
+    stream = io.BytesIO()
+    small.encode(stream)
+    with pytest.raises(EncodeError, match="meta"):
+        encoded(pemncodec.decode(stream.getvalue(), device="meta"), masks=small.masks)
+
+
 def test_decoded_modules_as_parts_of_another(small: MaskedNet) -> None:
     stream = io.BytesIO()
     small.encode(stream)

@@ -21,7 +21,6 @@ CHECKPOINTS: Final[tuple[Kind, ...]] = ("pickle", "safetensors", "npz", "pemn")
 
 WHAT_TO_DO: Final[dict[Kind, str]] = {
     "npy": "a single NumPy array: save all tensors by name with numpy.savez",
-    "pemn": "a .pemn file already",
     "torchscript": "a TorchScript module: save the state_dict() of torch.jit.load(…) by torch.save",
     "pt2": "an exported program: save the state_dict of torch.export.load(…) with torch.save",
     "onnx": "an ONNX model: give the checkpoint that it was exported from",

@@ -216,6 +216,8 @@ def _check_names(state: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
         if is_lazy(tensor):
             raise EncodeError(f"{name} has no values yet: run the module on an input once")
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            raise EncodeError(f"{name} has no values: it is on the meta device")
         if not is_name(name):
             raise EncodeError(f"{name!r:.60} cannot be the name of a tensor")
         if isinstance(tensor, Tensor) and tensor.dim() > Limits().dimensions:

@@ -121,7 +121,7 @@ def encode(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Encode a checkpoint (.pt, .pth, .safetensors) of a masked network.
+    """Encode a checkpoint (.pt, .pth, .safetensors, .npz, .pemn) of a masked network.
 
     Reads checkpoints of pemncodec.masking, of torch.nn.utils.prune (X_orig + X_mask), of the
     official PEMN code (X.weight + X.scores, with --keep) and of others, which the README lists.
