@@ -108,9 +108,8 @@ def test_trained_tensors_may_change(small: MaskedNet) -> None:
         module[1].bias.copy_(torch.randn(4))
     again = io.BytesIO()
     report = pemncodec.encode(module, again, preset="fast")
-    assert report.notes == (
-        "the metadata of its .pemn file is left out, since tensors have changed",
-    )
+    left_out = "the metadata of its .pemn file is left out, since tensors have changed"
+    assert report.notes[0] == left_out
     assert report.info.metadata == {}
     assert torch.equal(decoded(again.getvalue())[1].bias, module[1].bias)
     coders = {tensor.name: tensor.coder for tensor in report.info.tensors}
