@@ -24,6 +24,7 @@ from pemncodec.masking.keep import Keep, KeepSchedule, keep_by_name
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.masking.masked_weight import MaskedWeight, Recipe
 from pemncodec.masking.parametrized import read_parametrized
+from pemncodec.masking.pickled import allow_pickling
 from pemncodec.masking.selection import Selection, TopK, kept_in_each
 from pemncodec.masking.strategies import Initialization, Strategy
 from pemncodec.values.fill import held, tensor_values
@@ -124,6 +125,7 @@ def mask_model(
         for module, attribute in place.holders:
             masked.train(module.training)
             parametrize.register_parametrization(module, attribute, masked, unsafe=True)
+            allow_pickling(module)
     if is_global:
         model.register_forward_pre_hook(_count_globally)
         _count_globally(model, None)
