@@ -310,9 +310,7 @@ def test_what_is_no_pemn_file_says_what_it_is(command: list[str], run: Run, tmp_
 
 @pytest.mark.parametrize("wrong", ["model.pt", Path("model.pt"), b"abc", io.BytesIO(b"abc")])
 def test_encode_says_how_files_are_loaded(wrong: Any) -> None:
-    with pytest.raises(
-        EncodeArgumentError, match=r"not \w+: load it with torch\.load, safet"
-    ):
+    with pytest.raises(EncodeArgumentError, match=r"not \w+: load it with torch\.load, safet"):
         pemncodec.encode(wrong, io.BytesIO())
 
 
