@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -18,15 +17,14 @@ from pemncodec.contents import (
     DenseMode,
     DenseTensor,
     MaskedTensor,
-    TorchPrototype,
 )
 from pemncodec.contents import Tensor as ContentTensor
 from pemncodec.errors import EncodeArgumentError, PrototypeMismatchError
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
+from pemncodec.seeds import masked_layers, with_seeds
 from pemncodec.tensors import dtype_name, tensor_to_array
-from pemncodec.values.recovery import Layer, recover_prototypes
-from pemncodec.values.seed_search import find_seeds
+from pemncodec.values.recovery import recover_prototypes
 
 
 def dense_modes(state: MaskedState, patterns: Mapping[str, DenseMode]) -> dict[str, DenseMode]:
@@ -99,17 +97,7 @@ def assemble_contents(
     own = {name: tensor for name, tensor in state.tensors.items() if name not in state.aliases}
     arrays = {name: tensor_to_array(tensor, name) for name, tensor in own.items()}
     masked = [name for name in own if name in state.masks]
-    layers = [
-        Layer(
-            dtype_name(own[name]),
-            arrays[name].reshape(-1),
-            state.masks[name].reshape(-1),
-            state.fills.get(name),
-            tuple(own[name].shape),
-        )
-        for name in masked
-    ]
-    layers = _with_seeds(layers, options, progress)
+    layers = with_seeds(masked_layers(state, masked, arrays), options, progress)
     prototypes, fills = recover_prototypes(layers, options.prototypes)
     unused = [prototype for prototype in options.prototypes if prototype not in prototypes]
     if unused:
@@ -136,40 +124,3 @@ def assemble_contents(
     metadata = {**(origin.metadata if origin else {}), **options.metadata}
     inference_only = options.fold_bn or (origin is not None and origin.inference_only)
     return Contents(prototypes, tuple(tensors), manifest, metadata, inference_only)
-
-
-def seeds_note(contents: Contents) -> str | None:
-    """How many of the frozen weights come from which seeds of torch, in a sentence."""
-    seeds: list[int] = []
-    frozen = found = 0
-    for tensor in contents.tensors:
-        if isinstance(tensor, MaskedTensor):
-            frozen += tensor.mask.size
-            prototype = contents.prototypes[tensor.fill.prototype]
-            if isinstance(prototype, TorchPrototype):
-                found += tensor.mask.size
-                seeds += [prototype.seed] * (prototype.seed not in seeds)
-    if not seeds:
-        return None
-    named = ", ".join(map(str, seeds[:3])) + f" and {len(seeds) - 3:,} more" * (len(seeds) > 3)
-    return f"torch seed{'s' * (len(seeds) > 1)} {named}: {found:,} of {frozen:,} frozen weights"
-
-
-def _with_seeds(
-    layers: list[Layer], options: EncodeOptions, progress: Callable[[float], None] | None
-) -> list[Layer]:
-    """With fills of torch's generator, where they are found or follow from the given seed."""
-    if options.prototypes or (options.seed_effort is None and options.seed is None):
-        return layers
-    seeds = [] if options.seed is None else [options.seed % (1 << 32)]
-    fills = find_seeds(layers, options.seed_effort, seeds, progress)
-    for seed in seeds:
-        if not any(fill and fill.prototype.seed == seed for fill in fills):
-            raise PrototypeMismatchError(
-                f"no masked layer comes from seed {options.seed} of torch's CPU generator: leave "
-                "--seed (seed=…) out to look for others"
-            )
-    return [
-        replace(layer, fill=fill) if fill else layer
-        for layer, fill in zip(layers, fills, strict=True)
-    ]

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal
 from torch import Tensor, nn
 
 from pemncodec.architecture.manifest import BUILDER_FORMAT
-from pemncodec.assembling import assemble_contents, dense_modes, seeds_note, shortened_state
+from pemncodec.assembling import assemble_contents, dense_modes, shortened_state
 from pemncodec.checkpoints.origin import origin_of
 from pemncodec.checkpoints.reading import described_module, notes_of, read_source, rules_in_words
 from pemncodec.coders.masks import Preset
@@ -26,6 +26,7 @@ from pemncodec.format.reader import PemnFile
 from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensors
+from pemncodec.seeds import seeds_note
 
 Progress = Callable[[str, float | None], None]
 
@@ -99,7 +100,8 @@ def encode(
         prototypes: seeded prototypes that the frozen weights may come from.
         find_seed: "auto" looks for the seeds of torch's CPU generator from which the frozen weights
             come, so that the file stores the seeds and not the weights: for some seconds, or for a
-            second with preset "fast". "off" does not. Nor is it done where `prototypes` are given.
+            second with "quick" or preset "fast". "off" does not. Nor is it done where `prototypes`
+            are given.
         seed: what `torch.manual_seed` was given, if it is known.
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
             at some 25 million weights a second on one core; "default" for the smallest of models

@@ -16,7 +16,7 @@ from pemncodec.values.seed_search import FAST, THOROUGH, Effort
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FindSeed = Literal["auto", "off"]
+FindSeed = Literal["auto", "quick", "off"]
 
 
 class MaskChoices(TypedDict, total=False):
@@ -76,7 +76,7 @@ class EncodeOptions:
         """How much is tried to find the seeds of frozen weights; None for nothing."""
         if self.find_seed == "off":
             return None
-        return FAST if self.preset == "fast" else THOROUGH
+        return FAST if self.find_seed == "quick" or self.preset == "fast" else THOROUGH
 
     @property
     def trust(self) -> tuple[str, ...]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from torch_draws import draw
 
 import pemncodec
 from pemncodec import TorchPrototype
+from pemncodec.cli import cli
 from pemncodec.contents import Array
 from pemncodec.values.draws import (
     Draws,
@@ -345,7 +349,7 @@ def test_a_seed_can_be_given() -> None:
     for wrong in (1 << 64, -(1 << 63) - 1, 0.5, "1"):
         with pytest.raises(pemncodec.EncodeError, match=r"what torch\.manual_seed takes"):
             encoded({"a": values}, seed=wrong)
-    with pytest.raises(pemncodec.EncodeError, match="unknown find_seed 'some', have auto, off"):
+    with pytest.raises(pemncodec.EncodeError, match="unknown find_seed 'some', have auto, quick"):
         encoded({"a": values}, find_seed="some")
 
 
@@ -354,3 +358,58 @@ def test_weights_that_come_from_no_seed_take_the_same_bytes() -> None:
     report = encoded({"a": values})
     assert report.notes == ()
     assert report.info.file_bytes == encoded({"a": values}, find_seed="off").info.file_bytes
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def pemn(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, list(arguments))
+    return result.exit_code, result.output
+
+
+def test_the_command_says_what_it_finds(tmp_path: Path) -> None:
+    first = torch.from_numpy(drawn("normal", 3600, 0.1, skip=SKIP).reshape(60, 60))
+    used = torch.from_numpy(RNG(0).random((60, 60)) < 0.9)
+    other = torch.from_numpy(foreign("normal", 900).reshape(30, 30))
+    path = tmp_path / "net.pt"
+    torch.save({"a.weight": first * used, "a.bias": torch.ones(40), "b.weight": other}, path)
+    masks = tmp_path / "masks.pt"
+    torch.save({"a.weight": used}, masks)
+    found = f"a.weight: 3,600 normal values, torch seed {SEED}, after {SKIP:,} words, × 0.1\n"
+    assert pemn("seed", str(path), "--masks", str(masks)) == (0, found)
+    code, output = pemn("seed", str(path), "--masks", str(masks), "--json", "--seed", str(SEED))
+    assert code == 0
+    (row,) = json.loads(output)["weights"]
+    assert row == {
+        "name": "a.weight",
+        "prototype": asdict(TorchPrototype("normal", SEED, 3600, SKIP)),
+        "scale": float(np.float32(0.1)),
+    }
+    # Without masks all weights count, and here zeros among them, which torch did not draw.
+    assert pemn("seed", str(path)) == (1, "a.weight: not found\nb.weight: not found\n")
+    torch.save({"a.weight": first, "a.bias": torch.ones(40), "b.weight": other}, path)
+    assert pemn("seed", str(path)) == (0, f"{found}b.weight: not found\n")
+    code, output = pemn("seed", str(path), "--seed", "3")
+    assert code == 1
+    assert "no masked layer comes from seed 3 of torch's CPU generator" in output
+
+
+def test_encode_takes_the_options(tmp_path: Path) -> None:
+    weight = torch.from_numpy(drawn("normal", 60, 0.3, skip=20_000_000))
+    path, output = tmp_path / "net.pt", tmp_path / "net.pemn"
+    torch.save({"a_orig": weight, "a_mask": torch.ones(60)}, path)
+    encode = ("encode", str(path), "--no-manifest", "-f", "-o", str(output))
+    for options, note in (
+        (["--seed", str(SEED)], True),
+        (["--seed", str(SEED), "--find-seed", "off"], True),
+        ([], False),
+        (["--find-seed", "quick"], False),
+    ):
+        code, said = pemn(*encode, *options)
+        assert code == 0
+        assert (f"note: torch seed {SEED}: 60 of 60 frozen weights" in said) is note
+    assert pemn(*encode, "--seed", "3")[0] == 1
+    code, said = pemn("seed", str(output))
+    assert code == 2
+    assert "a .pemn file says it itself: pemn inspect" in said

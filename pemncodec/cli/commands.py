@@ -9,6 +9,7 @@ from pemncodec.cli.decode import decode
 from pemncodec.cli.encode import encode
 from pemncodec.cli.inspect import inspect
 from pemncodec.cli.report import report
+from pemncodec.cli.seed import seed
 from pemncodec.cli.verify import verify
 
 
@@ -21,5 +22,5 @@ def cli() -> None:
     """
 
 
-for command in (encode, decode, inspect, report, verify):
+for command in (encode, decode, inspect, report, seed, verify):
     cli.add_command(command)

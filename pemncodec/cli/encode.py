@@ -88,7 +88,7 @@ from pemncodec.options import EncodeOptions, FindSeed
     type=click.Choice(get_args(FindSeed)),
     default="auto",
     show_default=True,
-    help="Look for the seeds that torch drew the frozen weights from.",
+    help="Look for the seeds of torch behind the weights: for some seconds, or one (quick).",
 )
 @click.option("--seed", type=int, help="What torch.manual_seed was given, if you know it.")
 @trust_pickle_option

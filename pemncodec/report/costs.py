@@ -124,7 +124,7 @@ def model_costs(
     stream = io.BytesIO()
     try:
         choices = with_recorded(loaded, {"keep": keep})
-        how = EncodeOptions(**choices, manifest=False, preset=options.preset)
+        how = EncodeOptions(**choices, manifest=False, preset=options.preset, find_seed="quick")
         encode_with(how, state, stream, progress)
     except NoMasksError:
         return _with_forms(ModelCosts(name, size), network_of(state), options, step)

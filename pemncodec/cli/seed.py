@@ -1,0 +1,84 @@
+"""`pemn seed`: the seeds of torch behind a checkpoint's weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pemncodec.cli.mask_options import MaskArguments, mask_options
+from pemncodec.cli.options import json_option, prefix_option, quiet_option, trust_pickle_option
+from pemncodec.cli.streams import FileName, checkpoint_path, named
+from pemncodec.cli.terminal import print_json, steps, visible
+from pemncodec.cli.user_code import no_exit
+from pemncodec.format.reader import PemnFile
+from pemncodec.options import EncodeOptions
+
+if TYPE_CHECKING:
+    from pemncodec.contents import SeededFill
+
+
+@click.command()
+@click.argument("source", metavar="CHECKPOINT", type=FileName())
+@mask_options
+@prefix_option
+@click.option("--seed", type=int, help="What torch.manual_seed was given, if you know it.")
+@trust_pickle_option
+@quiet_option
+@json_option
+def seed(
+    source: str,
+    mask_arguments: MaskArguments,
+    prefix: str | None,
+    seed: int | None,
+    trust_pickle: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Look for the seeds that torch drew a checkpoint's weights from.
+
+    Only weights that masks use are looked at; without masks, all of two dimensions or more. The
+    exit status is 1 if nothing is found.
+    """
+    with steps(quiet=quiet) as step:
+        step("loading torch", None)
+        from torch import nn
+
+        from pemncodec.checkpoints.files import read_checkpoint
+        from pemncodec.checkpoints.reading import read_source, with_recorded
+        from pemncodec.checkpoints.unmasked import NoMasksError
+        from pemncodec.seeds import all_used, weight_seeds
+
+        given = mask_arguments.choices()
+        options = EncodeOptions(**given, prefix=prefix, manifest=False, seed=seed)
+        step("reading the checkpoint", None)
+        with checkpoint_path(source) as path, no_exit(f"code of {source}"):
+            loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=source)
+        given_tensors = loaded.source
+        if isinstance(given_tensors, PemnFile):
+            raise click.UsageError(f"a .pemn file says it itself: pemn inspect {source}")
+        with named(source):
+            options = replace(options, **with_recorded(loaded, given))
+            try:
+                state = read_source(given_tensors, options)
+            except NoMasksError:
+                if isinstance(given_tensors, nn.Module):
+                    given_tensors = given_tensors.state_dict()
+                state = all_used(dict(given_tensors))
+            found = weight_seeds(state, options, lambda share: step("looking for seeds", share))
+    if as_json:
+        print_json({"weights": [_row(name, fill) for name, fill in found.items()]})
+    else:
+        for name, fill in found.items():
+            words = f"{fill.prototype.in_words}, × {fill.scale:g}" if fill else "not found"
+            click.echo(f"{visible(name)}: {words}")
+    if not any(found.values()):
+        raise click.exceptions.Exit(1)
+
+
+def _row(name: str, fill: SeededFill | None) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    row: dict[str, Any] = {"name": name, "prototype": None, "scale": None}
+    return row | {"prototype": asdict(fill.prototype), "scale": fill.scale} if fill else row
