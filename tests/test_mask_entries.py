@@ -19,6 +19,7 @@ from pemncodec.checkpoints.dialects import read_masks
 from pemncodec.checkpoints.files import load_masks, read_checkpoint
 from pemncodec.checkpoints.reading import with_recorded
 from pemncodec.cli import cli
+from pemncodec.report.costs import CostOptions, model_costs
 
 State = dict[str, Tensor]
 MASK = torch.tensor([[1, 0, 1], [0, 0, 1]])
@@ -248,7 +249,8 @@ def test_zeros_are_masks_of_matrices_alone() -> None:
         "fc.bias": torch.zeros(2),
         "table": torch.zeros(2, 2, dtype=torch.int64),
     }
-    read = read_masks(state, masks_from="zeros")
+    others = {"sparse": torch.eye(2).to_sparse(), "meta": torch.zeros(2, 2, device="meta")}
+    read = read_masks(state | others, masks_from="zeros")
     assert {n: m.astype(int).tolist() for n, m in read.masks.items()} == {
         "fc.weight": [[1, 0], [0, 1]]
     }
@@ -348,8 +350,11 @@ def test_a_bitmask_without_its_values_is_a_tensor() -> None:
         ),
         (
             {"a": torch.eye(2), "b": torch.eye(3), "c": torch.ones(2, 2)},
-            r"^no masks found: if the zeros of its 2 tensors with zeros are the pruned weights, "
-            r"give --masks-from zeros",
+            "^no masks found: 2 of its tensors hold zeros: if these are pruned weights, give",
+        ),
+        (
+            {"a": torch.eye(2), "c": torch.ones(2, 2)},
+            "^no masks found: one of its tensors holds zeros: if these are pruned weights, give",
         ),
         (
             {"n.weight": torch.ones(3), "n.running_var": torch.ones(3)},
@@ -414,16 +419,30 @@ def test_reports_use_what_a_checkpoint_says(tmp_path: Path) -> None:
         "binary": {"fc.weight": weight, "fc.scores": (weight > 0).float()},
         "dictionary": {"model": {"fc.weight": weight}, "masks": {"fc": weight > 0}},
     }
-    from pemncodec.report.costs import model_costs
-
-    masked = {}
+    options = CostOptions(keep=0.5, forms=())
     for name, content in contents.items():
         torch.save(content, tmp_path / f"{name}.pt")
-        costs = model_costs(tmp_path / f"{name}.pt", keep=None if name == "needs" else 0.5)
-        masked[name] = costs.info is not None
-    dense = {"dense", "needs", "unknown", "tasks"}
-    assert masked == {name: name not in dense for name in contents}
-    assert model_costs(tmp_path / "needs.pt", keep=0.5).info is not None
+        if name in ("unknown", "tasks"):
+            with pytest.raises(EncodeArgumentError, match=r"whose rule is not known|give --task"):
+                model_costs(tmp_path / f"{name}.pt", options)
+        else:
+            costs = model_costs(tmp_path / f"{name}.pt", options)
+            assert (costs.info is None) == (name == "dense")
+    assert model_costs(tmp_path / "biprop.pt", options).keep == pytest.approx(0.4, abs=1e-3)
+    with pytest.raises(EncodeArgumentError, match="not the keep ratio"):
+        model_costs(tmp_path / "needs.pt", CostOptions(forms=()))
+
+
+def test_what_is_said_of_masks_belongs_to_a_checkpoint(tmp_path: Path) -> None:
+    with (tmp_path / "x.pemn").open("wb") as stream:
+        stream.write(encoded(plain(), masks={"fc": MASK}, manifest=False).getvalue())
+    for option in ("--rule=above=0", "--task=1", "--masks-from=zeros", "--masks=x.pt", "--keep=1"):
+        result = run("verify", tmp_path / "x.pemn", option)
+        assert result.exit_code == 2
+        assert f"{option.partition('=')[0]}: only with --against" in result.output
+    result = run("verify", tmp_path / "x.pemn", "--task=1", "--prefix=x", "--scores-name=y")
+    assert "--scores-name and --task and --prefix: only with --against" in result.output
+    assert run("verify", tmp_path / "x.pemn").exit_code == 0
 
 
 def test_masks_may_be_arrays() -> None:

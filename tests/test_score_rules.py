@@ -170,8 +170,12 @@ def test_a_rule_without_scores_is_refused() -> None:
     pruned = {"fc.weight": torch.ones(2), "fc.mask": torch.tensor([1, 0])}
     with pytest.raises(EncodeArgumentError, match="the masks follow from the checkpoint itself"):
         read_masks(pruned, rule="above=0")
-    with pytest.raises(EncodeArgumentError, match=r"there are no scores to apply it to$"):
-        read_masks({"fc.weight": torch.ones(2)}, rule="above=0")
+    ones = torch.ones(2, 2)
+    for given in ({"masks": {"fc.weight": ones}}, {"masks_from": "zeros"}):
+        with pytest.raises(EncodeArgumentError, match="there are no scores to apply it to: leave"):
+            read_masks({"fc.weight": ones}, rule="above=0", **given)
+    with pytest.raises(EncodeArgumentError, match="no scores to apply it to: one of its tensors"):
+        read_masks({"fc.weight": torch.eye(2)}, keep=0.5)
     named = {"fc.weight": torch.ones(2, 2), "fc.merit": torch.ones(2, 2)}
     words = r"apply it to: if fc\.merit are scores of fc\.weight, give --scores-name merit"
     with pytest.raises(EncodeArgumentError, match=words):

@@ -25,7 +25,7 @@ from pemncodec.checkpoints.official_scores import OFFICIAL_SCORES, read_named_sc
 from pemncodec.checkpoints.pemncodec_masking import PEMNCODEC_MASKING
 from pemncodec.checkpoints.supsup import SUPSUP
 from pemncodec.checkpoints.torch_prune import TORCH_PRUNE
-from pemncodec.checkpoints.unmasked import name_of_scores
+from pemncodec.checkpoints.unmasked import what_to_give
 from pemncodec.checkpoints.zero_masks import read_zeros
 from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
@@ -133,13 +133,11 @@ def read_masks(
     by_scores = scores_name is not None or any(dialect.by_scores for dialect in dialects)
     if asked_for and not by_scores:
         given = "keep" if keep is not None else "--rule (rule)"
-        hint = name_of_scores(state)
+        hint = "leave it out" if options.masks or masks_from else what_to_give(state)
         raise EncodeArgumentError(
             f"{given} is given, but the masks follow from the checkpoint itself: leave it out"
             if dialects
-            else f"{given} is given, but there are no scores to apply it to"
-            + ": " * bool(hint)
-            + hint
+            else f"{given} is given, but there are no scores to apply it to: {hint}"
         )
     if task is not None and SUPSUP not in dialects:
         raise EncodeArgumentError("--task (task=…) is for sets of scores, such as X.scores.0")
