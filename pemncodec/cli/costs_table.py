@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pemncodec.report.columns import ESTIMATED, OURS, Column, grouped
-from pemncodec.report.table import has_estimates, texts, title_lines
+from pemncodec.report.columns import OURS, Column, grouped
+from pemncodec.report.table import estimates, texts, title_lines
 
 if TYPE_CHECKING:
     from pemncodec.report.costs import ModelCosts
@@ -29,8 +29,8 @@ def print_costs(models: Sequence[ModelCosts], columns: Sequence[Column]) -> None
     for table in tables:
         # A name that is longer than a line is not cut.
         Console(width=max(width, _width(table)), highlight=False).print(table)
-    if has_estimates(models, columns):
-        Console(width=_ENDLESS, highlight=False).print(ESTIMATED)
+    if note := estimates(models, columns):
+        Console(highlight=False, soft_wrap=True).print(note)
 
 
 def _upright(models: Sequence[ModelCosts], columns: Sequence[Column]) -> Table:

@@ -26,7 +26,6 @@ GROUPS: Final[dict[Group, str]] = {
     "masked": "Bytes as masks, and as pruned networks with values of their own",
 }
 
-ESTIMATED: Final = "≈ estimated from a sample of the tensors; ≥ the largest error in that sample"
 OURS: Final = "pemn_bytes"  # the column that tables show in bold
 _METADATA = "metadata."
 

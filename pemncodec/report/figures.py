@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
-from pemncodec.report.plots import COLORS, bits_of
-from pemncodec.report.series import Comparison, bytes_text, comparisons
+from pemncodec.report.plots import bits_of
+from pemncodec.report.series import OUR_COLOR, Comparison, bytes_text, comparisons
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +71,6 @@ def _compare(comparison: Comparison, figure: Figure) -> None:
     rows = len(comparison.models)
     figure.set_size_inches(6.5, 1.1 + 0.3 * rows)
     axes = figure.subplots()
-    colors = cycle(COLORS)
     for number, series in enumerate(comparison.series):
         points = [(value, row) for row, value in enumerate(series.values) if value]
         axes.scatter(
@@ -80,7 +78,7 @@ def _compare(comparison: Comparison, figure: Figure) -> None:
             [row for _, row in points],
             s=36 if number == 0 else 22,
             marker=_MARKERS[number % len(_MARKERS)],
-            color=next(colors),
+            color=series.color,
             label=series.title,
             zorder=4 if number == 0 else 3,
         )
@@ -111,7 +109,7 @@ def _layer_bars(axes: Axes, model: ModelCosts) -> None:
     places = range(len(masked))
     bits = [bits_of(tensor.bytes, tensor) for tensor in masked]
     floor = [bits_of(tensor.order0_bytes or 0.0, tensor) for tensor in masked]
-    axes.bar(places, bits, color=COLORS[0], label="mask")
+    axes.bar(places, bits, color=OUR_COLOR, label="mask")
     marks: dict[str, Any] = {"marker": "_", "s": 60, "color": "#1e293b", "zorder": 3}
     axes.scatter(places, floor, label="floor of independent bits", **marks)
     axes.set_title(model.name, loc="left", fontsize=8)

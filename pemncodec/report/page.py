@@ -6,22 +6,20 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pemncodec.format.info import PARTS
-from pemncodec.report.columns import ESTIMATED, OURS, Column, grouped
+from pemncodec.report.columns import OURS, Column, grouped
 from pemncodec.report.forms import FORMS
 from pemncodec.report.plots import comparison_plot, forms_plot, layers_plot, parts_plot
-from pemncodec.report.series import comparisons
-from pemncodec.report.table import has_estimates, texts
+from pemncodec.report.series import PART_COLORS, comparisons
+from pemncodec.report.table import estimates, texts
 
 if TYPE_CHECKING:
     from pemncodec.report.costs import ModelCosts
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1e293b; --soft: #64748b; --line: #e2e8f0; --page: #fff;
-  --ours: #c2410c; --other: #94a3b8; --header: #64748b; --manifest: #a78bfa; --prototype: #eab308;
-  --dense: #0ea5e9; --mask: #c2410c; }
+  --ours: #c2410c; --other: #94a3b8; }
 @media (prefers-color-scheme: dark) { :root { --text: #e2e8f0; --soft: #94a3b8; --line: #334155;
-  --page: #0f172a; --ours: #fb923c; --other: #94a3b8; --header: #94a3b8; --mask: #fb923c; } }
+  --page: #0f172a; --ours: #fb923c; --other: #94a3b8; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
   max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; overflow-wrap: anywhere; }
@@ -41,7 +39,7 @@ svg .soft { fill: var(--soft); } .ours-bar { fill: var(--ours); } .other-bar { f
 .legend svg { display: inline; width: .7em; height: .7em; margin-right: .4em; }
 .bound { stroke: var(--text); stroke-width: 2; } .track { fill: var(--line); }
 .grid { stroke: var(--line); }
-""" + "".join(f".{part} {{ fill: var(--{part}); }}\n" for part in PARTS)
+""" + "".join(f".{part} {{ fill: {color}; }}\n" for part, color in PART_COLORS.items())
 _NOTES = """Other forms hold the tensors that the .pemn file gives, and no architecture; times
 smaller compares safetensors with the .pemn file without its architecture. Largest error: of any
 value of the .pemn file, relative to the largest of its tensor. Floor of independent bits: the least
@@ -61,9 +59,7 @@ def costs_page(models: Sequence[ModelCosts], columns: Sequence[Column], title: s
     body = [f"<h1>{escape(title)}</h1>"]
     for heading, group in grouped(columns).items():
         body += [f"<h3>{heading}</h3>", _table(models, group)]
-    if has_estimates(models, columns):
-        body.append(f"<p>{ESTIMATED}</p>")
-    body.append(f"<p>{_NOTES}</p>")
+    body += [f"<p>{note}</p>" for note in (estimates(models, columns), _NOTES) if note]
     if len(models) > 1:
         for figure in comparisons(models):
             body += [f"<h2>{figure.title}</h2>", comparison_plot(figure)]

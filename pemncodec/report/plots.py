@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pemncodec.format.info import FileInfo, TensorInfo
 from pemncodec.report.forms import FORMS
@@ -15,10 +15,6 @@ from pemncodec.report.series import Comparison, bytes_text
 if TYPE_CHECKING:
     from pemncodec.report.costs import ModelCosts
 
-COLORS: Final = (
-    "#c2410c", "#0ea5e9", "#a78bfa", "#eab308", "#10b981", "#ec4899", "#64748b", "#8b5cf6",
-    "#14b8a6", "#f43f5e", "#84cc16",
-)  # fmt: skip
 _ROW = 40  # pixels
 _NAME = 28  # characters that fit beside what is said of a layer on a narrow screen
 
@@ -91,18 +87,15 @@ def comparison_plot(figure: Comparison) -> str:
         marks.append(f'<text x="0" y="{y + 13}">{escape(name)}</text>')
         marks.append(f'<rect class="track" y="{y + 24}" width="100%" height="2"/>')
         # The first above the others.
-        for color, series in reversed(list(zip(COLORS, figure.series, strict=False))):
+        for series in reversed(figure.series):
             value = series.values[row]
             if value:
                 x = f"{100 * (math.log10(value) - low) / (high - low):.2f}%"
                 title = f"<title>{escape(series.title)}: {value:,}</title>"
                 marks.append(
-                    f'<circle cx="{x}" cy="{y + 25}" r="6" fill="{color}">{title}</circle>'
+                    f'<circle cx="{x}" cy="{y + 25}" r="6" fill="{series.color}">{title}</circle>'
                 )
-    legend = [
-        (f'fill="{color}"', series.title)
-        for color, series in zip(COLORS, figure.series, strict=False)
-    ]
+    legend = [(f'fill="{series.color}"', series.title) for series in figure.series]
     return _svg(height + 20, figure.title, marks) + _legend(legend)
 
 

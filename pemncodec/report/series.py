@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import cycle
+from typing import TYPE_CHECKING, Final
 
 from pemncodec.format.info import PARTS
 from pemncodec.report.forms import FORMS
@@ -13,6 +14,14 @@ from pemncodec.report.forms import FORMS
 if TYPE_CHECKING:
     from pemncodec.report.costs import ModelCosts
 
+# Of things that every model may have, so that a colour always means the same.
+OUR_COLOR: Final = "#c2410c"
+_COLORS = (
+    "#64748b", "#a78bfa", "#eab308", "#0ea5e9", "#10b981",
+    "#ec4899", "#6d28d9", "#0d9488", "#f43f5e", "#84cc16",
+)  # fmt: skip
+PART_COLORS: Final = dict(zip(PARTS, cycle(_COLORS), strict=False))
+_FORM_COLORS = dict(zip(FORMS, cycle(_COLORS), strict=False))
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -22,10 +31,12 @@ class Series:
 
     Attributes:
         title: of the kind.
+        color: of its marks.
         values: one for each model; None where it has none, or no byte.
     """
 
     title: str
+    color: str
     values: tuple[int | None, ...]
 
 
@@ -56,14 +67,21 @@ class Comparison:
 def comparisons(models: Sequence[ModelCosts]) -> list[Comparison]:
     """Figures of which there is something to show."""
     names = tuple(model.name for model in models)
-    ours = Series(".pemn", tuple(model.info.file_bytes if model.info else None for model in models))
+    ours = Series(
+        ".pemn", OUR_COLOR, tuple(model.info.file_bytes if model.info else None for model in models)
+    )
     parts = [
-        Series(part, tuple(model.info.parts[part] if model.info else None for model in models))
+        Series(
+            part,
+            PART_COLORS[part],
+            tuple(model.info.parts[part] if model.info else None for model in models),
+        )
         for part in PARTS
     ]
     forms = [
         Series(
             form.title,
+            _FORM_COLORS[key],
             tuple(model.forms[key].bytes if key in model.forms else None for model in models),
         )
         for key, form in FORMS.items()

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pemncodec.report.columns import ESTIMATED, OURS, Cell, Column
+from pemncodec.report.columns import OURS, Cell, Column
 
 if TYPE_CHECKING:
     from pemncodec.report.costs import ModelCosts
@@ -54,9 +54,12 @@ def texts(models: Sequence[ModelCosts], columns: Sequence[Column]) -> list[list[
     return [[cell_text(column, column.cell(model)) for column in columns] for model in models]
 
 
-def has_estimates(models: Sequence[ModelCosts], columns: Sequence[Column]) -> bool:
-    """Whether one of the values follows from a sample."""
-    return any(column.cell(model).estimated for model in models for column in columns)
+def estimates(models: Sequence[ModelCosts], columns: Sequence[Column]) -> str:
+    """What the marks of estimated values mean; nothing where there are none."""
+    kinds = {c.kind for c in columns for model in models if c.cell(model).estimated}
+    said = ["≈ estimated from a sample of the tensors"] * bool(kinds - {"error"})
+    said += ["≥ the largest error in a sample of the tensors"] * ("error" in kinds)
+    return "; ".join(said)
 
 
 def table_csv(models: Sequence[ModelCosts], columns: Sequence[Column]) -> str:
@@ -84,7 +87,8 @@ def table_markdown(models: Sequence[ModelCosts], columns: Sequence[Column]) -> s
         cells = zip(columns, map(_markdown, row), strict=True)
         lines.append([f"**{text}**" if text and c.key == OURS else text for c, text in cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{ESTIMATED}\n" if has_estimates(models, columns) else f"{table}\n"
+    note = estimates(models, columns)
+    return f"{table}\n\n{note}\n" if note else f"{table}\n"
 
 
 def table_latex(models: Sequence[ModelCosts], columns: Sequence[Column]) -> str:
@@ -103,9 +107,8 @@ def table_latex(models: Sequence[ModelCosts], columns: Sequence[Column]) -> str:
             _latex_row([rf"\textbf{{{t}}}" if t and c.key == OURS else t for c, t in cells])
         )
     lines.append(r"\bottomrule")
-    if has_estimates(models, columns):
-        note = rf"\multicolumn{{{len(columns)}}}{{l}}{{\footnotesize {_latex(ESTIMATED)}}}"
-        lines.append(_latex_row([note]))
+    if note := estimates(models, columns):
+        lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\footnotesize {_latex(note)}}} \\")
     lines.append(r"\end{tabular}")
     return "\n".join(lines) + "\n"
 
