@@ -445,6 +445,16 @@ def test_what_is_said_of_masks_belongs_to_a_checkpoint(tmp_path: Path) -> None:
     assert run("verify", tmp_path / "x.pemn").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    "name", ["model.fc.weight", "model.fc", "fc", "fc.weight", "model.fc_mask"]
+)
+def test_masks_go_by_names_with_and_without_a_prefix(name: str) -> None:
+    state = plain("model.fc.") | {"other.weight": torch.ones(1)}
+    stream = encoded(state, masks={name: MASK}, prefix="model.", manifest=False)
+    with pemncodec.open(stream) as file:
+        assert file.masked_keys() == ["fc.weight"]
+
+
 def test_masks_may_be_arrays() -> None:
     stream = encoded(plain(), masks={"fc": np.eye(2, 3)}, manifest=False)
     with pemncodec.open(stream) as file:

@@ -269,8 +269,10 @@ def namespace(**options: Any) -> dict[str, Any]:
             {"rule": "magnitude", "keep": 0.3},
         ),
         (namespace(conv_type="FastMultitaskMaskConv", sparsity=0.3), {"rule": "at-least=0"}),
-        # Each layer has another share then, which the file does not hold.
+        (namespace(conv_type="FastMultitaskMaskConv", er_sparsity=True), {"rule": "at-least=0"}),
         ({"args": {"lr": 0.1}}, {}),
+        ({"args": {"conv_type": torch.ones(2), "er_sparsity": torch.ones(2)}}, {}),
+        ({"prune_rate": torch.ones(2), "conv_type": None}, {}),
         ({"args": {"conv_type": "FastMultitaskMaskConv"}}, {"rule": "at-least=0"}),
     ],
 )
@@ -292,7 +294,7 @@ def test_what_a_checkpoint_records_is_used(
         (namespace(conv_type="SubnetConv", prune_rate=0.3), "layers SubnetConv, whose rule is not"),
         (
             namespace(conv_type="MultitaskMaskConv", sparsity=0.3, er_sparsity=True),
-            "layers MultitaskMaskConv, whose rule is not known",
+            "layers MultitaskMaskConv with er_sparsity, whose rule is not known",
         ),
         ({"prune_rate": 0.3}, r"prune_rate 0\.3, .*: give --keep 0\.3 or --keep 0\.7"),
         (namespace(prune_rate=0.3), r"prune_rate 0\.3, .*: give --keep 0\.3 or --keep 0\.7"),
@@ -469,3 +471,9 @@ def test_scores_under_a_name_that_the_caller_gives() -> None:
         read_masks(state | {"pool.importance": torch.ones(2)}, scores_name="importance", keep=0.5)
     with pytest.raises(EncodeArgumentError, match="not the keep ratio"):
         read_masks(state, scores_name="importance")
+
+
+def test_scores_that_fit_nothing_are_refused_by_every_rule() -> None:
+    for options in ({"rule": "above=0"}, {"keep": 0.5}):
+        with pytest.raises(EncodeError, match=r"pool\.scores: there is no pool\.weight"):
+            read_masks(scored([1.0, -2.0]) | {"pool.scores": torch.ones(2)}, **options)

@@ -126,9 +126,8 @@ def read_masks(
     asked_for = keep is not None or rule is not None
     read = read_named_scores(dict(state), options)
     for dialect in DIALECTS:
-        # Asked for masks by scores, a dialect refuses scores that fit nothing.
-        asked = asked_for and dialect.by_scores
-        if dialect in dialects or dialect.matches(read.tensors) or asked:
+        # Those by scores also refuse scores that fit nothing.
+        if dialect in dialects or dialect.matches(read.tensors) or dialect.by_scores:
             read = _joined(read, dialect.read(read.tensors, options))
     by_scores = scores_name is not None or any(dialect.by_scores for dialect in dialects)
     if asked_for and not by_scores:

@@ -118,10 +118,12 @@ def recorded_in(loaded: Any, nested: str) -> Recorded:
     masks, masks_are = _masks(loaded, nested)
     if own in _BIPROP and rate is not None:
         return Recorded(own, _BIPROP[own], rate, None, masks, masks_are)
-    if conv_type in _SUPSUP and not arguments.get("er_sparsity"):
+    if conv_type in _SUPSUP:
         rule = _SUPSUP[conv_type]
         share = _number(arguments.get("sparsity")) if rule == "magnitude" else None
-        if share is not None or rule != "magnitude":
+        if rule == "magnitude" and arguments.get("er_sparsity") is True:
+            conv_type = f"{conv_type} with er_sparsity"  # each layer's share follows from its shape
+        elif share is not None or rule != "magnitude":
             return Recorded(conv_type, rule, share, None, masks, masks_are)
     return Recorded(conv_type, None, None, rate, masks, masks_are)
 
