@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from pemncodec.architecture.batch_norm import fold_batch_norms
@@ -25,6 +26,7 @@ from pemncodec.checkpoints.plain_module import in_module_order, plain_module
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
+from pemncodec.tensors import dtype_name
 
 _CACHED: Final = (
     "the model returns caches of earlier calls, the file's network does not: it was described with "
@@ -72,6 +74,7 @@ def describe_network(
     """
     effective = state.effective()
     plain = plain_module(module, state, effective)
+    notes: tuple[str, ...] = ()
     given, axes = options.example_inputs, options.dynamic_axes
     if isinstance(given, Mapping):
         given, axes = in_order(plain, given, axes)
@@ -81,6 +84,7 @@ def describe_network(
         inputs = specified_inputs(specs)
     else:
         inputs = guessed_inputs(plain)
+        notes = (_guessed(inputs.tensors[0]),)
     original = Reference(plain, inputs)
     original.evaluated()  # what cannot be run is refused before it is described
     if options.fold_bn:
@@ -108,5 +112,11 @@ def describe_network(
         )
     state = in_module_order(state, plain)
     effective = {name: effective[name] for name in state.tensors}
-    notes = (_CACHED,) * cached
+    notes += (_CACHED,) * cached
     return Network(module, state, effective, inputs, trace, original, notes)
+
+
+def _guessed(batch: Tensor) -> str:
+    sizes = ",".join(map(str, batch.shape[1:]))
+    what = sizes if batch.dtype == torch.float32 else f"{dtype_name(batch)}:{sizes}"
+    return f"compared on inputs of a guessed shape, {what}; --example-shape gives another"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import random_masks
 from torch import Tensor, nn
 
 import pemncodec
@@ -168,3 +169,20 @@ def test_two_masks_for_one_weight_by_two_names_are_refused() -> None:
     masks = {"fc.weight": torch.eye(4), "module.fc.weight": torch.ones(4, 4)}
     with pytest.raises(EncodeArgumentError, match=r"two for one weight, among fc\.weight, module"):
         encoded(state, masks=masks, manifest=False)
+
+
+def test_a_guess_is_said() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    report = pemncodec.encode(module, io.BytesIO(), masks=random_masks(module))
+    said = "compared on inputs of a guessed shape, 3,32,32; --example-shape gives another"
+    assert report.notes[0] == said
+    module = nn.Embedding(7, 4)
+    report = pemncodec.encode(module, io.BytesIO(), masks=random_masks(module))
+    assert "a guessed shape, int64:16;" in report.notes[0]
+    given = pemncodec.encode(
+        module,
+        io.BytesIO(),
+        masks=random_masks(module),
+        example_inputs=torch.zeros(2, 16, dtype=torch.int64),
+    )
+    assert not any("guessed" in note for note in given.notes)
