@@ -379,6 +379,12 @@ def test_a_single_set_of_scores_needs_no_task() -> None:
     assert masks_of(state, rule="at-least=0", task=4) == [[1, 0, 1]]
 
 
+def test_what_is_no_number_of_a_task() -> None:
+    names = ["scores.01", "scores.", "scores.x", "scores.-1", "scores.1.2", f"scores.{'1' * 5000}"]
+    state = {"weight": torch.ones(2)} | {name: torch.tensor([1.0, -1.0]) for name in names}
+    assert list(read_masks(state).tensors) == list(state)
+
+
 def test_what_a_task_takes_of_a_network_with_several() -> None:
     state = {
         "a.weight": torch.ones(2),
@@ -471,6 +477,25 @@ def test_scores_under_a_name_that_the_caller_gives() -> None:
         read_masks(state | {"pool.importance": torch.ones(2)}, scores_name="importance", keep=0.5)
     with pytest.raises(EncodeArgumentError, match="not the keep ratio"):
         read_masks(state, scores_name="importance")
+
+
+def test_scores_of_biases_are_not_passed_over() -> None:
+    state = {
+        "fc.weight": torch.ones(2, 2), "fc.scores": torch.eye(2) - 2, "fc.bias": torch.ones(2),
+        "fc.bias_scores": torch.tensor([1.0, 2.0]), "other.bias_scores": torch.ones(1),
+    }  # fmt: skip
+    words = r"fc\.bias_scores: how scores of a bias are used differs .*: give the mask of fc\.bias"
+    with pytest.raises(EncodeError, match=words):
+        read_masks(state, keep=0.5)
+    weight = {"masks": {"fc.weight": torch.eye(2), "fc.bias": torch.tensor([0, 1])}}
+    read = read_masks(state, **weight)
+    assert list(read.tensors) == ["fc.weight", "fc.bias", "other.bias_scores"]
+    assert list(read.masks) == ["fc.weight", "fc.bias"]
+    read = read_masks(state, keep=0.5, own=["fc.bias_scores", "other.bias_scores"])
+    assert "fc.bias_scores" in read.tensors
+    assert (
+        "bias_scores" in read_masks({"bias": torch.ones(1), "bias_scores": torch.ones(1)}).tensors
+    )
 
 
 def test_scores_that_fit_nothing_are_refused_by_every_rule() -> None:

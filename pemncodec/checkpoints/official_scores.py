@@ -44,14 +44,31 @@ def _check_all(state: StateDict, called: str, options: MaskOptions) -> None:
             check_shape(name, state[name], weight, state[weight])
 
 
+def _without_biases(state: StateDict, called: str, options: MaskOptions) -> StateDict:
+    """Without scores of biases, which code ranks by themselves or together with the weight's."""
+    plain = {}
+    for name, tensor in state.items():
+        bias = name.removesuffix(f"bias_{called}") + "bias"
+        scores = name not in options.own and name.endswith(f"bias_{called}") and bias in state
+        if not scores or state[bias].shape != tensor.shape:
+            plain[name] = tensor
+        elif bias not in options.masks:
+            raise EncodeError(
+                f"{name}: how scores of a bias are used differs between codes: give the mask of "
+                f"{bias} (masks=…, --masks)"
+            )
+    return plain
+
+
 def _read_called(state: StateDict, called: str, options: MaskOptions) -> MaskedState:
-    if options.keep is not None or options.rule is not None:
-        _check_all(state, called, options)
     scores = scores_by_weight(state, called)
-    return read_scores(state, scores, options, label=called, default="magnitude")
+    plain = _without_biases(state, called, options) if scores else state
+    return read_scores(plain, scores, options, label=called, default="magnitude")
 
 
 def _read_official(state: StateDict, options: MaskOptions) -> MaskedState:
+    if options.keep is not None or options.rule is not None:
+        _check_all(state, _OFFICIAL, options)
     return _read_called(state, _OFFICIAL, options)
 
 

@@ -13,8 +13,8 @@ from pemncodec.checkpoints.scored_weights import read_scores
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.masking.masked_state import MaskedState, StateDict
 
-_SCORES = re.compile(r"(?P<module>|.*\.)scores\.(?P<task>\d+)", re.ASCII)
-_NORM = re.compile(r"(?P<module>|.*\.)bns\.(?P<task>\d+)\.(?P<entry>[^.]+)", re.ASCII)
+_SCORES = re.compile(r"(?P<module>|.*\.)scores\.(?P<task>0|[1-9]\d{0,8})", re.ASCII)
+_NORM = re.compile(r"(?P<module>|.*\.)bns\.(?P<task>0|[1-9]\d{0,8})\.(?P<entry>[^.]+)", re.ASCII)
 _STACKED = "stacked"  # all masks of a weight, kept while the published code looks for the task
 
 
