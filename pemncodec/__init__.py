@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from pemncodec import generator as generator
@@ -63,6 +64,8 @@ __all__ = [
     "open",
 ]
 __version__ = "0.1.0"
+# What the loggers below "pemncodec" say is shown by programs that ask for it, and by no others.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _NEEDS_TORCH = {
     "encode": "pemncodec.encoding",

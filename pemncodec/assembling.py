@@ -77,7 +77,7 @@ def assemble_contents(
     trace: Trace | None,
     options: EncodeOptions,
     origin: Origin | None = None,
-    progress: Callable[[float], None] | None = None,
+    step: Callable[[str, float | None], None] = lambda _, __: None,
 ) -> Contents:
     """What the file holds.
 
@@ -87,7 +87,7 @@ def assemble_contents(
         trace: the manifest and tensors of its own; None for a file without.
         options: prototypes that are given, metadata, whether batch norms were folded.
         origin: the file that all of it comes from.
-        progress: called with the share that is done of the search for seeds.
+        step: called with what is under way, and the share of it that is done.
 
     Raises:
         PrototypeMismatchError: no weights come from one of the given prototypes, or from the seed
@@ -97,8 +97,11 @@ def assemble_contents(
     own = {name: tensor for name, tensor in state.tensors.items() if name not in state.aliases}
     arrays = {name: tensor_to_array(tensor, name) for name, tensor in own.items()}
     masked = [name for name in own if name in state.masks]
-    layers = with_seeds(masked_layers(state, masked, arrays), options, progress)
-    prototypes, fills = recover_prototypes(layers, options.prototypes)
+    layers = masked_layers(state, masked, arrays)
+    layers = with_seeds(layers, options, lambda share: step("looking for seeds", share))
+    prototypes, fills = recover_prototypes(
+        layers, options.prototypes, lambda share: step("looking for prototypes", share)
+    )
     unused = [prototype for prototype in options.prototypes if prototype not in prototypes]
     if unused:
         raise PrototypeMismatchError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ from pemncodec.tensors import array_to_tensor, tensor_to_array
 from pemncodec.values.on_device import fill_masked_on
 
 Progress = Callable[[float], None]
+_LOG: Final = logging.getLogger(__name__)
 
 Dense = Callable[[Sequence[MaskedValues], Progress], dict[str, Tensor]]
 """Masked values of a file to tensors by name."""
@@ -68,6 +71,7 @@ def decode(
         DecodeError: the file is damaged, or no .pemn file.
     """
     with open_file(source, limits=limits) as file:
+        _LOG.debug("decoding %r", file)
         if into is None:
             return load_module(file, device, trust, dtype)
         if torch.device(device).type != "cpu" or trust:
@@ -90,6 +94,7 @@ def load_state_dict(
     Tied names share one tensor. Arguments and errors as in `decode`; needs no manifest.
     """
     with open_file(source, limits=limits) as file:
+        _LOG.debug("decoding %r", file)
         return load_state(file, device, dtype=dtype)
 
 
@@ -111,19 +116,20 @@ def load_module(
     device: torch.device | str,
     trust: Collection[str] = (),
     dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """The module of an open file; see `decode`."""
     manifest = file.manifest or {}
     frozen = [*manifest.get("frozen", ()), *file.masked_keys()]
     if manifest.get("format") == BUILDER_FORMAT:
         module = build_trusted(manifest, trust).to(check_device(device), check_dtype(dtype))
-        load_built(module, load_tensors(file, device, dtype=dtype), frozen)
+        load_built(module, load_tensors(file, device, progress, dtype=dtype), frozen)
         remember_file(module, file)
         return module.eval()
     check_device(device)
     check_dtype(dtype)
     module = build_empty_module(file)
-    tensors = load_tensors(file, device, dtype=dtype)
+    tensors = load_tensors(file, device, progress, dtype=dtype)
     aliases = file.aliases
     assign_tensors(
         module,

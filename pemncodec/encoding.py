@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensor
 from pemncodec.seeds import seeds_note
 
 Progress = Callable[[str, float | None], None]
+_LOG: Final = logging.getLogger(__name__)
 
 
 def encode(
@@ -157,7 +159,7 @@ def encode_with(
     progress: Progress | None = None,
 ) -> Report:
     """What `encode` does, by options as one value."""
-    step = progress or (lambda _, __: None)
+    step = _logged(progress)
     if isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(target).parent))
     step("reading masks", None)
@@ -189,13 +191,13 @@ def encode_with(
         network.trace if network else None,
         options,
         origin,
-        lambda share: step("looking for seeds", share),
+        step,
     )
     pieces = encode_contents(contents, lambda share: step("coding", share), options.preset)
     step("verifying", None)
     stream = io.BytesIO(b"".join(pieces))
     if network is None:
-        report = prove_tensors(stream, as_written)
+        report = prove_tensors(stream, as_written, step)
     else:
         report = prove_network(stream, as_written, network, options, step)
     if losing:
@@ -206,7 +208,25 @@ def encode_with(
     report = replace(report, rules=rules_in_words(state), notes=notes)
     step("writing", None)
     write_file(pieces, target)
+    for note in notes:
+        _LOG.info("%s", note)
+    _LOG.info("wrote %s: %r", target if isinstance(target, str | os.PathLike) else "", report)
     return report
+
+
+def _logged(progress: Progress | None) -> Progress:
+    """A function that is told of every step: the caller's, and each new step in the log."""
+    latest = ""
+
+    def step(name: str, share: float | None) -> None:
+        nonlocal latest
+        if name != latest:
+            latest = name
+            _LOG.debug("%s", name)
+        if progress is not None:
+            progress(name, share)
+
+    return step
 
 
 def _of_file(file: PemnFile, options: EncodeOptions) -> nn.Module | Mapping[str, Tensor]:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import BinaryIO
 
 import torch
@@ -36,7 +37,7 @@ _ROUNDING = 1e-6  # of the largest output
 _UNLIMITED = Limits(decoded_bytes=1 << 62)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """What `encode` wrote.
 
@@ -58,19 +59,46 @@ class Report:
     rules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return "\n".join([str(self.info), *self.findings])
 
-def prove_tensors(stream: BinaryIO, state: MaskedState) -> Report:
+    def __repr__(self) -> str:
+        return f"<Report: {self.info}; verified: {self.verified}>"
+
+    def _repr_html_(self) -> str:
+        lines = "<br>".join(map(escape, self.findings))
+        return f"{self.info._repr_html_()}\n<p>{lines}</p>"
+
+    @property
+    def findings(self) -> list[str]:
+        """All but the bytes, in a sentence each."""
+        lines = [f"masks: {rule}" for rule in self.rules]
+        lines.append(f"verified: {self.verified}")
+        if self.difference is not None:
+            difference = f"{self.difference:.2g} of the original's largest"
+            lines.append(f"shortening changes outputs by up to {difference}")
+        if self.accuracy is not None:
+            before, after = self.accuracy
+            lines.append(f"accuracy: {before:g} before, {after:g} after")
+        return [*lines, *(f"note: {note}" for note in self.notes)]
+
+
+def prove_tensors(
+    stream: BinaryIO, state: MaskedState, step: Callable[[str, float | None], None]
+) -> Report:
     """Decode a file without a manifest, and compare every tensor.
 
     Args:
         stream: the file.
         state: what it was made of, shortened where that was asked for.
+        step: called with what is under way, and the share of it that is done.
 
     Raises:
         EncodeError: a tensor differs.
     """
     with open_file(stream, limits=_UNLIMITED) as file:
-        compare_states(load_tensors(file, "cpu"), state.effective())
+        tensors = load_tensors(file, "cpu", lambda share: step("verifying", share / 2))
+        compare_states(tensors, state.effective(), lambda share: step("verifying", 0.5 + share / 2))
         return Report(file.info(), "every tensor bit for bit")
 
 
@@ -79,7 +107,7 @@ def prove_network(
     state: MaskedState,
     network: Network,
     options: EncodeOptions,
-    step: Callable[[str, None], None],
+    step: Callable[[str, float | None], None],
 ) -> Report:
     """Rebuild a file's module once, compare its tensors, and run it beside the original.
 
@@ -88,7 +116,7 @@ def prove_network(
         state: what it was made of, shortened where that was asked for.
         network: what its manifest was made of.
         options: what else to compare.
-        step: called with what is under way.
+        step: called with what is under way, and the share of it that is done.
 
     Raises:
         EncodeError: a tensor differs, or the accuracy falls by more than is allowed.
@@ -96,11 +124,16 @@ def prove_network(
         UnsupportedModelError: an output differs, or readers would refuse the module.
     """
     with open_file(stream, limits=_UNLIMITED) as file:
-        rebuilt = _rebuilt(file, options)
+        rebuilt = _rebuilt(file, options, lambda share: step("verifying", share / 2))
         info = file.info()
     own = rebuilt.state_dict() if options.builder else named_tensors(rebuilt)
     expected = network.effective if state is network.state else state.effective()
-    compare_states(own, {**expected, **network.trace.tensors})
+    compare_states(
+        own,
+        {**expected, **network.trace.tensors},
+        lambda share: step("verifying", 0.5 + share / 2),
+    )
+    step("comparing outputs", None)
     as_written = network.original
     lossy = state is not network.state or options.fold_bn
     if lossy:
@@ -146,9 +179,11 @@ def prove_own_masks(network: Network, state: MaskedState) -> None:
         )
 
 
-def _rebuilt(file: PemnFile, options: EncodeOptions) -> nn.Module:
+def _rebuilt(
+    file: PemnFile, options: EncodeOptions, progress: Callable[[float], None]
+) -> nn.Module:
     try:
-        return load_module(file, "cpu", options.trust)
+        return load_module(file, "cpu", options.trust, progress=progress)
     except ManifestError as error:
         raise UnsupportedModelError(
             f"readers would refuse the rebuilt module: {error}; "
@@ -163,8 +198,17 @@ def _in_words(network: Network, rounding: float) -> str:
     return f"every tensor bit for bit, {outputs} at batch sizes {sizes} in {modes}"
 
 
-def compare_states(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def compare_states(
+    actual: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    progress: Callable[[float], None] | None = None,
+) -> None:
     """Compare two state dicts: names, their order, and every bit.
+
+    Args:
+        actual: by name.
+        expected: by name.
+        progress: called with the share of all values that is compared.
 
     Raises:
         EncodeError: they differ; names the first difference.
@@ -174,9 +218,13 @@ def compare_states(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         extra = [name for name in actual if name not in expected]
         cause = f"missing {missing[0]}" if missing else f"unexpected {extra[0]}" if extra else ""
         raise EncodeError(f"tensor names differ: {cause or 'other order'}")
+    count, done = sum(tensor.numel() for tensor in expected.values()), 0
     for name in expected:
         if not same_bits(actual[name], expected[name]):
             raise EncodeError(f"{name} differs")
+        done += expected[name].numel()
+        if progress is not None and count:
+            progress(done / count)
 
 
 def _accuracy(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pemncodec.cli.options import force_option, max_memory_option, quiet_option
+from pemncodec.cli.options import force_option, json_option, max_memory_option, quiet_option
 from pemncodec.cli.streams import STDIO, FileName, check_output, named, opened, output_target
-from pemncodec.cli.terminal import steps
+from pemncodec.cli.terminal import Step, print_json, steps
 from pemncodec.errors import EncodeError
 from pemncodec.format.atomic import write_file
 from pemncodec.limits import Limits
@@ -45,6 +45,7 @@ _EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")
 @max_memory_option
 @force_option
 @quiet_option
+@json_option
 def decode(
     source: str,
     output: str,
@@ -54,6 +55,7 @@ def decode(
     max_memory: int,
     force: bool,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Decode to a plain state dict (masks applied, masked-out weights 0), or to a network.
 
@@ -71,7 +73,10 @@ def decode(
     if suffix in _EXPORT_SUFFIXES:
         if device != "cpu":
             raise click.UsageError(f"--device is for state dicts, not for {suffix}")
-        _export(source, output, batch, trust, max_memory, quiet=quiet)
+        with steps(quiet=quiet) as step:
+            _export(source, output, batch, trust, max_memory, step)
+        written = Path(output).stat().st_size
+        _say(output, {"bytes": written}, f"{written:,} bytes", quiet=quiet, as_json=as_json)
         return
     if batch is not None or trust:
         raise click.UsageError(f"--batch and --trust are for {', '.join(_EXPORT_SUFFIXES)}")
@@ -84,8 +89,15 @@ def decode(
             metadata = file.metadata
         step("writing", None)
         _save_state_dict(state, metadata, output)
-    if not quiet:
-        click.echo(f"{output}: {len(state)} tensors", err=True)
+    count = len(state)
+    _say(output, {"tensors": count}, f"{count} tensors", quiet=quiet, as_json=as_json)
+
+
+def _say(output: str, written: dict[str, int], text: str, *, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"output": output, **written}, to_stderr=output == STDIO)
+    elif not quiet:
+        click.echo(f"{output}: {text}", err=True)
 
 
 def _export(
@@ -94,21 +106,17 @@ def _export(
     batch: int | None,
     trust: Sequence[str],
     max_memory: int,
-    *,
-    quiet: bool,
+    step: Step,
 ) -> None:
-    with steps(quiet=quiet) as step:
-        step("loading torch", None)
-        from pemncodec import export
+    step("loading torch", None)
+    from pemncodec import export
 
-        write = {".pt2": export.to_pt2, ".onnx": export.to_onnx, ".pte": export.to_executorch}
-        step("exporting", None)
-        given = io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source
-        with named(source), output_target(output) as target:
-            limits = Limits(decoded_bytes=max_memory)
-            write[Path(output).suffix](given, target, batch=batch, limits=limits, trust=trust)
-    if not quiet:
-        click.echo(f"{output}: {Path(output).stat().st_size:,} bytes", err=True)
+    write = {".pt2": export.to_pt2, ".onnx": export.to_onnx, ".pte": export.to_executorch}
+    step("exporting", None)
+    given = io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source
+    with named(source), output_target(output) as target:
+        limits = Limits(decoded_bytes=max_memory)
+        write[Path(output).suffix](given, target, batch=batch, limits=limits, trust=trust)
 
 
 def _save_state_dict(state: dict[str, Tensor], metadata: dict[str, str], output: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,23 @@ from pemncodec.cli.options import (
     parse_argv,
     parse_dense,
     parse_kwargs,
+    parse_metadata,
     prefix_option,
     quiet_option,
     trust_pickle_option,
 )
-from pemncodec.cli.streams import STDIO, FileName, check_output, checkpoint_path, named
+from pemncodec.cli.streams import (
+    STDIO,
+    FileName,
+    check_output,
+    checkpoint_path,
+    named,
+    output_target,
+)
 from pemncodec.cli.terminal import print_json, print_report, report_json, steps
 from pemncodec.cli.user_code import load_architecture, load_object, no_exit, user_code
 from pemncodec.coders.masks import PRESETS, Preset
+from pemncodec.format.atomic import write_file
 from pemncodec.options import EncodeOptions, FindSeed
 
 
@@ -91,6 +99,9 @@ from pemncodec.options import EncodeOptions, FindSeed
     help="Look for the seeds of torch behind the weights: for some seconds, or one (quick).",
 )
 @click.option("--seed", type=int, help="What torch.manual_seed was given, if you know it.")
+@click.option(
+    "--metadata", multiple=True, metavar="KEY=VALUE", help="Text to keep in the file; repeatable."
+)
 @trust_pickle_option
 @force_option
 @quiet_option
@@ -115,6 +126,7 @@ def encode(
     max_drop: float | None,
     find_seed: FindSeed,
     seed: int | None,
+    metadata: Sequence[str],
     trust_pickle: bool,
     force: bool,
     quiet: bool,
@@ -170,6 +182,7 @@ def encode(
             max_drop=max_drop,
             find_seed=find_seed,
             seed=seed,
+            metadata=parse_metadata(metadata),
         )
         step("reading the checkpoint", None)
         with checkpoint_path(source) as path, no_exit(f"code of {source}"):
@@ -179,8 +192,8 @@ def encode(
             target = written if output == STDIO else output
             report = encode_with(options, loaded.source, target, step)
     if output == STDIO:
-        sys.stdout.buffer.write(written.getbuffer())
-        sys.stdout.buffer.flush()
+        with output_target(output) as stdout:
+            write_file([written.getbuffer()], stdout)
     if as_json:
         print_json(report_json(report), to_stderr=output == STDIO)
     elif not quiet:

@@ -33,13 +33,24 @@ def main() -> None:
     except PemnError as error:
         fail(str(error), 1)
     except BrokenPipeError:
-        # The reader has gone; closing stdout must not report it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader has gone
         raise SystemExit(1) from None
     except OSError as error:
+        if _drop_output() and error.filename is None:
+            error.filename = "standard output"
         # Not the name of a temporary file beside the target.
         if isinstance(error.filename, str) and ".pemn-" in Path(error.filename).name:
             fail(f"cannot write in {Path(error.filename).parent}: {error.strerror}", 1)
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except MemoryError:
         fail("out of memory", 1)
+
+
+def _drop_output() -> bool:
+    """Whether standard output takes nothing more: what is left must not fail again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

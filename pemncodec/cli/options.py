@@ -83,6 +83,18 @@ def parse_dense(options: Sequence[str]) -> dict[str, Any]:
     return modes
 
 
+def parse_metadata(options: Sequence[str]) -> dict[str, str]:
+    metadata: dict[str, str] = {}
+    for option in options:
+        key, found, value = option.partition("=")
+        if not key or not found:
+            raise click.BadParameter(f"{option!r} is not KEY=VALUE", param_hint="--metadata")
+        if key in metadata:
+            raise click.BadParameter(f"two values for {key}", param_hint="--metadata")
+        metadata[key] = value
+    return metadata
+
+
 def parse_argv(text: str | None, arch: str | None, *, builder: bool) -> list[str]:
     if text is None:
         return []

@@ -14,6 +14,7 @@ import click
 from pemncodec.checkpoints.kinds import advice
 from pemncodec.cli.terminal import visible
 from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, NotPemnError, PemnError
+from pemncodec.format.atomic import named_errors
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
 
@@ -83,8 +84,9 @@ def output_target(output: str) -> Iterator[str | BinaryIO]:
     if output != STDIO:
         yield output
         return
-    yield sys.stdout.buffer
-    sys.stdout.buffer.flush()
+    with named_errors("standard output"):
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
 
 
 @contextlib.contextmanager

@@ -58,12 +58,7 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
     # Nothing is cut or left out in what goes to a file or pipe.
     width = None if (sys.stderr if to_stderr else sys.stdout).isatty() else 1000
     console = Console(stderr=to_stderr, width=width, highlight=False)
-    ratio = info.dense_model_bytes / info.file_bytes
-    compared = f"[bold]{ratio:.1f}×[/] smaller" if ratio >= 1 else "larger"
-    console.print(
-        f"[bold]{escape(name)}[/]  {info.file_bytes:,} bytes, "
-        f"{compared} than {info.dense_model_bytes:,} bytes of plain tensors"
-    )
+    console.print(f"[bold]{escape(name)}[/]  {escape(str(info))}")
     parts = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title, justify in (("part", "left"), ("bytes", "right"), ("share", "right"), ("", "left")):
         parts.add_column(title, justify=justify)  # type: ignore[arg-type]
@@ -120,16 +115,7 @@ def report_json(report: Report) -> dict[str, Any]:
 def print_report(name: str, report: Report, *, verbose: bool, to_stderr: bool) -> None:
     """What `encode` wrote: the file's parts, and what was proven of it."""
     print_info(name, report.info, verbose=verbose, to_stderr=to_stderr)
-    lines = [f"masks: {rule}" for rule in report.rules]
-    lines.append(f"verified: {report.verified}")
-    if report.difference is not None:
-        difference = f"{report.difference:.2g} of the original's largest"
-        lines.append(f"shortening changes outputs by up to {difference}")
-    if report.accuracy is not None:
-        before, after = report.accuracy
-        lines.append(f"accuracy: {before:g} before, {after:g} after")
-    lines += [f"note: {note}" for note in report.notes]
-    click.echo("\n".join(map(visible, lines)), err=to_stderr)
+    click.echo("\n".join(map(visible, report.findings)), err=to_stderr)
 
 
 _PROTOTYPES_SHOWN = 4

@@ -8,13 +8,14 @@ from pemncodec.architecture.manifest import FORMAT
 from pemncodec.cli.comparing import compare_files
 from pemncodec.cli.mask_options import MaskArguments, mask_options
 from pemncodec.cli.options import (
+    json_option,
     max_memory_option,
     prefix_option,
     quiet_option,
     trust_pickle_option,
 )
 from pemncodec.cli.streams import FileName, named, opened
-from pemncodec.cli.terminal import steps
+from pemncodec.cli.terminal import print_json, steps
 
 
 @click.command()
@@ -25,6 +26,7 @@ from pemncodec.cli.terminal import steps
 @trust_pickle_option
 @max_memory_option
 @quiet_option
+@json_option
 def verify(
     source: str,
     against: str | None,
@@ -33,6 +35,7 @@ def verify(
     trust_pickle: bool,
     max_memory: int,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Decode all of a file and check every rule of the format."""
     given = [*mask_arguments.given(), *(["--prefix"] if prefix is not None else [])]
@@ -41,7 +44,7 @@ def verify(
     with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
         step("verifying", None)
         if against is None:
-            file.verify()
+            file.verify(lambda share: step("verifying", share))
         else:
             given_masks = mask_arguments.choices()
             compare_files(file, against, given_masks, prefix, trust_pickle=trust_pickle)
@@ -50,6 +53,8 @@ def verify(
 
             build_empty_module(file)
         count = len(file.keys())
-    if not quiet:
+    if as_json:
+        print_json({"file": source, "valid": True, "tensors": count, "against": against})
+    elif not quiet:
         compared = f", every one bit for bit as in {against}" if against else ""
         click.echo(f"{source}: valid, {count} tensors{compared}")

@@ -22,9 +22,20 @@ def write_file(
         for piece in pieces:
             target.write(piece)
         return
-    with atomic_path(target) as temporary, temporary.open("wb") as stream:
+    with named_errors(os.fspath(target)), atomic_path(target) as path, path.open("wb") as stream:
         for piece in pieces:
             stream.write(piece)
+
+
+@contextlib.contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Errors of writing know no file, as of a disk that is full: they get the name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = name
+        raise
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from pemncodec.format.header import (
     TensorRow,
 )
 from pemncodec.format.masked_sections import MaskedSections
+from pemncodec.format.notebook import html_table
 
 PARTS = ("header", "manifest", "prototype", "dense", "mask")
 
@@ -53,7 +54,7 @@ class TensorInfo:
     relative_error: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class FileInfo:
     """A file's bytes in five parts that add up to `file_bytes`.
 
@@ -82,6 +83,24 @@ class FileInfo:
     metadata: dict[str, str]
     tensors: tuple[TensorInfo, ...]
     inference_only: bool = False
+
+    def __str__(self) -> str:
+        ratio = self.dense_model_bytes / self.file_bytes
+        compared = f"{ratio:.1f}× smaller" if ratio >= 1 else "larger"
+        return (
+            f"{self.file_bytes:,} bytes, {compared} than {self.dense_model_bytes:,} bytes of plain "
+            "tensors"
+        )
+
+    def __repr__(self) -> str:
+        return f"<FileInfo: {self}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (part, f"{size:,}", f"{size / self.file_bytes:.1%}")
+            for part, size in self.parts.items()
+        ]
+        return html_table(str(self), ("part", "bytes", "share"), rows)
 
     @property
     def parts(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -19,10 +20,12 @@ from pemncodec.format.header import (
     DenseRow,
     Header,
     MaskedRow,
+    TensorRow,
     decode_header,
 )
 from pemncodec.format.info import FileInfo, file_info
 from pemncodec.format.masked_sections import MaskedSections, MaskedValues
+from pemncodec.format.notebook import html_table
 from pemncodec.format.sections import SectionSource, Source, StreamSections, in_section
 from pemncodec.limits import Limits
 
@@ -52,6 +55,7 @@ class PemnFile:
             OSError: from the file system.
         """
         self.limits = limits or Limits()
+        self._name = f"{os.fspath(source)!r}: " if isinstance(source, str | os.PathLike) else ""
         if not isinstance(source, SectionSource):
             source = StreamSections(source, self.limits)
         self._source = source
@@ -71,6 +75,23 @@ class PemnFile:
     def close(self) -> None:
         """Closes what opening has opened."""
         self._source.close()
+
+    def __repr__(self) -> str:
+        what = "an architecture" if "manifest" in self.header.sections else "no architecture"
+        return (
+            f"<PemnFile {self._name}{self.container.file_size:,} bytes, {len(self._rows):,} "
+            f"tensors, {len(self.header.masks):,} of them masked, {what}>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(row.name, *self._shown(row)) for row in self.header.tensors]
+        return html_table(repr(self)[1:-1], ("tensor", "kind", "dtype", "shape"), rows)
+
+    def _shown(self, row: TensorRow) -> tuple[str, str, str]:
+        placed = self.placed_row(row.name)
+        kind = f"same as {row.target}" if isinstance(row, AliasRow) else ""
+        kind = kind or ("masked" if isinstance(row, MaskedRow) else "dense")
+        return kind, placed.dtype, "×".join(map(str, placed.shape)) or "scalar"
 
     def __enter__(self) -> Self:
         return self
@@ -191,15 +212,22 @@ class PemnFile:
         values = [(self.masked_values(name), target) for name, target in targets.items()]
         fill_tensors(values, progress)
 
-    def verify(self) -> None:
+    def verify(self, progress: Callable[[float], None] | None = None) -> None:
         """Decodes everything once.
+
+        Args:
+            progress: called with the share of all values that is decoded, 0 to 1.
 
         Raises:
             DecodeError: the first rule of the format that is found broken.
         """
-        for row in self.header.tensors:
-            if not isinstance(row, AliasRow):
-                self.tensor(row.name)
+        own = [row for row in self.header.tensors if not isinstance(row, AliasRow)]
+        count, done = sum(numel(row.shape) for row in own), 0
+        for row in own:
+            self.tensor(row.name)
+            done += numel(row.shape)
+            if progress is not None and count:
+                progress(done / count)
         self.verify_rest()
 
     def verify_rest(self) -> None:

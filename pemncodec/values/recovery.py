@@ -7,7 +7,7 @@ value or was baked (multiplied by its mask).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,9 @@ class Layer:
 
 
 def recover_prototypes(
-    layers: Sequence[Layer], seeded: Sequence[Seeded] = ()
+    layers: Sequence[Layer],
+    seeded: Sequence[Seeded] = (),
+    progress: Callable[[float], None] | None = None,
 ) -> tuple[tuple[Prototype, ...], tuple[Fill, ...]]:
     """Short prototypes that reproduce every used value, and each layer's fill.
 
@@ -61,12 +63,21 @@ def recover_prototypes(
     Args:
         layers: the masked layers.
         seeded: prototypes that the layers may come from, tried before anything is stored.
+        progress: called with the share of the weights that have a prototype.
     """
     fills: list[Fill | None] = [None] * len(layers)
     prototypes: list[Prototype] = []
     numbers: dict[Seeded, int] = {}
     latest: dict[Seeded, Array] = {}
     weights = sum(layer.values.size for layer in layers)
+    done = 0
+
+    def found(layer: Layer) -> None:
+        nonlocal done
+        done += layer.values.size
+        if progress is not None and weights:
+            progress(done / weights)
+
     for index, layer in enumerate(layers):
         # No strategy makes a prototype longer than the model; a damaged checkpoint may claim one.
         if (fill := layer.fill) is None or fill.prototype.length > weights:
@@ -77,6 +88,7 @@ def recover_prototypes(
         if comes_from(latest[fill.prototype], fill.scale, layer):
             number = numbers.setdefault(fill.prototype, len(numbers))
             fills[index] = Fill(number, scale=fill.scale)
+            found(layer)
     prototypes += numbers
     for prototype in seeded:
         values = prototype_values(prototype)
@@ -87,11 +99,13 @@ def recover_prototypes(
         }
         for index, scale in matches.items():
             fills[index] = Fill(len(prototypes), scale=scale)
+            found(layers[index])
         if matches:
             prototypes.append(prototype)
 
     rest = [index for index, fill in enumerate(fills) if fill is None]
-    shared_of = {index: shared for shared in shared_values(layers, rest) for index in shared.layers}
+    sharers = shared_values(layers, rest, found)
+    shared_of = {index: shared for shared in sharers for index in shared.layers}
     stored: dict[SharedValues, int] = {}
     # In the order of their first layer, so that a file lists prototypes as the network needs them.
     for index in sorted(shared_of):
@@ -103,7 +117,11 @@ def recover_prototypes(
     return tuple(prototypes), tuple(fill for fill in fills if fill is not None)
 
 
-def shared_values(layers: Sequence[Layer], indices: Sequence[int]) -> list[SharedValues]:
+def shared_values(
+    layers: Sequence[Layer],
+    indices: Sequence[int],
+    found: Callable[[Layer], None] = lambda _: None,
+) -> list[SharedValues]:
     """Which of the layers may share a prototype, as `recover_prototypes` lets them."""
     sharers: list[SharedValues] = []
     for index in sorted(indices, key=lambda index: -layers[index].values.size):
@@ -115,6 +133,7 @@ def shared_values(layers: Sequence[Layer], indices: Sequence[int]) -> list[Share
             shared = SharedValues(layer)
             sharers.append(shared)
         shared.merge(index, layer)
+        found(layer)
     return sharers
 
 
