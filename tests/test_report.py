@@ -126,6 +126,29 @@ def test_a_checkpoint_without_masks_is_the_dense_model_it_is(
     assert not {"packed_masks", "csr", "bitmask", "two_of_four"} & set(model["forms"])
 
 
+def test_scores_under_a_name_of_their_own_are_no_weights_without_a_word(
+    run: Run, tmp_path: Path
+) -> None:
+    weight, scores = torch.randn(2, 6, 4)
+    torch.save({"fc.weight": weight, "fc.popups": scores}, tmp_path / "own.pt")
+    torch.save({"fc.weight": weight, "fc.bias": scores[0]}, tmp_path / "dense.pt")
+    result = run("report", "own.pt", "dense.pt", "--json")
+    note = "shown as a dense model: if fc.popups are scores of fc.weight, give --scores-name popups"
+    assert [note in "".join(m["notes"]) for m in json.loads(result.stdout)["models"]] == [
+        True,
+        False,
+    ]
+    said = result.stderr.decode()
+    assert said.startswith(f"own.pt: {note}")
+    assert said.count("\n") == 1
+
+
+def test_ties_at_the_cut_are_told(run: Run, tmp_path: Path) -> None:
+    torch.save({"w.weight": torch.randn(6, 4), "w.scores": torch.ones(6, 4)}, tmp_path / "tied.pt")
+    result = run("report", "tied.pt", "--keep", "0.5")
+    assert "tied.pt: 24 scores are equal where the cut goes between them" in result.stderr.decode()
+
+
 def test_checkpoints_that_say_their_masks_are_encoded(
     models: Callable[..., list[dict[str, object]]], tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ class NoMasksError(EncodeError):
 
 def what_to_give(state: Mapping[str, Tensor]) -> str:
     """What the caller could give that masks are found, most likely first, in one line."""
-    hints = [hint] if (hint := _name_of_scores(state)) else []
+    hints = [hint] if (hint := name_of_scores(state)) else []
     zeros = sum(map(has_zeros, state.values()))
     if zeros:
         tensors = f"{zeros:,} of its tensors hold" if zeros > 1 else "one of its tensors holds"
@@ -31,7 +31,7 @@ def what_to_give(state: Mapping[str, Tensor]) -> str:
     return "; ".join([*hints, _TABLE])
 
 
-def _name_of_scores(state: Mapping[str, Tensor]) -> str:
+def name_of_scores(state: Mapping[str, Tensor]) -> str:
     """What to give if some entry is scores under a name of its own; nothing where none can be."""
     scores = next((name for name in state if _could_be_scores(name, state)), None)
     if scores is None:

@@ -140,9 +140,9 @@ def report(
             step("drawing figures", None)
             drawn = draw_figures(models)
     for model in models:
-        for form, failure in model.failures.items():
-            said = f"{visible(model.name)}: no {FORMS[form].title}: {visible(failure)}"
-            click.echo(said, err=True)
+        failed = [f"no {FORMS[form].title}: {why}" for form, why in model.failures.items()]
+        for said in (*model.notes, *failed):
+            click.echo(visible(f"{model.name}: {said}"), err=True)
     texts = {
         "csv": table_csv(models, chosen or COLUMNS),
         "markdown": table_markdown(models, chosen or paper_columns(models)),

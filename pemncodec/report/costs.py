@@ -14,7 +14,7 @@ from pemncodec.checkpoints.dialects import needs_rule
 from pemncodec.checkpoints.files import check_state_dict, read_checkpoint
 from pemncodec.checkpoints.kinds import kind_of
 from pemncodec.checkpoints.reading import with_recorded
-from pemncodec.checkpoints.unmasked import NoMasksError
+from pemncodec.checkpoints.unmasked import NoMasksError, name_of_scores
 from pemncodec.coders.masks import Preset
 from pemncodec.decoding import load_state
 from pemncodec.encoding import Progress, encode_with
@@ -63,6 +63,7 @@ class ModelCosts:
         paper_bytes: one bit a weight + prototypes in fp32; None for a dense model.
         forms: the same tensors in other forms, by key of `FORMS`.
         failures: why a form is left out, by its key.
+        notes: what one should know of how a checkpoint was read, each in a sentence.
     """
 
     name: str
@@ -72,6 +73,7 @@ class ModelCosts:
     paper_bytes: int | None = None
     forms: dict[str, FormBytes] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def largest_error(self) -> float | None:
@@ -125,11 +127,14 @@ def model_costs(
     try:
         choices = with_recorded(loaded, {"keep": keep})
         how = EncodeOptions(**choices, manifest=False, preset=options.preset, find_seed="quick")
-        encode_with(how, state, stream, progress)
+        notes = encode_with(how, state, stream, progress).notes
     except NoMasksError:
-        return _with_forms(ModelCosts(name, size), network_of(state), options, step)
+        hint = name_of_scores(state)
+        notes = (f"shown as a dense model: {hint}, to pemn encode",) if hint else ()
+        costs = ModelCosts(name, size, notes=notes)
+        return _with_forms(costs, network_of(state), options, step)
     with open_file(stream, limits=options.limits) as file:
-        return _file_costs(name, size, file, options, step)
+        return replace(_file_costs(name, size, file, options, step), notes=notes)
 
 
 def _file_costs(
