@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,53 @@ def test_in_words(prototype: TorchPrototype, words: str) -> None:
     assert prototype.in_words.startswith(words)
     assert prototype.in_words.endswith(f", after {prototype.skip:,} words")
     assert replace(prototype, variant="scalar").in_words == prototype.in_words + ", scalar variant"
+
+
+LOW, HIGH = float(np.float32(-0.3)), float(np.float32(0.8))
+
+
+@pytest.mark.parametrize(
+    ("prototype", "bits", "crc"),
+    [
+        (TorchPrototype("normal", 0, 17), "bf901b85 bfd91446 3eefaa55 3f6e8c30", "a09a670f"),
+        (
+            TorchPrototype("normal", 0, 17, variant="scalar"),
+            "bf901b85 bfd91447 3eefaa55 3f6e8c31",
+            "bab97e7c",
+        ),
+        (
+            TorchPrototype("uniform", 0, 17, 0, LOW, HIGH),
+            "3e7bc88e 3f0b8801 3e4e04f4 3eef538f",
+            "2d844187",
+        ),
+        (
+            TorchPrototype("uniform", 0, 17, 0, LOW, HIGH, "scalar"),
+            "3e7bc890 3f0b8801 3e4e04f4 3eef538e",
+            "dbf92575",
+        ),
+    ],
+)
+def test_values_of_the_spec(prototype: TorchPrototype, bits: str, crc: str) -> None:
+    made = values(prototype).astype("<f4")
+    assert [f"{word:08x}" for word in made.view("<u4")[[0, 1, 8, 16]]] == bits.split()
+    assert f"{zlib.crc32(made.tobytes()):08x}" == crc
+
+
+@pytest.mark.parametrize(("variant", "crc"), [("vector", "e691c6f0"), ("scalar", "6d94dfd4")])
+def test_many_values_of_the_spec(variant: TorchVariant, crc: str) -> None:
+    made = values(TorchPrototype("normal", 0, 100_000, variant=variant)).astype("<f4")
+    assert f"{zlib.crc32(made.tobytes()):08x}" == crc
+
+
+def test_words_of_the_spec() -> None:
+    for seed, start, words in (
+        (0, 0, "8c7f0aac 97c4aa2f b716a675 d821ccc0 9a4eb343 dba252fb"),
+        (0x89ABCDEF, 0, "822bf9de d30d70b3 733dc048 ad589937 25941d4a 97f9450a"),
+        (0, 1_000_000, "7d055ded 56a55749"),
+    ):
+        expected = words.split()
+        made = WordStream(seed).words(start, len(expected))
+        assert [f"{word:08x}" for word in made] == expected
 
 
 CASES = [

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from pemncodec.limits import Limits
 from pemncodec.tensors import same_bits
 from pemncodec.values import fill as fill_module
 from pemncodec.values import mersenne
+from pemncodec.values.generators import seeded_slice
 
 VECTORS = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 needs_vectors = pytest.mark.skipif(not VECTORS, reason="this torch draws the scalar variant")
@@ -204,6 +206,20 @@ def test_slices_and_states_change_no_values(
         assert same_bits(made[name], tensor)
 
 
+@pytest.mark.parametrize("kind", ["normal", "uniform", "normal-signs", "uniform-signs"])
+@pytest.mark.parametrize("offset", [0, 5, 16, 640])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_tensor_takes_its_values_from_an_offset(kind: Any, offset: int, dtype: str) -> None:
+    prototype = TorchPrototype(kind, 77, 1001, 30)
+    mask = np.random.default_rng(0).random(361) < 0.5
+    fill = Fill(0, offset, 0.375)
+    contents = Contents((prototype,), (MaskedTensor("w", dtype, (361,), fill, mask),))
+    state = pemncodec.load_state_dict(io.BytesIO(b"".join(encode_contents(contents))))
+    whole = seeded_slice(prototype, 0, 1001) * np.float32(0.375)
+    expected = np.where(mask, whole[offset : offset + 361], np.float32(0))
+    assert same_bits(state["w"], torch.from_numpy(expected).to(getattr(torch, dtype)))
+
+
 # ---------------------------------------------------------------------------------- limits
 
 
@@ -211,6 +227,10 @@ def test_words_before_a_prototype_are_limited() -> None:
     data = file_of(TorchPrototype("normal", 1, 17, 1000), TorchPrototype("uniform", 2, 1, 10))
     with pemncodec.open(io.BytesIO(data), limits=Limits(drawn_words=1033 + 11)) as file:
         file.verify()
+    same = file_of(*[TorchPrototype("normal", 1, 17, skip) for skip in (0, 1000, 500)])
+    pemncodec.open(io.BytesIO(same), limits=Limits(drawn_words=1033)).close()
+    with pytest.raises(LimitError):
+        pemncodec.open(io.BytesIO(same), limits=Limits(drawn_words=1032))
     with pytest.raises(LimitError, match="need 1044 words of torch's generator, the limit is 1043"):
         pemncodec.open(io.BytesIO(data), limits=Limits(drawn_words=1043))
 
