@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +46,7 @@ def beside(prefix: str, state: State) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def scores_called(name: str) -> Callable[[], State]:
+def scored_with(name: str) -> Callable[[], State]:
     def state() -> State:
         return {key.replace("scores", name): tensor for key, tensor in scored().items()}
 
@@ -51,7 +54,7 @@ def scores_called(name: str) -> Callable[[], State]:
 
 
 def logits() -> State:
-    return scores_called("mask")() | {"fc.bias_mask": torch.tensor([-1.0, 2.0, 0.5, -0.5])}
+    return scored_with("mask")() | {"fc.bias_mask": torch.tensor([-1.0, 2.0, 0.5, -0.5])}
 
 
 def masked() -> State:
@@ -73,9 +76,9 @@ EACH: list[tuple[Callable[[], State], list[str]]] = [
     (scored, ["scores (X.scores)"]),
     (pruned, ["pruning masks (X_orig, X_mask)"]),
     (compressed, ["bitmasks of compressed-tensors (X.bitmask, X.compressed, X.shape)"]),
-    (scores_called("scores.0"), ["sets of scores of SupSup (X.scores.0, …)"]),
-    (scores_called("popup_scores"), ["scores of Hydra (X.popup_scores)"]),
-    (scores_called("mask_scores"), ["scores of movement pruning (X.mask_scores)"]),
+    (scored_with("scores.0"), ["sets of scores of SupSup (X.scores.0, …)"]),
+    (scored_with("popup_scores"), ["scores of Hydra (X.popup_scores)"]),
+    (scored_with("mask_scores"), ["scores of movement pruning (X.mask_scores)"]),
     (logits, ["mask logits of FedPM (X.mask, X.bias_mask)"]),
     (masked, ["masks beside weights (X.mask, X_mask, X.weight_mask)"]),
     (nn.Linear(3, 2).state_dict, []),
@@ -131,7 +134,7 @@ def test_a_masked_model_says_its_rules_too() -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_in_a_mixture_every_layer_is_read_as_if_alone(backwards: bool) -> None:
     parts = {"a.": parametrized(), "b.": scored(), "c.": pruned(), "d.": compressed()}
-    parts |= {"e.": masked(), "f.": scores_called("popup_scores")()}
+    parts |= {"e.": masked(), "f.": scored_with("popup_scores")()}
     bias = torch.tensor([1, 0, 0, 1])
     mixed: State = {"first": torch.ones(1)}
     for prefix in sorted(parts, reverse=backwards):
@@ -271,6 +274,73 @@ def test_keep_is_a_share(keep: float) -> None:
         MaskOptions(keep)
     with pytest.raises(EncodeArgumentError, match="must be above 0 and at most 1"):
         read_masks(scored(), keep=keep)
+
+
+# ------------------------------------------------------------------------ whatever there is
+
+
+def blocks() -> State:
+    inner = "fc.mask_module.context_modules."
+    ranks = {f"{inner}0.mask_scores": torch.arange(4.0), f"{inner}1.mask_scores": torch.ones(5)}
+    return {"fc.weight": scored()["fc.weight"], **ranks}
+
+
+def tasks() -> State:
+    state = scored_with("scores.0")() | scored_with("scores.1")()
+    return state | {"n.bns.0.running_mean": torch.zeros(2), "n.bns.1.running_mean": torch.ones(2)}
+
+
+ODD = [
+    torch.ones(()),
+    torch.ones(0),
+    torch.ones(4, 5, dtype=torch.int64),
+    torch.ones(4, 5, dtype=torch.complex64),
+    torch.ones(4, 5, dtype=torch.float8_e4m3fn),
+    torch.zeros(4, 5, dtype=torch.bool),
+    torch.full((4, 5), math.nan),
+    torch.full((4, 5), -math.inf),
+    torch.eye(4, 5).to_sparse(),
+    torch.ones(4, 5, device="meta"),
+    torch.ones(5, 4),
+    torch.ones(4, 5, 1),
+    torch.zeros(4, 0),
+]
+SAID: list[dict[str, Any]] = [
+    {},
+    {"keep": 0.5},
+    {"keep": 1e-9},
+    {"keep": {"*": 0.5}, "task": 1},
+    {"rule": "biprop", "keep": 0.5, "task": 0},
+    {"rule": "biprop-global", "keep": 1.0, "task": 0},
+    {"rule": "global-score", "keep": 0.5, "scores_name": "scores"},
+    {"rule": "sigmoid-above=0.5", "task": 1},
+    {"rule": "bernoulli=1", "masks_from": "zeros"},
+]
+
+
+@pytest.mark.parametrize("make", [*(make for make, _ in EACH), blocks, tasks])
+def test_whatever_an_entry_holds_there_are_masks_or_an_error(make: Callable[[], State]) -> None:
+    odd_ones: list[Tensor | None] = [None, *ODD]
+    for name, odd, said in itertools.product(make(), odd_ones, SAID):
+        state = make()
+        del state[name]
+        state |= {} if odd is None else {name: odd}
+        for own in ((), list(state)):
+            words = outcome(state, own, said)
+            assert "\n" not in words, (name, odd, said)
+
+
+def outcome(state: State, own: Collection[str], said: dict[str, Any]) -> str:
+    """What the error says, or nothing and masks that fit."""
+    try:
+        read = read_masks(state, own=own, **said)
+    except EncodeError as error:
+        return str(error)
+    assert read.rules.keys() == read.masks.keys()
+    for name, mask in read.masks.items():
+        assert mask.shape == tuple(read.tensors[name].shape)
+        assert mask.dtype == np.bool_
+    return ""
 
 
 # ----------------------------------------------------------------------------- what is no mask

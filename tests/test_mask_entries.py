@@ -310,7 +310,11 @@ def test_bitmasks_become_weights() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"shape": torch.tensor([2, 9, 1])}, r"fc\.shape: expected two sizes, found \[2, 9, 1\]"),
+        ({"shape": torch.tensor([2, 9, 1])}, r"fc\.shape: expected two sizes, found int64 \(3,\)"),
+        ({"shape": torch.ones(2, dtype=torch.complex64)}, "expected two sizes, found complex64"),
+        ({"shape": torch.ones(2, device="meta")}, r"fc\.shape: expected a dense tensor"),
+        ({"bitmask": torch.ones(2, 2, device="meta")}, r"fc\.bitmask: expected a dense tensor"),
+        ({"compressed": torch.ones(4).to_sparse()}, r"fc\.compressed: expected a dense tensor"),
         ({"shape": torch.tensor([-2, 9])}, r"expected two sizes, found \[-2, 9\]"),
         ({"shape": torch.tensor([2.0, 9.0])}, "expected two sizes"),
         ({"shape": torch.tensor([2**31, 2**31])}, "expected two sizes"),

@@ -111,6 +111,25 @@ def test_what_changes_weights_leaves_none_that_are_not_numbers() -> None:
     state = scored([1.0, 2.0])
     with pytest.raises(EncodeError, match=r"0\.weight: keep 0\.3 leaves no weights to use"):
         read_masks(state, keep=0.3, rule="biprop")
+    # As in the published code, which takes the largest for the cut.
+    with pytest.raises(EncodeError, match=r"0\.weight: keep 1\.0 leaves no weights to use"):
+        read_masks(state, keep=1.0, rule="biprop-global")
+    assert masks_of(scored([]), keep=0.5, rule="biprop-global") == [[]]
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.ones(2, dtype=torch.int64),
+        torch.ones(2, dtype=torch.complex64),
+        torch.ones(2, dtype=torch.float8_e5m2),
+        torch.ones(2).to_sparse(),
+        torch.ones(2, device="meta"),
+    ],
+)
+def test_weights_that_no_rule_can_change(weight: Tensor) -> None:
+    with pytest.raises(EncodeError, match=r"0\.weight: (cannot mask weights of|expected a dense)"):
+        read_masks(scored([1.0, 2.0]) | {"0.weight": weight}, keep=0.5, rule="biprop")
 
 
 # ------------------------------------------------------------------------------- naming rules
@@ -426,6 +445,8 @@ CONTEXT = "fc.mask_module.context_modules."
         ({"0.mask_scores": torch.ones(2, 2, 2)}, "expected one matrix"),
         ({"0.mask_scores": torch.ones(3, 2)}, r"fc\.mask_scores has shape \(3, 2\), fc\.weight"),
         ({"0.mask_scores": torch.ones(2, 0)}, r"fc\.mask_scores has shape \(2, 0\), fc\.weight"),
+        ({"0.mask_scores": torch.ones(4, device="meta"), "1.mask_scores": torch.ones(6)}, "dense"),
+        ({"0.mask_scores": torch.ones(4).int(), "1.mask_scores": torch.ones(6)}, "expected floats"),
         ({"weight": None}, r"such scores without fc\.weight, or with a pattern of 2:4 beside them"),
         ({"ampere_module.ampere_pattern": torch.ones(6, 4)}, "or with a pattern of 2:4 beside"),
     ],

@@ -16,6 +16,8 @@ from pemncodec.masking.keep import dropped_count
 def _above_one_cut(scores: Sequence[Tensor], keeps: Sequence[float], _: float) -> list[Kept]:
     """All whose magnitude is above that of the last that goes; none of those equal to it."""
     magnitudes = torch.cat([tensor.abs().reshape(-1) for tensor in scores]).sort().values
+    if not magnitudes.numel():
+        return [Kept(tensor.numpy() > 0) for tensor in scores]
     # Where none would go, the published code indexes with −1, and so keeps none.
     cut = magnitudes[dropped_count(magnitudes.numel(), keeps[0]) - 1]
     return [Kept((tensor.abs() > cut).numpy()) for tensor in scores]

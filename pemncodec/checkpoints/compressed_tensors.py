@@ -18,6 +18,7 @@ from pemncodec.contents import Mask
 from pemncodec.errors import EncodeError
 from pemncodec.limits import Limits
 from pemncodec.masking.masked_state import MaskedState, StateDict
+from pemncodec.tensors import dtype_name
 
 _PARTS = ("shape", "bitmask", "compressed")
 _OFFSETS = "row_offsets"
@@ -52,7 +53,7 @@ def _read(state: StateDict, _: MaskOptions) -> MaskedState:
             weight = weights[module]
             if weight in state:
                 raise EncodeError(f"{module}.bitmask: there is a {weight} beside it")
-            shape, bits, values = (state[f"{module}.{other}"] for other in _PARTS)
+            shape, bits, values = (_plain(f"{module}.{other}", state) for other in _PARTS)
             masks[weight] = _mask(module, shape, bits)
             tensors[weight] = _dense(module, masks[weight], values)
     return MaskedState(tensors, masks, rules=dict.fromkeys(masks, _RULE))
@@ -60,10 +61,13 @@ def _read(state: StateDict, _: MaskOptions) -> MaskedState:
 
 def _mask(module: str, shape: Tensor, bits: Tensor) -> Mask:
     """bool of the dense shape, a matrix; as many bytes a row as its columns need."""
-    sizes = [int(size) for size in shape.reshape(-1).tolist()] if not shape.is_meta else []
-    plain = shape.dtype in (torch.int64, torch.int32) and len(sizes) == 2 and min(sizes) >= 0
-    if not plain or math.prod(sizes) > Limits().decoded_bytes:
-        raise EncodeError(f"{module}.shape: expected two sizes, found {sizes or shape.dtype}")
+    if shape.dtype not in (torch.int64, torch.int32) or shape.numel() != 2:
+        raise EncodeError(
+            f"{module}.shape: expected two sizes, found {dtype_name(shape)} {tuple(shape.shape)}"
+        )
+    sizes = shape.reshape(-1).tolist()
+    if min(sizes) < 0 or math.prod(sizes) > Limits().decoded_bytes:
+        raise EncodeError(f"{module}.shape: expected two sizes, found {sizes}")
     rows, columns = sizes
     if bits.dtype != torch.uint8 or bits.shape != (rows, -(-columns // 8)):
         raise EncodeError(
@@ -72,6 +76,12 @@ def _mask(module: str, shape: Tensor, bits: Tensor) -> Mask:
         )
     unpacked = np.unpackbits(bits.detach().cpu().numpy(), axis=-1, count=columns, bitorder="little")
     return unpacked.astype(np.bool_)
+
+
+def _plain(name: str, state: StateDict) -> Tensor:
+    if state[name].layout != torch.strided or state[name].is_meta:
+        raise EncodeError(f"{name}: expected a dense tensor")
+    return state[name]
 
 
 def _dense(module: str, mask: Mask, values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pemncodec.checkpoints.dialect import Dialect, MaskOptions
 from pemncodec.checkpoints.official_scores import scores_by_weight
+from pemncodec.checkpoints.score_rule import exact_scores
 from pemncodec.checkpoints.scored_weights import read_scores
 from pemncodec.errors import EncodeError
 from pemncodec.masking.masked_state import MaskedState, StateDict
@@ -83,7 +84,7 @@ def _matrix(name: str, first: Tensor | None, second: Tensor | None) -> Tensor:
         return first
     if first is None or second is None or first.dim() != 1 or second.dim() != 1:
         raise EncodeError(f"{name}: expected one matrix, or a vector for rows and one for columns")
-    return first[:, None] * second
+    return exact_scores(first, name)[:, None] * exact_scores(second, name)
 
 
 MOVEMENT_PRUNING = Dialect(

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from pemncodec.checkpoints.dialect import MaskOptions, MissingRuleError, check_shape
-from pemncodec.checkpoints.score_rule import Kept, ScoreRule, exact_scores
+from pemncodec.checkpoints.score_rule import ScoreRule, exact_scores
 from pemncodec.checkpoints.score_rules import RULES, rule_named
-from pemncodec.contents import Mask
+from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.masking.keep import dropped_count, keep_at, keep_by_name
 from pemncodec.masking.masked_state import MaskedState, StateDict
+from pemncodec.tensors import dtype_name
 
 MISSING_KEEP = "the checkpoint holds scores but not the keep ratio"
 GIVE_KEEP = "give --keep (keep=…), such as 0.5"
@@ -65,32 +66,35 @@ def read_scores(
     binary = _already_masks(exact) if options.rule is None else []
     if options.keep is not None:
         _check_binary({weight: exact[weight] for weight in binary}, keeps, scores)
-    kept = {weight: Kept(exact[weight].numpy() == 1) for weight in binary}
+    masks = {w: _of_shape(exact[w].numpy() == 1, state[w].shape) for w in binary}
     rules = dict.fromkeys(binary, f"{label}: 0 and 1 already, used as they are")
+    ties: dict[str, int] = {}
     values: StateDict = {}
     ranked = [weight for weight in weights if weight not in binary]
     if ranked:
         rule = _rule(ranked, options, default, missing, give)
         found = rule.masks([exact[w] for w in ranked], [keeps[w] for w in ranked], rule.value)
-        kept |= zip(ranked, found, strict=True)
+        for weight, kept in zip(ranked, found, strict=True):
+            masks[weight] = _of_shape(kept.mask, state[weight].shape)
+            ties |= {weight: kept.tied} if kept.tied else {}
         rules |= {weight: rule.in_words(label, keeps[weight]) for weight in ranked}
-        values = _values(rule, {weight: state[weight] for weight in ranked}, kept, keeps)
+        values = _values(rule, {weight: state[weight] for weight in ranked}, masks, keeps)
     beside = {weight: scores[weight] for weight in binary if scores[weight] in options.own}
-    used = {name for weight, name in scores.items() if weight in kept and weight not in beside}
+    used = {name for weight, name in scores.items() if weight in masks and weight not in beside}
     gone = used | set(scores.values()).difference(options.own)
-    order = [weight for weight in scores if weight in kept]
     return MaskedState(
         {name: values.get(name, tensor) for name, tensor in state.items() if name not in gone},
-        {weight: _of_shape(kept[weight].mask, state[weight].shape) for weight in order},
-        rules={weight: rules[weight] for weight in order},
-        ties={weight: kept[weight].tied for weight in order if kept[weight].tied},
+        {weight: masks[weight] for weight in scores if weight in masks},
+        rules={weight: rules[weight] for weight in scores if weight in masks},
+        ties=ties,
         beside=beside,
     )
 
 
 def _divides(scores: Tensor, weight: Tensor) -> bool:
     return scores.dim() == weight.dim() and all(
-        size and not whole % size for size, whole in zip(scores.shape, weight.shape, strict=True)
+        size and whole and not whole % size
+        for size, whole in zip(scores.shape, weight.shape, strict=True)
     )
 
 
@@ -103,13 +107,18 @@ def _of_shape(mask: Mask, shape: torch.Size) -> Mask:
 
 
 def _values(
-    rule: ScoreRule, weights: StateDict, kept: Mapping[str, Kept], keeps: Mapping[str, float]
+    rule: ScoreRule, weights: StateDict, masks: Mapping[str, Mask], keeps: Mapping[str, float]
 ) -> StateDict:
     """What networks compute with in place of their weights, by rules that say so."""
     if rule.weights is None:
         return {}
+    for name, tensor in weights.items():
+        if dtype_name(tensor) not in WEIGHT_DTYPES or tensor.layout != torch.strided:
+            raise EncodeError(f"{name}: cannot mask weights of {dtype_name(tensor)}")
+        if tensor.is_meta:
+            raise EncodeError(f"{name}: expected a dense tensor")
     values = {
-        name: rule.weights(tensor, kept[name].mask, keeps[name]) for name, tensor in weights.items()
+        name: rule.weights(tensor, masks[name], keeps[name]) for name, tensor in weights.items()
     }
     for name, tensor in values.items():
         if not tensor.isfinite().all():

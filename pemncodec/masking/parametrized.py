@@ -53,6 +53,9 @@ def read_parametrized(state: Mapping[str, Tensor]) -> MaskedState:
         for needed in (entry + _ORIGINAL, entry + _SCORES):
             if needed not in state:
                 raise EncodeError(f"{name}: there is no {needed}")
+        for read in (entry + _SCORES, name):
+            if state[read].layout != torch.strided or state[read].is_meta:
+                raise EncodeError(f"{read}: expected a dense tensor")
         if any(other.startswith(f"{entry}.1.") for other in state):
             raise EncodeError(f"{weight} is parametrized by more than its mask")
         scores, values = state[entry + _SCORES].detach().cpu(), state[entry + _ORIGINAL]
