@@ -123,6 +123,21 @@ def test_initializations(
         assert same(values(prototype, scale), drawn)
 
 
+def test_a_truncated_normal_that_cuts_nothing_is_normal() -> None:
+    drawn = draw("trunc_normal_", [0, 0.02], 3, 50, [64, 48])
+    assert same(values(TorchPrototype("normal", 3, 64 * 48, 50, variant=VARIANT), 0.02), drawn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_normal_values_of_short_floats_are_rounded_ones(dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    drawn = torch.empty(1024, dtype=dtype).normal_(0, 0.05)
+    name = str(dtype).removeprefix("torch.")
+    prototype = TorchPrototype("normal", 3, 1024, variant=VARIANT)
+    made = scale_values(values(prototype), "float32", float(np.float32(0.05)), name)
+    assert made.tobytes() == drawn.view(torch.int16).numpy().tobytes()
+
+
 @pytest.mark.parametrize(
     ("call", "kind"), [("normal_", "normal-signs"), ("uniform_", "uniform-signs")]
 )
