@@ -24,22 +24,13 @@ def _strides(tensor: Tensor) -> list[int]:
     return [n for n, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
 
 
-def _in_order_of(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """A new tensor of that shape whose axes follow each other in memory as its axes do."""
-    steps = _strides(tensor)
-    if tensor.numel() == 0 or 0 in steps or len(set(steps)) < len(steps):
-        return None
-    strides = [0] * tensor.dim()
-    step = 1
-    for axis in sorted(range(tensor.dim()), key=tensor.stride):
-        strides[axis] = step
-        step *= tensor.shape[axis]
-    return torch.empty_strided(tensor.shape, strides, dtype=dtype, device="meta")
-
-
 def _in_c_order(tensor: Tensor) -> bool:
-    """Whether its strides fall from axis to axis; those that repeat an element tell no order."""
-    steps = [step for step in _strides(tensor) if step]
+    """Whether no axis is to be put elsewhere: strides fall from axis to axis, of equal ones sizes.
+
+    Strides of 0, which repeat an element, tell no order.
+    """
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    steps = [(stride, size) for stride, size in pairs if stride]
     return steps == sorted(steps, reverse=True)
 
 
@@ -96,13 +87,28 @@ def _elementwise(dtype: torch.dtype, *tensors: Tensor) -> Tensor | None:
     shape = _broadcast(*(tensor.shape for tensor in tensors))
     if all(map(_in_c_order, tensors)):
         return _new(shape, dtype)
-    # The first that tells two axes apart decides; one that has one axis tells none.
-    for tensor in tensors:
-        if list(tensor.shape) == shape:
-            return _in_order_of(tensor, dtype)
-        if len(_strides(tensor)) > 1:
-            return None
-    return None
+    if 0 in shape:
+        return None
+    strides = [tensor.expand(shape).stride() for tensor in tensors]
+    if 1 in shape and any(0 in each for each in strides):
+        return None
+    axes = [axis for axis, size in enumerate(shape) if size != 1]
+    inside = {a: sum(_is_inside(b, a, strides) for b in axes if b != a) for a in axes}
+    if len({*inside.values()}) < len(axes):
+        return None
+    result, step = [0] * len(shape), 1
+    for axis in sorted(axes, key=inside.__getitem__):
+        result[axis] = step
+        step *= shape[axis]
+    return torch.empty_strided(shape, result, dtype=dtype, device="meta")
+
+
+def _is_inside(axis: int, other: int, strides: Sequence[Sequence[int]]) -> bool:
+    """Whether an axis goes on within another; the first tensor that tells them apart decides."""
+    for each in strides:
+        if each[axis] and each[other] and each[axis] != each[other]:
+            return each[axis] < each[other]
+    raise ValueError  # none does
 
 
 def arithmetic(x: Tensor, y: Tensor | float, *, alpha: float = 1) -> Tensor | None:
@@ -331,7 +337,7 @@ def stack(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
 def clone(x: Tensor, *, memory_format: torch.memory_format | None = None) -> Tensor | None:
     if memory_format == torch.contiguous_format:
         return _new(x.shape, x.dtype)
-    return _in_order_of(x, x.dtype) if memory_format in (None, torch.preserve_format) else None
+    return _elementwise(x.dtype, x) if memory_format in (None, torch.preserve_format) else None
 
 
 def roll(x: Tensor, shifts: list[int], dims: Sequence[int] = ()) -> Tensor | None:
@@ -348,7 +354,7 @@ def unsafe_split(x: Tensor, size: int, dim: int = 0) -> list[Tensor] | None:
 def index(x: Tensor, indices: list[Tensor | None]) -> Tensor | None:
     given = [index for index in indices if index is not None]
     whole = all(index.dtype == torch.int64 for index in given)
-    if len(given) != len(indices) or len(given) > x.dim() or not whole:
+    if len(given) != len(indices) or len(given) > x.dim() or not whole or not _in_c_order(x):
         return None
     return _new([*_broadcast(*(i.shape for i in given)), *x.shape[len(given) :]], x.dtype)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from pemncodec.errors import EncodeError
 from pemncodec.format.header import DenseRow, MaskedRow
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
-from pemncodec.masking.masked_state import StateDict
 from pemncodec.tensors import array_to_tensor, same_bits, tensor_to_array
+
+if TYPE_CHECKING:  # pemncodec.masking imports torch.compile, which decoding has no need of
+    from pemncodec.masking.masked_state import StateDict
 
 RULE: Final = "as in the .pemn file that it was decoded from"
 
