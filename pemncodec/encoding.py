@@ -99,7 +99,7 @@ def encode(
         builder: import path ("pkg.module:factory") and arguments of code that makes the plain
             module; stored in place of a description, so that who reads the file must have that
             code and allow it to run (`decode(trust=…)`).
-        prototypes: seeded prototypes that the frozen weights may come from.
+        prototypes: seeds (`SeededPrototype`, `TorchPrototype`) that frozen weights may come from.
         find_seed: "auto" looks for the seeds of torch's CPU generator from which the frozen weights
             come, so that the file stores the seeds and not the weights: for some seconds, or for a
             second with "quick" or preset "fast". "off" does not. Nor is it done where `prototypes`

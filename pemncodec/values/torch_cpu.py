@@ -84,8 +84,13 @@ def check_prototype(prototype: TorchPrototype) -> None:
         raise ValueError(f"normal values of torch come 16 or more at once, not {elements}")
     if not 0 <= prototype.skip <= MOST_WORDS - elements - _GROUP:
         raise ValueError(f"there cannot be {prototype.skip} words before a prototype")
-    if kind != "uniform" and (low, high) != (-1.0, 1.0):
-        raise ValueError(f"low and high are for uniform values alone, not for {kind!r}")
+    if (low, high) != (-1.0, 1.0):
+        if kind != "uniform":
+            raise ValueError(f"low and high are for uniform values alone, not for {kind!r}")
+        _check_range(low, high)
+
+
+def _check_range(low: float, high: float) -> None:
     with np.errstate(over="ignore"):
         bounds = np.array([low, high], np.float32)
         span = bounds[1] - bounds[0]
