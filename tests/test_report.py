@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import nn
 import pemncodec
 from pemncodec.report import forms as forms_module
 from pemncodec.report.columns import COLUMNS
+from pemncodec.report.form import Form, FormBytes, Network
 from pemncodec.report.forms import FORMS
 
 HOSTILE = '<script>alert("x")</script>&amp;'
@@ -161,13 +163,13 @@ def test_checkpoints_that_say_their_masks_are_encoded(
 def test_keep_of_single_files(
     folder: Path, models: Callable[..., list[dict[str, object]]], tmp_path: Path
 ) -> None:
-    for name in ("b=c.pt", "d.pt"):
+    for name in ("b=c.pt", "b", "d.pt"):
         shutil.copy(folder / "a.pt", tmp_path / name)
     found = models(
-        "b=c.pt", tmp_path / "d.pt", folder / "a.pt",
+        "b=c.pt", "b", tmp_path / "d.pt", folder / "a.pt",
         "--keep", "0.5", "--keep-of", "b=c.pt=0.25", "--keep-of", "d.pt=f*=0.125",
     )  # fmt: skip
-    assert [model["keep"] for model in found] == [0.25, 0.125, 0.5]
+    assert [model["keep"] for model in found] == [0.25, 0.5, 0.125, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -364,17 +366,24 @@ def test_what_takes_long_is_estimated_and_marked(
     assert note not in run("report", "small.pt").stdout.decode()
 
 
-def test_progress_goes_over_the_forms() -> None:
-    network = forms_module.Network({"a": torch.zeros(9)})
+def test_progress_goes_over_the_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, each waits until it is told that those before it are done."""
+    shown = {share: threading.Event() for share in (0, 0.5)}
+    waits = [
+        Form(key, title, lambda _, share=share: FormBytes(int(shown[share].wait(30))))
+        for key, title, share in (("one", "One", 0), ("two", "Two", 0.5))
+    ]
+    monkeypatch.setattr(forms_module, "FORMS", {form.key: form for form in waits})
+    monkeypatch.setattr(forms_module, "available_threads", lambda: 1)
     seen: list[tuple[str, float]] = []
-    keys = ["torch_save", "safetensors", "safetensors_zstd19"]
-    forms, _ = forms_module.measure_forms(network, keys, progress=lambda *step: seen.append(step))
-    assert list(forms) == keys
-    titles, shares = zip(*seen, strict=True)
-    assert set(titles) <= {FORMS[key].title for key in keys}
-    assert shares[0] == 0
-    assert sorted(shares) == list(shares)
-    assert max(shares) < 1
+
+    def progress(title: str, share: float) -> None:
+        seen.append((title, share))
+        shown[share].set()
+
+    forms, _ = forms_module.measure_forms(Network({"a": torch.zeros(9)}), progress=progress)
+    assert forms == {"one": FormBytes(1), "two": FormBytes(1)}
+    assert seen == [("One", 0), ("Two", 0.5)]
 
 
 # -------------------------------------------------------------------------------------- tables
@@ -482,6 +491,13 @@ def test_the_page_compares_models_by_part_and_form(folder: Path, run: Run, tmp_p
         marks = [title.text for title in drawn.iter("title")]
         assert set(titles) <= set(marks)
         assert any(str(mark).startswith(".pemn: ") for mark in marks)
+        dots = [
+            (int(str(dot[0].text).rpartition(": ")[2].replace(",", "")), float(dot.get("cx")[:-1]))
+            for dot in drawn.iter("circle")
+        ]
+        places = [place for _, place in sorted(dots)]
+        assert 0 <= places[0] < places[-1] <= 100
+        assert places == sorted(places)
         units = [text.text for text in drawn.iter("text") if text.get("class") == "soft"]
         assert units[-1] in ("100 kB", "1 MB")
     alone = run("report", folder / "net.pemn", "--html", "one.html")
@@ -537,8 +553,8 @@ FIGURES = [
 
 def test_figures_are_drawn_as_svg_and_pdf(folder: Path, run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    shutil.copy(folder / "net.pemn", tmp_path / "$x_1$.pemn")
-    paths = [folder / "net.pemn", "$x_1$.pemn", folder / "dense.safetensors"]
+    shutil.copy(folder / "net.pemn", tmp_path / "$x_$.pemn")
+    paths = [folder / "net.pemn", "$x_$.pemn", folder / "dense.safetensors"]
     for name in ("figures", "again"):
         result = run("report", *paths, "--figures", name)
         assert result.returncode == 0, result.stderr
