@@ -120,6 +120,36 @@ def test_an_exported_graph_with_a_length_that_varies() -> None:
         rebuilt(torch.zeros(2, 7, dtype=torch.int64))
 
 
+class NonAffineBatchNorm(nn.BatchNorm2d):
+    """As in the official code of PEMN, edge-popup and others; its forward takes an `input`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=False)
+
+
+class Builtins(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, input: Tensor, type: Tensor, input_1: Tensor) -> Tensor:  # noqa: A002
+        if input.shape[1] < 4:  # which torch.fx does not trace
+            return type
+        return self.fc(input) * type.sum() - input_1.sum()
+
+
+def test_arguments_that_are_called_as_builtins() -> None:
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.Conv2d(3, 4, 1), NonAffineBatchNorm(4)).eval()
+    x = torch.randn(3, 2, 4).unbind()
+    for model, inputs in ((norm, [torch.randn(2, 3, 5, 5)]), (Builtins().eval(), list(x))):
+        file = encoded(model, example_inputs=inputs)
+        weight = next(iter(random_masks(model)))
+        with torch.no_grad():
+            model.get_parameter(weight).mul_(random_masks(model)[weight])
+            assert torch.equal(pemncodec.decode(file)(*inputs), model(*inputs))
+
+
 class Encoder(nn.Module):
     """Its layers take a fused path in eval mode, which an exported graph does not."""
 

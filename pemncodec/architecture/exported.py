@@ -257,7 +257,8 @@ class _Writer:
         if len(users) != len(self.arguments):
             raise UntraceableError("torch.export did not keep the arguments of forward")
         given = dict(zip(self.arguments, users, strict=True))
-        placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+        # By their targets: as a name of a node, a builtin such as "input" gets a number.
+        placeholders = {node.target: node for node in graph.nodes if node.op == "placeholder"}
         # In the order of forward's parameters, with those between them that were left out.
         parameters = inspect.signature(self.module.forward).parameters
         last = max((i for i, name in enumerate(parameters) if name in given), default=-1)
@@ -334,7 +335,7 @@ class _Writer:
     def _attribute(self, node: fx.Node) -> dict[str, Any]:
         """A parameter, buffer or constant, written where it is first used."""
         for spec in self.program.graph_signature.input_specs:
-            if not isinstance(spec.arg, TensorArgument) or spec.arg.name != node.name:
+            if not isinstance(spec.arg, TensorArgument) or spec.arg.name != node.target:
                 continue
             if spec.kind is InputKind.BUFFER and not _is_written(node):
                 self.kept.append(str(spec.target))
