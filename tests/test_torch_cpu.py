@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch_draws import draw
 
 from pemncodec.contents import TorchPrototype, TorchVariant
+from pemncodec.limits import Limits
+from pemncodec.values import mersenne
 from pemncodec.values.fill import scale_values
 from pemncodec.values.generators import check_prototype, seeded_slice
 from pemncodec.values.mersenne import WordStream, stream_of
@@ -193,6 +195,17 @@ def test_states_on_the_way_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     ours = WordStream(5)
     for start in (0, 1, 623, 624, 1248, 39_000, 5_000, 17_472, 30_000, 0):
         assert ours.words(start, 1_000).tobytes() == theirs[start : start + 1_000].tobytes()
+
+
+def test_words_anywhere_are_near_a_state_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks: list[int] = []
+    monkeypatch.setattr(mersenne, "_advanced", lambda state, n: blocks.append(n) or state)
+    stream, last = WordStream(1), Limits().drawn_words - 1
+    stream.state(last)
+    blocks.clear()
+    for start in (last, last // 2, last // 3, last - 100_000):
+        stream.state(start)
+    assert sum(blocks) < 4 * 256
 
 
 def test_prototypes_of_one_seed_share_their_words_while_they_are_held() -> None:

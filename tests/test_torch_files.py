@@ -23,8 +23,10 @@ from pemncodec.contents import (
     Prototype,
     SeededPrototype,
     StoredPrototype,
+    numel,
 )
 from pemncodec.errors import EncodeArgumentError, LimitError, PrototypeMismatchError
+from pemncodec.format import masked_sections
 from pemncodec.format.container import decode_container, encode_container
 from pemncodec.format.writer import encode_contents
 from pemncodec.limits import Limits
@@ -218,6 +220,24 @@ def test_a_tensor_takes_its_values_from_an_offset(kind: Any, offset: int, dtype:
     whole = seeded_slice(prototype, 0, 1001) * np.float32(0.375)
     expected = np.where(mask, whole[offset : offset + 361], np.float32(0))
     assert same_bits(state["w"], torch.from_numpy(expected).to(getattr(torch, dtype)))
+
+
+def test_many_tensors_of_a_prototype_are_looked_at_once_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = 50
+    looked_at: list[tuple[int, ...]] = []
+    mask = np.ones(16, np.bool_)
+    tensors = tuple(MaskedTensor(f"{i}", "float32", (16,), Fill(0), mask) for i in range(count))
+    data = b"".join(encode_contents(Contents((TorchPrototype("normal", 1, 16),), tensors)))
+
+    def counted(shape: tuple[int, ...]) -> int:
+        looked_at.append(shape)
+        return numel(shape)
+
+    monkeypatch.setattr(masked_sections, "numel", counted)
+    pemncodec.load_state_dict(io.BytesIO(data))
+    assert len(looked_at) < 10 * count
 
 
 # ---------------------------------------------------------------------------------- limits

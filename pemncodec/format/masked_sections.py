@@ -51,8 +51,11 @@ class MaskedSections:
         for mask in header.masks:
             self._section_of[mask.tensor] = mask.section
             self.sharers.setdefault(mask.section, []).append(rows[mask.tensor])
+        self._taken: dict[int, int] = {}
         for row in rows.values():
-            self._users.setdefault(row.fill.prototype, []).append(row)
+            index = row.fill.prototype
+            self._users.setdefault(index, []).append(row)
+            self._taken[index] = self._taken.get(index, 0) + numel(row.shape)
         self._shared = {
             generator_of(prototype).shared(prototype)
             for prototype in header.prototypes
@@ -151,8 +154,7 @@ class MaskedSections:
     def _prototype(self, index: int) -> Prototype:
         """With its values in memory, unless they are better made in slices."""
         row = self._header.prototypes[index]
-        taken = sum(numel(user.shape) for user in self._users.get(index, ()))
-        if is_made_in_slices(row, taken):
+        if is_made_in_slices(row, self._taken[index]):
             return row
         dtype = row.dtype if isinstance(row, StoredRow) else "float32"
         return StoredPrototype(self.prototype_values(index), dtype)

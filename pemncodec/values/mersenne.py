@@ -16,7 +16,7 @@ from pemncodec import kernels
 
 _STATE = 624  # words of a state, and made of it at one time
 _BLOCKS_APART = 128  # states that are kept, at first
-_MOST_KEPT = 4096  # then every second one is dropped
+_MOST_KEPT = 1 << 16  # then every second one is dropped; 160 MB
 _MOST_AT_ONCE = 1 << 16  # blocks in one call
 
 _streams: WeakValueDictionary[int, WordStream] = WeakValueDictionary()
