@@ -31,6 +31,9 @@ _SHORTENING_OF_ID = {shortening.id: shortening for shortening in SHORTENINGS}
 SHORTENING_OF_MODE = {shortening.mode: shortening for shortening in SHORTENINGS}
 
 _GROUPED_BYTES = 1 << 16  # a larger tensor has enough statistics of its own
+_SAMPLE_ITEMS = 1 << 14
+_CHUNKS = 16  # that the items of a sample are taken from
+_DOUBT = 1e-3  # of all bytes, by which a sample may mislead
 _GROUP_BYTES = 1 << 20  # bounds what reading one small tensor decodes
 
 
@@ -71,10 +74,22 @@ def encode_dense(arrays: Sequence[Array], dtype: str, mode: DenseMode = "lossles
     items = np.concatenate([_items(array, dtype) for array in arrays])
     sections = [
         bytes([coder.id]) + body
-        for coder in LOSSLESS_CODERS
+        for coder in _promising(items, dtype)
         if (body := coder.encode(items, dtype)) is not None
     ]
     return min(sections, key=len)
+
+
+def _promising(items: Items, dtype: str) -> Iterable[LosslessCoder]:
+    """Coders that may make the fewest bytes of items; of many, by a sample of them."""
+    if items.size <= 4 * _SAMPLE_ITEMS:
+        return LOSSLESS_CODERS
+    chunks = np.array_split(items, _CHUNKS)
+    sample = np.concatenate([chunk[: _SAMPLE_ITEMS // _CHUNKS] for chunk in chunks])
+    bodies = {coder: coder.encode(sample, dtype) for coder in LOSSLESS_CODERS}
+    sizes = {coder: len(body) for coder, body in bodies.items() if body is not None}
+    most = min(sizes.values()) + _DOUBT * sample.nbytes
+    return [RAW, *(coder for coder in sizes if coder is not RAW and sizes[coder] <= most)]
 
 
 def decode_dense(section: bytes, shapes: Sequence[tuple[int, ...]], dtype: str) -> Array:

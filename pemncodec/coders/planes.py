@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from pemncodec.coders.lossless import Items, LosslessCoder
 from pemncodec.coders.varint import decode_varint, encode_varint
-from pemncodec.coders.zstd import decode_zstd, encode_zstd
+from pemncodec.coders.zstd import decode_zstd, encode_zstd, quick_size
 from pemncodec.errors import CorruptError, TruncatedError
 
 STORED, CONSTANT, ZSTD = 0, 1, 2
+_SMALL = 1 << 16  # bytes that are compressed at once, whatever comes of it
+_NOISE = 0.996  # of 8 bits a byte; what gains less than 1 in 256 bytes Zstandard leaves as it is
 
 
 def encode_planes(items: npt.NDArray[np.unsignedinteger], *, rotate: bool) -> bytes:
@@ -61,9 +63,21 @@ def _encode_plane(plane: npt.NDArray[np.uint8]) -> bytes:
     if plane.size and (plane == plane[0]).all():
         return bytes([CONSTANT, plane[0]])
     raw = plane.tobytes()
+    if _is_noise(plane, raw):
+        return bytes([STORED]) + raw
     frame = encode_zstd(raw)
     coded = encode_varint(len(frame)) + frame
     return bytes([ZSTD]) + coded if len(coded) < len(raw) else bytes([STORED]) + raw
+
+
+def _is_noise(plane: npt.NDArray[np.uint8], raw: bytes) -> bool:
+    """Whether Zstandard would make nothing of a large plane, such as one of a mantissa."""
+    if plane.size <= _SMALL:
+        return False
+    counts = np.bincount(plane)
+    shares = counts[counts > 0] / plane.size
+    order0 = -float(np.sum(shares * np.log2(shares))) / 8
+    return order0 > _NOISE and quick_size(raw) >= len(raw)
 
 
 def _decode_plane(data: bytes, position: int, count: int) -> tuple[npt.NDArray[np.uint8], int]:

@@ -7,6 +7,7 @@ import zstandard
 from pemncodec.errors import CorruptError, LimitError
 
 LEVEL = 19
+_FAR = 27  # binary logarithm of the largest distance of repeats
 _MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -16,6 +17,17 @@ def encode_zstd(data: bytes) -> bytes:
         level=LEVEL, write_content_size=True, write_checksum=False, write_dict_id=False
     )
     return compressor.compress(data)
+
+
+def quick_size(data: bytes) -> int:
+    """Bytes of a frame that takes a hundredth of the time: few more where there is much to gain.
+
+    It finds repeats that are far apart, which the fast levels alone would miss.
+    """
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        1, enable_ldm=True, window_log=_FAR, source_size=len(data)
+    )
+    return len(zstandard.ZstdCompressor(compression_params=parameters).compress(data))
 
 
 def decode_zstd(frame: bytes, *, size: int | None = None, limit: int) -> bytes:

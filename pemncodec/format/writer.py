@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import repeat
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from pemncodec.coders import dense, masks
 from pemncodec.coders.mask_coder import MaskContext, order0_bits
 from pemncodec.contents import (
     AliasTensor,
+    Array,
     Contents,
     DenseTensor,
     MaskedTensor,
@@ -36,6 +39,7 @@ from pemncodec.format.header import (
     minor_version,
 )
 from pemncodec.format.prototype_rows import StoredRow, Used
+from pemncodec.threads import available_threads
 from pemncodec.values.fill import used_values
 
 
@@ -117,6 +121,9 @@ def encode_contents(
     return [encode_container(encode_header(header), sections, minor), *sections]
 
 
+_SAMPLE = 1 << 12  # values
+
+
 @dataclass(frozen=True, slots=True)
 class _Weights:
     """Coded masks with the numbers of their tensors; a row's `used` and section a prototype."""
@@ -149,11 +156,13 @@ def _encode_weights(
     sections: list[dict[Used, bytes]] = []
     used: list[Used] = []
     candidates: list[int] = []
-    for index, prototype in enumerate(prototypes):
-        sections.append(_stored_sections(prototype, users[index], context))
+    with ThreadPoolExecutor(available_threads()) as pool:
+        made = pool.map(_stored_sections, prototypes, users, repeat(context))
+    for index, forms in enumerate(made):
+        sections.append(forms)
         used.append(next(iter(sections[-1])))
-        more = len(sections[-1]["all"]) - len(sections[-1][used[-1]]) if context else 0
-        if 0 < 8 * more < sum(_order0_bits(tensor) for tensor in users[index]):
+        more = len(sections[-1].get("all", b"")) - len(sections[-1][used[-1]])
+        if context and 0 < 8 * more < sum(_order0_bits(tensor) for tensor in users[index]):
             candidates.append(index)
     buckets = [
         cache(partial(prototype_buckets, prototype)) if context and "all" in forms else None
@@ -201,9 +210,17 @@ def _stored_sections(
     sections: dict[Used, bytes] = {}
     if not used.all():
         sections["masks"] = dense.encode_dense([prototype.values[used]], prototype.dtype)
-    if used.all() or context:
+    if used.all() or (context and _may_pay(prototype, used, users)):
         sections["all"] = dense.encode_dense([prototype.values], prototype.dtype)
     return sections
+
+
+def _may_pay(prototype: StoredPrototype, used: Array, users: Sequence[MaskedTensor]) -> bool:
+    """Whether values that no mask uses may cost less than the masks, by a sample of the values."""
+    unused = prototype.values[~used]
+    sample = unused[:: max(1, unused.size // _SAMPLE)]
+    cost = 8 * len(dense.encode_dense([sample], prototype.dtype)) * unused.size / sample.size
+    return cost < 2 * sum(map(_order0_bits, users))
 
 
 def _order0_bits(tensor: MaskedTensor) -> float:
