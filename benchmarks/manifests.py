@@ -3,25 +3,29 @@
 Every network is masked at random, encoded, and decoded in this process without its code; then it
 is compared with the original at two batch sizes, trained a step, moved, and exported again.
 
-    python benchmarks/manifests.py [NAME…]
-    python benchmarks/manifests.py --print     # README's table and what is refused, from the CSV
+With --wide: networks as timm and transformers make them, results/zoo.csv. Each is encoded as its
+users would, and what the file gives is compared with the original on other inputs.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import csv
+import gc
 import io
 import statistics
-import sys
 import time
+import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from provenance import provenance
 from torch import Tensor, nn
+from wide_zoo import WIDE_ZOO
 from zoo import ZOO, Inputs
 
 import pemncodec
@@ -43,6 +47,17 @@ COLUMNS: Final = (
     "ONNX",
     "torch.export",
     "rebuild ms",
+)
+WIDE_RESULTS: Final = RESULTS.with_name("zoo.csv")
+WIDE_COLUMNS: Final = (
+    "network",
+    "parameters",
+    "input",
+    "kind",
+    "manifest bytes",
+    "difference",
+    "CPU seconds",
+    "seconds",
 )
 _BATCHES: Final = (2, 5)
 _ROUNDS: Final = 7
@@ -213,24 +228,110 @@ def print_table() -> None:
             print(f'\nOne more network, *{row["network"]}*, is refused: "{cause}".')
 
 
-def main(names: list[str]) -> None:
-    """Measure and write the table."""
-    if names == ["--print"]:
-        print_table()
-        return
-    torch.set_num_threads(1)
+def measure_wide(name: str) -> dict[str, Any]:
+    """One row of the wide table."""
+    torch.manual_seed(0)
+    model, inputs = WIDE_ZOO[name]()
+    model.eval()
+    given, stream = inputs(2), io.BytesIO()
+    masks = random_masks(model)
+    row: dict[str, Any] = {
+        "network": name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "input": "x".join(map(str, given[0].shape[1:])),
+    }
+    start = time.process_time(), time.perf_counter()
+    try:
+        report = pemncodec.encode(model, stream, masks=masks, example_inputs=given)
+    except PemnError as error:
+        row["kind"] = f"refused: {str(error).partition('; to store')[0]}"
+    row["CPU seconds"] = round(time.process_time() - start[0], 1)
+    row["seconds"] = round(time.perf_counter() - start[1], 1)
+    if "kind" in row:
+        return row
+    row["manifest bytes"] = report.info.manifest_bytes
+    with open_file(stream) as file:
+        row["kind"] = kind_of(file.manifest or {})
+    rebuilt, largest = pemncodec.decode(stream), 0.0
+    with torch.no_grad():
+        for key, mask in masks.items():
+            model.get_parameter(key).mul_(mask)
+        for batch in (1, 3):
+            other = inputs(batch)
+            expected = model(*other)
+            scale = max(float(t.double().abs().max()) for t in tensors_of(expected)) or 1.0
+            largest = max(largest, difference(expected, rebuilt(*other)) / scale)
+    return row | {"difference": f"{largest:.1g}"}
+
+
+def print_wide() -> None:
+    """The wide table in a few sentences."""
+    rows = read_wide()
+    refused = [row for row in rows if row["kind"].startswith("refused")]
+    seconds = sorted((float(row["CPU seconds"]), row["network"]) for row in rows)
+    equal = sum(float(row["difference"]) == 0 for row in rows if row not in refused)
+    count = len(rows) - len(refused)
+    print(f"{count} of {len(rows)} networks ({count / len(rows):.1%}) are described.")
+    most = max(float(row["difference"]) for row in rows if row not in refused)
+    print(f"On other inputs, outputs of {equal} are equal; of the others they differ by {most:g}.")
+    print(f"CPU seconds: {seconds[len(seconds) // 2][0]} in the middle, at most", *seconds[-3:])
+    for row in refused:
+        print(f"{row['network']}: {row['kind']}")
+
+
+def read_wide() -> list[dict[str, str]]:
+    """The rows that the wide table has."""
+    if not WIDE_RESULTS.exists():
+        return []
+    with WIDE_RESULTS.open(newline="") as file:
+        next(file)  # where it was measured
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """A table, with where it was measured in front."""
     source = provenance(["torch", "timm", "transformers", "onnxruntime"])
-    rows = []
-    for name in names or ZOO:
-        rows.append(measure(name))
-        print(*(rows[-1].get(column, "") for column in COLUMNS), sep=" | ", flush=True)
-    if not names:
-        with RESULTS.open("w", newline="") as file:
-            file.write(f"# {source}\n")
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    with path.open("w", newline="") as file:
+        file.write(f"# {source}\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="networks; all without any")
+    parser.add_argument("--wide", action="store_true", help="the wide table, results/zoo.csv")
+    parser.add_argument("--print", action="store_true", help="README's words, from the CSV")
+    options = parser.parse_args(arguments)
+    if options.print:
+        print_wide() if options.wide else print_table()
+        return
+    zoo = WIDE_ZOO if options.wide else ZOO
+    for name in options.names:
+        if name not in zoo:
+            parser.error(f"no network is called {name!r}; one is {next(iter(zoo))!r}")
+    for library in ("timm", "transformers"):
+        if find_spec(library) is None:
+            parser.error(f"{library} is not installed: pip install -c constraints.txt '.[zoo]'")
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of the libraries
+    # Those of the wide table that were measured before stay, unless they are named.
+    done = [row for row in read_wide() if options.wide and row["network"] not in options.names]
+    rows: list[dict[str, Any]] = list(done)
+    for name in options.names or [n for n in zoo if n not in {row["network"] for row in done}]:
+        rows.append(measure_wide(name) if options.wide else measure(name))
+        columns = WIDE_COLUMNS if options.wide else COLUMNS
+        print(*(rows[-1].get(column, "") for column in columns), sep=" | ", flush=True)
+        if options.wide:
+            order = list(zoo)
+            rows.sort(key=lambda row: order.index(row["network"]))
+            write(WIDE_RESULTS, WIDE_COLUMNS, rows)
+        gc.collect()
+    if not (options.wide or options.names):
+        write(RESULTS, COLUMNS, rows)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -61,7 +61,6 @@ def _transformers(model: str, config: str, **options: Any) -> Callable[[], nn.Mo
 
         transformers.logging.set_verbosity_error()
         built = getattr(transformers, config)(**options)
-        built.use_cache = False  # a cache is no tensor that a forward could return from a file
         module: nn.Module = getattr(transformers, model)(built)
         return module
 

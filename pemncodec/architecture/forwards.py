@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from pemncodec.architecture.describable import (
     refuse,
 )
 from pemncodec.architecture.example import VERIFIED_BATCH_SIZES, ExampleInputs
-from pemncodec.architecture.exported import record_calls, trace_exported
+from pemncodec.architecture.exported import RecordedCall, record_calls, trace_exported
 from pemncodec.architecture.graph import VARIES, Call, UntraceableError, trace_forward
 from pemncodec.architecture.isolation import isolated, working_copy
 from pemncodec.architecture.layer_modules import is_known
@@ -111,7 +112,7 @@ class _Export:
 
 
 class _Exporter:
-    """Exports modules below `root`, each on a copy that has run on example inputs.
+    """Exports modules below `root`, on copies that have run on example inputs.
 
     A copy that has run, since what a forward keeps after its first run is then a constant.
     """
@@ -128,6 +129,7 @@ class _Exporter:
         self.training = training
         self.known = known
         self._done: dict[str, _Export] = {}
+        self._runs: dict[type[nn.Module], tuple[nn.Module, dict[str, list[RecordedCall]]]] = {}
 
     def export(self, path: str) -> _Export:
         """The module at a path, exported once.
@@ -140,25 +142,39 @@ class _Exporter:
         return self._done[path]
 
     def _export(self, path: str) -> _Export:
+        kind = type(self.root.get_submodule(path))
+        if kind not in self._runs:
+            self._runs[kind] = self._run(kind)
+        root, calls = self._runs[kind]
+        if not calls[path]:
+            return _Export(None, {}, {})
+        module = root.get_submodule(path)
+        with isolated(root):
+            exported = trace_exported(module, calls[path], self.known.get(path, {}))
+        buffers = dict(self._buffers(module, path, exported.kept))
+        return _Export(exported.nodes, exported.constants, buffers)
+
+    def _run(self, kind: type[nn.Module]) -> tuple[nn.Module, dict[str, list[RecordedCall]]]:
+        """A copy that has run, and the calls of its modules of one class, by path.
+
+        Where one of them has to be exported, most others have to be as well.
+        """
         if self.example is None:
             raise UntraceableError("to export it, example inputs are needed (example_inputs=…)")
         root = working_copy(self.root).train(self.training)
-        module = root.get_submodule(path)
-        with isolated(root):
-            with record_calls(module) as calls, torch.no_grad():
-                for size in VERIFIED_BATCH_SIZES:
-                    try:
-                        root(*self.example.batch(size))
-                    except Exception as error:  # whatever the user's code raises
-                        cause = first_line(error)
-                        raise UntraceableError(
-                            f"it cannot be run on the example: {cause}"
-                        ) from error
-            if not calls:
-                return _Export(None, {}, {})
-            exported = trace_exported(module, calls, self.known.get(path, {}))
-        buffers = dict(self._buffers(module, path, exported.kept))
-        return _Export(exported.nodes, exported.constants, buffers)
+        with isolated(root), ExitStack() as stack, torch.no_grad():
+            calls = {
+                path: stack.enter_context(record_calls(module))
+                for path, module in root.named_modules()
+                if type(module) is kind
+            }
+            for size in VERIFIED_BATCH_SIZES:
+                try:
+                    root(*self.example.batch(size))
+                except Exception as error:  # whatever the user's code raises
+                    cause = first_line(error)
+                    raise UntraceableError(f"it cannot be run on the example: {cause}") from error
+        return root, calls
 
     def _buffers(
         self, module: nn.Module, path: str, names: Collection[str]
