@@ -284,10 +284,10 @@ def test_caches_stay_out(cache: type) -> None:
     config = Config(use_cache=True, text=inner)
     model, x = Decoder(config, cache), torch.randn(3, 4)
     report, rebuilt = encoded(model, x)
-    assert report.notes == (
+    assert (
         "the model returns caches of earlier calls, the file's network does not: it was described "
-        "with use_cache=False",
-    )
+        "with use_cache=False"
+    ) in report.notes
     assert config.use_cache
     assert inner.use_cache
     assert list(rebuilt(x)) == ["hidden"]
@@ -303,7 +303,7 @@ def test_caches_in_a_tuple() -> None:
 
 def test_without_a_cache_there_is_no_note() -> None:
     report, _ = encoded(Decoder(Config(use_cache=False)), torch.randn(3, 4))
-    assert report.notes == ()
+    assert not any("cache" in note for note in report.notes)
 
 
 class Otherwise(Decoder):
