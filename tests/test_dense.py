@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pemncodec
-from pemncodec.coders.dense import decode_dense, dense_coder, encode_dense, group_tensors
+from pemncodec.coders.dense import (
+    LOSSLESS_CODERS,
+    decode_dense,
+    dense_coder,
+    encode_dense,
+    group_tensors,
+)
 from pemncodec.contents import CARRIERS, Array, DenseTensor
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
 from pemncodec.tensors import tensor_to_array
@@ -362,3 +368,29 @@ def test_the_coder_is_named() -> None:
     for section in (b"", b"\x80"):
         with pytest.raises(DecodeError):
             dense_coder(section)
+
+
+_DRAWN = np.random.default_rng(0)
+_LARGE = {
+    "normal": _DRAWN.standard_normal(100_000).astype(np.float32),
+    "uniform": _DRAWN.uniform(-0.1, 0.1, 100_000).astype(np.float32),
+    "few values": _DRAWN.integers(-100, 100, 100_000).astype(np.float32),
+    "half": _DRAWN.standard_normal(100_000).astype(np.float16).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("values", _LARGE.values(), ids=_LARGE)
+def test_a_sample_finds_the_best_coder_of_many_items(values: np.ndarray) -> None:
+    bodies = {c.id: c.encode(values.view(np.uint32), "float32") for c in LOSSLESS_CODERS}
+    best = min(len(body) for body in bodies.values() if body is not None)
+    section = encode_dense([values], "float32")
+    assert len(section) == 1 + best
+    assert decode_dense(section, [values.shape], "float32").tobytes() == values.tobytes()
+
+
+def test_noise_that_repeats_far_apart_is_compressed() -> None:
+    noise = _DRAWN.integers(0, 256, 1 << 21, dtype=np.uint8)
+    twice = np.concatenate([noise, noise])
+    section = encode_dense([twice], "uint8")
+    assert len(section) < 0.51 * twice.size
+    assert len(encode_dense([noise], "uint8")) <= noise.size + 2
