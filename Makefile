@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test mutants sanitize lint format bench clean
+.PHONY: demo test zoo mutants sanitize lint format bench clean
 
 demo: $(STAMP)  ## encode the example checkpoint, inspect it, decode it elsewhere, classify images
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest
+
+zoo: $(STAMP)  ## timm and transformers, for tests that are skipped without them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --config-settings editable_mode=compat --editable '.[zoo]'
 
 mutants: $(STAMP)  ## damages copies of the package in 500 places, one at a time: do the tests notice?
 	$(BIN)/python benchmarks/mutants.py
