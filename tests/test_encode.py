@@ -700,7 +700,7 @@ def test_progress_is_reported_in_order(small: MaskedNet) -> None:
     calls: list[tuple[str, float | None]] = []
     small.encode(io.BytesIO(), progress=lambda step, share: calls.append((step, share)))
     steps = [step for step, _ in itertools.groupby(calls, key=lambda call: call[0])]
-    assert steps[-3:] == ["coding", "verifying", "writing"]
+    assert steps[-4:] == ["coding", "verifying", "comparing outputs", "writing"]
     assert len(set(steps)) == len(steps)
     shares = [share for step, share in calls if step == "coding" and share is not None]
     assert shares == sorted(shares)
