@@ -170,6 +170,8 @@ def test_keep_of_single_files(
         "--keep", "0.5", "--keep-of", "b=c.pt=0.25", "--keep-of", "d.pt=f*=0.125",
     )  # fmt: skip
     assert [model["keep"] for model in found] == [0.25, 0.5, 0.125, 0.5]
+    twice = models("d.pt", "d.pt", "--keep-of", "d.pt=0.25")
+    assert [model["keep"] for model in twice] == [0.25, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,7 @@ def test_keep_of_single_files(
         (["--csv", "-", "--latex", "-"], "only one table"),
         (["--csv", "-", "--json"], "only one table"),
         (["--html", "-"], "--html writes a file"),
+        (["--html", "same", "--latex", "same"], "same is named twice"),
     ],
 )
 def test_options_that_do_not_fit(folder: Path, run: Run, options: list[str], words: str) -> None:
@@ -222,7 +225,7 @@ def test_what_kind_of_file_it_is(small: MaskedNet, run: Run, tmp_path: Path) -> 
         ["True", "True", f"{error}"],
     ]
     assert [row["accuracy"] for row in table] == ["61.25", "good", ""]
-    assert [row["metadata.seed"] for row in table] == ["7.0", "", ""]
+    assert [row["metadata.seed"] for row in table] == ["7", "", ""]
     shown = run("report", *names).stdout.decode()
     assert f"{100 * error:.2g} %" in shown
     assert "lossless" in shown

@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,10 +21,13 @@ from pemncodec.cli.options import (
     trust_pickle_option,
 )
 from pemncodec.cli.streams import STDIO, FileName, check_output, checkpoint_path, named
-from pemncodec.cli.terminal import print_json, steps, visible
+from pemncodec.cli.terminal import Step, print_json, steps, visible
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.atomic import write_file
 from pemncodec.limits import Limits
+
+if TYPE_CHECKING:
+    from pemncodec.report.costs import CostOptions, ModelCosts
 
 
 @click.command()
@@ -106,7 +110,7 @@ def report(
         step("loading torch", None)
         from pemncodec.cli.costs_table import print_costs
         from pemncodec.report.columns import COLUMNS, chosen_columns, columns_of, paper_columns
-        from pemncodec.report.costs import CostOptions, model_costs
+        from pemncodec.report.costs import CostOptions
         from pemncodec.report.forms import FORMS, check_forms
         from pemncodec.report.page import costs_page
         from pemncodec.report.table import table_csv, table_latex, table_markdown
@@ -119,20 +123,7 @@ def report(
             trust_pickle=trust_pickle,
             limits=Limits(decoded_bytes=max_memory),
         )
-        models = []
-        for number, source in enumerate(sources, 1):
-            place = f"{visible(source)} ({number} of {len(sources)})"
-
-            def show(what: str, share: float | None, place: str = place) -> None:
-                step(f"{place}: {what}", share)
-
-            show("reading", None)
-            with _named(source), checkpoint_path(source) as path:
-                own = keep_of.get(source)
-                models.append(model_costs(path, options, keep=own, name=source, progress=show))
-        models = [
-            replace(model, name=name) for model, name in zip(models, _names(sources), strict=True)
-        ]
+        models = _measure(sources, options, keep_of, step)
         drawn = {}
         if figures is not None:
             from pemncodec.report.figures import draw_figures
@@ -167,6 +158,26 @@ def report(
             write_file([data], Path(figures, name))
 
 
+def _measure(
+    sources: Sequence[str], options: CostOptions, keep_of: dict[str, Keep], step: Step
+) -> list[ModelCosts]:
+    from pemncodec.report.costs import model_costs
+
+    models = []
+    for number, source in enumerate(sources, 1):
+        place = f"{visible(source)} ({number} of {len(sources)})"
+
+        def show(what: str, share: float | None, place: str = place) -> None:
+            step(f"{place}: {what}", share)
+
+        show("reading", None)
+        with _named(source), checkpoint_path(source) as path:
+            keep = keep_of.get(source)
+            models.append(model_costs(path, options, keep=keep, name=source, progress=show))
+    names = _names(sources)
+    return [replace(model, name=name) for model, name in zip(models, names, strict=True)]
+
+
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
@@ -181,7 +192,7 @@ def _parse_keeps(keeps: Sequence[str], sources: Sequence[str]) -> dict[str, Keep
         if name is None:
             raise click.BadParameter(f"{keep} is not FILE=SHARES", param_hint="--keep-of")
         share = Shares().convert(keep[len(name) + 1 :], None, None)
-        for source in sources:
+        for source in dict.fromkeys(sources):
             if name in (source, Path(source).name):
                 if source in shares:
                     raise click.BadParameter(f"twice for {source}", param_hint="--keep-of")
@@ -203,6 +214,9 @@ def _check_outputs(
             raise click.UsageError(f"there is no folder {folder.parent}")
         if folder.is_dir() and any(folder.iterdir()) and not force:
             raise click.UsageError(f"{figures} is not empty: -f writes figures into it")
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise click.UsageError(f"{path} is named twice: each table needs a file of its own")
     for path, source in product(paths, sources):
         check_output(path, source, force=force)
 

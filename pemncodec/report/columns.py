@@ -77,16 +77,7 @@ def _of_file(
 
 
 def _of_metadata(key: str, title: str, name: str) -> Column:
-    return _of_file(key, title, "number", lambda info: _number(info.metadata.get(name)))
-
-
-def _number(text: str | None) -> Value:
-    if text is None:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return _of_file(key, title, "number", lambda info: info.metadata.get(name))
 
 
 def _part_bytes(part: str) -> Callable[[FileInfo], int]:

@@ -45,7 +45,7 @@ def cell_text(column: Column, cell: Cell) -> str:
         if not value:
             return "lossless"
         return f"{'≥' if cell.estimated else ''}{100 * value:.2g} %"
-    digits = {"count": ",", "share": ".3f", "bits": ".4f", "times": ".2f", "number": "g"}
+    digits = {"count": ",", "share": ".3f", "bits": ".4f", "times": ".2f"}
     return f"{'≈' if cell.estimated else ''}{value:{digits[column.kind]}}"
 
 
