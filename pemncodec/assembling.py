@@ -99,6 +99,7 @@ def assemble_contents(
     masked = [name for name in own if name in state.masks]
     layers = masked_layers(state, masked, arrays)
     layers = with_seeds(layers, options, lambda share: step("looking for seeds", share))
+    step("looking for prototypes", None)
     prototypes, fills = recover_prototypes(
         layers, options.prototypes, lambda share: step("looking for prototypes", share)
     )

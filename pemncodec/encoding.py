@@ -184,7 +184,6 @@ def encode_with(
     losing = {name: mode for name, mode in modes.items() if mode != state.mode_before(name)}
     # As the file will have it; refuses what it cannot hold before anything is coded.
     as_written = shortened_state(state, losing) if losing else state
-    step("looking for prototypes", None)
     contents = assemble_contents(
         state,
         modes,
