@@ -15,6 +15,7 @@ other form stores the same effective state dict, without an architecture. "packe
 what a masked network needs without a codec: one bit for each weight, the prototype values that are
 used, and all other tensors as they are. zipnn and nncodec are measured where they are installed.
 The README quotes the Markdown tables that the script prints; --print makes them from the CSV alone.
+Rows of networks that are not measured stay in the CSV; each says where and by which code it was.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ OFFICIAL = {
     "official rp 0.001, keep 0.5": ("official-convmixer-rp1e-3-k50.pt", 0.5),
     "official one-layer, keep 0.2": ("official-convmixer-onelayer-k20.pt", 0.2),
 }
+MEASURED_ON = "measured on"
 MODES = ("lossless", "fp16", "q8")  # of files with folded batch norms, where there are any
 XZ_BYTES = 1 << 26  # larger ones take xz tens of minutes
 
@@ -226,15 +228,26 @@ def other_forms(network: Network) -> Row:
 # ------------------------------------------------------------------------------------ tables
 
 
-def write_csv(rows: Sequence[Row], measured_on: str, path: Path) -> None:
-    """A line for each network, after one that says where it was measured."""
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows that are there already."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """A line for each network; those of networks that were not measured now stay."""
+    by_model: dict[Any, Row] = {row["model"]: {**row} for row in read_csv(path)}
+    by_model |= {row["model"]: row for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row)
+    columns = dict.fromkeys(
+        key for row in sorted(by_model.values(), key=len, reverse=True) for key in row
+    )
     with path.open("w", newline="") as stream:
-        stream.write(f"# {measured_on}\n")
         writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(by_model.values())
 
 
 def markdown(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> str:
@@ -286,11 +299,13 @@ def main(
             else:
                 click.echo(f"{title}: skipped, there is no {name}", err=True)
         cases += [large(name) for name in LARGE] if sizes else []
-        rows = [measure(case, images) for case in track(cases, "measuring", transient=True)]
-        write_csv(rows, measured_on, output)
-    with output.open(newline="") as stream:
-        click.echo(stream.readline().removeprefix("# "))
-        written = list(csv.DictReader(stream))
+        rows = [
+            measure(case, images) | {MEASURED_ON: measured_on}
+            for case in track(cases, "measuring", transient=True)
+        ]
+        write_csv(rows, output)
+    written = read_csv(output)
+    click.echo("\n".join(dict.fromkeys(row[MEASURED_ON] for row in written)))
     for title, columns in TABLES.items():
         rows = written if columns is LOSSLESS else [row for row in written if row[".pemn"]]
         click.echo(f"\n**{title}**\n\n{markdown(rows, columns)}")
