@@ -18,10 +18,11 @@ import numpy as np
 
 from pemncodec import kernels
 from pemncodec.contents import SeededFill
-from pemncodec.values.draws import Equations, equations_of
+from pemncodec.values.draws import Draws, Equations, equations_of
 from pemncodec.values.recovery import Layer
 from pemncodec.values.seeding import seed_before
 from pemncodec.values.sought import Hypothesis, hypotheses, sought_tensors
+from pemncodec.values.torch_cpu import words_of
 from pemncodec.values.word_search import Pattern, pattern_of, search_words
 
 _STATE, _STATE_BITS = 624, 19_937
@@ -29,6 +30,7 @@ _MOST_BITS = 60_000.0  # of draws that become equations: some depend on others
 _TELLING = 56.0  # bits of a pattern: more than words are looked at
 _AROUND = 8  # words that are drawn for a network, for each of its weights
 _ALSO_DRAWN = 1 << 16
+_BETWEEN = (0, 1, 2)  # tensors of a network, times the values of the later one
 _GIVEN_DRAWN = 1 << 27  # before weights of a seed that is given
 _USUAL_SEEDS = (0, 1, 42, 2, 3, 123, 1234, 2023, 2022, 2021, 2020, 2024, 2025, 3407, 1337, 12345)
 Progress = Callable[[float], None]
@@ -39,19 +41,19 @@ class Effort:
     """How much is tried.
 
     Attributes:
-        solving: of linear equations, the sum of the cubes of the numbers of their unknowns, which
-            are counted in thousands: 8,000 take about a second.
-        words: of small seeds that are looked at: 2 × 10^9 take about a second.
+        solving: of linear equations: for each system, with its unknowns and its words counted in
+            thousands, the cube of the unknowns and thrice their product; 8,000 take about a second.
+        comparing: words of small seeds with what tensors say of them: 6 × 10^9 take about a second.
         seeds: how many small seeds, and usual ones.
     """
 
     solving: float
-    words: int
+    comparing: int
     seeds: int
 
 
-FAST = Effort(solving=8_000, words=1 << 29, seeds=64)
-THOROUGH = Effort(solving=40_000, words=1 << 32, seeds=1024)
+FAST = Effort(solving=8_000, comparing=1 << 31, seeds=64)
+THOROUGH = Effort(solving=30_000, comparing=1 << 33, seeds=1024)
 
 
 def find_seeds(
@@ -73,6 +75,8 @@ def find_seeds(
         search.look_behind(seed, _GIVEN_DRAWN)
     search.solve()
     if not search.seeds:
+        search.solve_together()
+    if not search.seeds:
         search.try_usual_seeds()
     return search.fills
 
@@ -82,10 +86,11 @@ class _Search:
         self.fills: list[SeededFill | None] = [None] * len(layers)
         self.seeds: list[int] = []
         self._effort, self._progress = effort, progress
-        self._solving, self._words = 0.0, 0
+        self._solving, self._comparing = 0.0, 0
         self._drawn = _ALSO_DRAWN + _AROUND * sum(layer.values.size for layer in layers)
         deviations = usual_deviations(layers)
         tensors = {tensor: hypotheses(tensor, deviations) for tensor in sought_tensors(layers)}
+        self._weights = sum(tensor.layer.values.size for tensor in tensors)
         self._left = {tensor: ways for tensor, ways in tensors.items() if ways}
 
     def solve(self) -> None:
@@ -93,30 +98,65 @@ class _Search:
         for hypothesis in [way for ways in self._left.values() for way in ways]:
             if hypothesis.tensor not in self._left:
                 continue
-            equations = _enough_equations(hypothesis)
-            if equations is None:
-                continue
-            work = _work(equations)
-            if self._solving + work > self._effort.solving:
-                continue
-            self._spend(solving=work)
-            state = np.empty(_STATE, np.uint32)
-            if kernels.mersenne_solve(equations.words, equations.masks, equations.parities, state):
-                continue
-            origin = seed_before(state, _GIVEN_DRAWN)
+            left, origin = self._solved(hypothesis.draws)
             if origin is not None and self._found(hypothesis, *origin):
-                self.look_behind(origin[0], origin[1])
+                self.look_behind(*origin)
+            elif left is not None and left <= 0:
+                self._refuted(hypothesis)
+
+    def solve_together(self) -> None:
+        """By equations of all tensors, as if each was drawn soon after the one before.
+
+        Between them are as many words as the later one has values, times some number: what it was
+        drawn with before, or its scores.
+        """
+        tensors = sorted(self._left.values(), key=lambda ways: min(ways[0].tensor.layers))
+        # The most exact way of each; signs may be of normal values or of uniform ones.
+        likely = [[ways[0] for ways in tensors], [ways[-1] for ways in tensors]]
+        signs = any(way.prototype.distribution == "uniform-signs" for way in likely[1])
+        for between in _BETWEEN:
+            for ways in likely if signs else likely[:1]:
+                skips = _places(ways, between)
+                origin = self._solved(_together(ways, skips))[1] if len(ways) > 1 else None
+                if origin is None:
+                    continue
+                seed, before = origin
+                for way, skip in zip(ways, skips, strict=True):
+                    self._found(way, seed, before + skip)
+                if self.seeds:
+                    self.look_behind(seed, before)
+                    return
+
+    def _solved(self, draws: Draws) -> tuple[int | None, tuple[int, int] | None]:
+        """What the solver returns, None where it is not asked; seed and words before the first."""
+        equations = _enough_equations(draws)
+        if equations is None:
+            return None, None
+        work = _work(equations)
+        if self._solving + work > self._effort.solving:
+            return None, None
+        self._spend(solving=work)
+        state = np.empty(_STATE, np.uint32)
+        left = kernels.mersenne_solve(equations.words, equations.masks, equations.parities, state)
+        return left, None if left else seed_before(state, _GIVEN_DRAWN)
 
     def try_usual_seeds(self) -> None:
-        """Small seeds and popular ones, by the two tensors that tell the most."""
+        """Small seeds and popular ones, by the two tensors that tell the most.
+
+        Not where what was solved, or how values lie, refutes that torch drew most of them.
+        """
+        if 2 * sum(tensor.layer.values.size for tensor in self._left) < self._weights:
+            return
         patterns = [_patterns(ways) for ways in self._left.values()]
         patterns.sort(key=lambda ways: -max((way[1].bits for way in ways), default=0.0))
         telling = [way for ways in patterns[:2] for way in ways]
+        # Making a word takes about as long as comparing it twice.
+        work = self._drawn * (2 + sum(pattern.passes for _, pattern in telling))
         numbers = dict.fromkeys((*_USUAL_SEEDS, *range(self._effort.seeds)))
         for seed in list(numbers)[: self._effort.seeds]:
-            if not telling or self._words + self._drawn > self._effort.words:
+            if not telling or self._comparing + work > self._effort.comparing:
                 return
-            self._spend(words=self._drawn)
+            self._spend(comparing=work)
             self._search(seed, self._drawn, telling)
             if seed in self.seeds:
                 self.look_behind(seed, 0)
@@ -145,13 +185,19 @@ class _Search:
             self.seeds.append(seed)
         return True
 
-    def _spend(self, solving: float = 0.0, words: int = 0) -> None:
+    def _refuted(self, hypothesis: Hypothesis) -> None:
+        ways = self._left[hypothesis.tensor]
+        ways.remove(hypothesis)
+        if not ways:
+            del self._left[hypothesis.tensor]
+
+    def _spend(self, solving: float = 0.0, comparing: int = 0) -> None:
         self._solving += solving
-        self._words += words
+        self._comparing += comparing
         effort = self._effort
         solving = self._solving / effort.solving if effort.solving else 1.0
-        looking = self._words / effort.words if effort.words else 1.0
-        self._progress(min((solving + looking) / 2, 1.0))
+        compared = self._comparing / effort.comparing if effort.comparing else 1.0
+        self._progress(min((solving + compared) / 2, 1.0))
 
 
 def _patterns(ways: Sequence[Hypothesis]) -> list[tuple[Hypothesis, Pattern]]:
@@ -159,9 +205,26 @@ def _patterns(ways: Sequence[Hypothesis]) -> list[tuple[Hypothesis, Pattern]]:
     return [way for way in patterns if way[1].bits >= _TELLING]
 
 
-def _enough_equations(hypothesis: Hypothesis) -> Equations | None:
+def _places(ways: Sequence[Hypothesis], between: int) -> list[int]:
+    """Where the words of tensors begin, from those of the first on."""
+    places: list[int] = []
+    end = 0
+    for way in ways:
+        start = end + between * way.tensor.length * bool(places)
+        places.append(start)
+        end = start + words_of(way.prototype)
+    return places
+
+
+def _together(ways: Sequence[Hypothesis], places: Sequence[int]) -> Draws:
+    draws = [way.draws for way in ways]
+    words = [each.words + place for each, place in zip(draws, places, strict=True)]
+    low, width = ([getattr(each, name) for each in draws] for name in ("low", "width"))
+    return Draws(np.concatenate(words), np.concatenate(low), np.concatenate(width))
+
+
+def _enough_equations(draws: Draws) -> Equations | None:
     """About three times as many as there are bits of a state; None if there are too few."""
-    draws = hypothesis.draws
     enough = int(np.searchsorted(np.cumsum(draws.bits), _MOST_BITS))
     equations = equations_of(draws.first(enough))
     return equations if equations.words.size >= _STATE_BITS else None
@@ -170,7 +233,8 @@ def _enough_equations(hypothesis: Hypothesis) -> Equations | None:
 def _work(equations: Equations) -> float:
     """Of solving them, as `Effort.solving` counts it."""
     inside = int(np.searchsorted(equations.words, _STATE))
-    return float((_STATE_BITS - min(inside, _STATE_BITS)) / 1000) ** 3
+    unknowns = (_STATE_BITS - min(inside, _STATE_BITS)) / 1000
+    return float(unknowns**3 + 3 * unknowns * int(equations.words[-1]) / 1000)
 
 
 # ---- Usual scales

@@ -135,11 +135,12 @@ def hypotheses(tensor: Sought, deviations: Sequence[float]) -> list[Hypothesis]:
     """
     known = tensor.known
     magnitudes = np.abs(known.values)
-    largest, smallest = float(magnitudes.max()), float(magnitudes.min())
+    largest = float(magnitudes.max())
     if not largest:
         return []
-    if smallest == largest:
-        if (known.values > 0).all() or (known.values < 0).all():
+    # The sign of a draw of 0 is 0.
+    if ((magnitudes == largest) | (magnitudes == 0)).all():
+        if not ((known.values > 0).any() and (known.values < 0).any()):
             return []
         signs = [
             _hypothesis(tensor, "normal-signs", normal_sign_draws(cut), drawn=cut.length)

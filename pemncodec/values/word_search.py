@@ -36,6 +36,12 @@ class Pattern:
     width: _Words
     bits: float
 
+    @property
+    def passes(self) -> int:
+        """How many intervals all words are compared with, until few are left."""
+        rare = np.cumprod((self.width.astype(np.float64) + 1) / (1 << 32))
+        return min(int(np.searchsorted(-rare, -1 / _FEW)) + 1, rare.size)
+
 
 def pattern_of(draws: Draws) -> Pattern:
     """The most telling draws among the first words of a tensor."""
@@ -83,18 +89,14 @@ def _matches(
     words: _Words, pattern: Pattern, scratch: _Words, hits: npt.NDArray[np.bool_]
 ) -> list[int]:
     """Where a pattern begins among as many words as `scratch` has."""
-    done, rare = 0, 1.0
-    # Together at first, then one by one.
-    while done < pattern.places.size and (rare * _FEW > 1 or not done):
-        place, width = int(pattern.places[done]), pattern.width[done]
-        np.subtract(words[place : place + scratch.size], pattern.low[done], out=scratch)
-        np.less_equal(scratch, width, out=hits[min(done, 1)])
-        if done:
+    for index in range(pattern.passes):
+        place = int(pattern.places[index])
+        np.subtract(words[place : place + scratch.size], pattern.low[index], out=scratch)
+        np.less_equal(scratch, pattern.width[index], out=hits[min(index, 1)])
+        if index:
             np.logical_and(hits[0], hits[1], out=hits[0])
-        rare *= float(width) / (1 << 32)
-        done += 1
     at = np.flatnonzero(hits[0])
-    for index in range(done, pattern.places.size):
+    for index in range(pattern.passes, pattern.places.size):
         if not at.size:
             break
         between = words[at + pattern.places[index]] - pattern.low[index]
