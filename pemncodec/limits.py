@@ -33,3 +33,7 @@ class Limits:
     nodes: int = 1 << 18
     decoded_bytes: int = 16 << 30
     drawn_words: int = 1 << 33
+
+
+UNLIMITED = Limits(decoded_bytes=1 << 62, drawn_words=1 << 62)
+"""For files whose tensors are in memory already: they may be as large as these."""

@@ -27,14 +27,12 @@ from pemncodec.errors import (
 )
 from pemncodec.format.info import FileInfo
 from pemncodec.format.reader import PemnFile, open_file
-from pemncodec.limits import Limits
+from pemncodec.limits import UNLIMITED
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
 from pemncodec.tensors import same_bits
 
 _ROUNDING = 1e-6  # of the largest output
-# What the encoder has in memory already it may also decode.
-_UNLIMITED = Limits(decoded_bytes=1 << 62)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -96,7 +94,7 @@ def prove_tensors(
     Raises:
         EncodeError: a tensor differs.
     """
-    with open_file(stream, limits=_UNLIMITED) as file:
+    with open_file(stream, limits=UNLIMITED) as file:
         tensors = load_tensors(file, "cpu", lambda share: step("verifying", share / 2))
         compare_states(tensors, state.effective(), lambda share: step("verifying", 0.5 + share / 2))
         return Report(file.info(), "every tensor bit for bit")
@@ -123,7 +121,7 @@ def prove_network(
         EncodeArgumentError: the caller's metric fails.
         UnsupportedModelError: an output differs, or readers would refuse the module.
     """
-    with open_file(stream, limits=_UNLIMITED) as file:
+    with open_file(stream, limits=UNLIMITED) as file:
         rebuilt = _rebuilt(file, options, lambda share: step("verifying", share / 2))
         info = file.info()
     own = rebuilt.state_dict() if options.builder else named_tensors(rebuilt)

@@ -59,16 +59,17 @@ def with_seeds(
         return layers
     seeds = [] if options.seed is None else [options.seed % (1 << 32)]
     fills = find_seeds(layers, options.seed_effort, seeds, progress)
+    found = [
+        replace(layer, fill=fill) if fill else layer
+        for layer, fill in zip(layers, fills, strict=True)
+    ]
     for seed in seeds:
-        if not any(fill and _seed_of(fill) == seed for fill in fills):
+        if not any(layer.fill and _seed_of(layer.fill) == seed for layer in found):
             raise PrototypeMismatchError(
                 f"no masked layer comes from seed {options.seed} of torch's CPU generator: leave "
                 "--seed (seed=…) out to look for others"
             )
-    return [
-        replace(layer, fill=fill) if fill else layer
-        for layer, fill in zip(layers, fills, strict=True)
-    ]
+    return found
 
 
 def weight_seeds(

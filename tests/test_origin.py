@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,17 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor, nn
 
 import pemncodec
-from pemncodec import EncodeArgumentError, EncodeError, SeededPrototype
+from pemncodec import (
+    EncodeArgumentError,
+    EncodeError,
+    PrototypeMismatchError,
+    SeededPrototype,
+    TorchPrototype,
+)
 from pemncodec.coders.dense import shortened
+from pemncodec.format.container import encode_container
+from pemncodec.format.header import encode_header
+from pemncodec.limits import Limits
 from pemncodec.masking import Independent, MaxLayerPadding, RandomPadding, mask_model
 
 
@@ -78,6 +88,34 @@ def test_seeds_are_kept(strategy: Any) -> None:
     data = encoded(model, example_inputs=torch.randn(2, 3, 8, 8))
     assert all(isinstance(row, SeededPrototype) for row in header(data).prototypes)
     assert encoded(decoded(data)) == data
+
+
+def drawn_network() -> nn.Module:
+    torch.manual_seed(1234)
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+
+
+def test_a_seed_may_be_given_again() -> None:
+    module = drawn_network()
+    data = encoded(module, masks=random_masks(module), seed=1234)
+    assert encoded(decoded(data), seed=1234) == data
+    with pytest.raises(PrototypeMismatchError, match="seed 5 "):
+        encoded(decoded(data), seed=5)
+
+
+def test_a_file_beyond_the_limit_of_words_that_a_caller_trusts() -> None:
+    module = drawn_network()
+    data = encoded(module, masks=random_masks(module), find_seed="off")
+    # A prototype that no tensor takes values from, so that no words are drawn here.
+    with pemncodec.open(data) as file:
+        far = TorchPrototype("normal", 1, 16, Limits().drawn_words)
+        prototypes = (*file.header.prototypes, far)
+        front = encode_header(replace(file.header, prototypes=prototypes))
+        entries = file.container.sections
+    sections = [data[entry.offset : entry.offset + entry.length] for entry in entries]
+    data = b"".join([encode_container(front, sections, 2), *sections])
+    module = pemncodec.decode(data, limits=Limits(drawn_words=1 << 40))
+    assert len(header(encoded(module, find_seed="off")).prototypes) == len(prototypes) - 1
 
 
 def test_a_given_prototype_is_kept() -> None:

@@ -20,7 +20,7 @@ from pemncodec.contents import CARRIERS, DenseMode, Mask, Seeded, SeededFill, bi
 from pemncodec.errors import EncodeError
 from pemncodec.format.header import DenseRow, MaskedRow
 from pemncodec.format.reader import PemnFile, open_file
-from pemncodec.limits import Limits
+from pemncodec.limits import UNLIMITED
 from pemncodec.tensors import array_to_tensor, same_bits, tensor_to_array
 
 if TYPE_CHECKING:  # pemncodec.masking imports torch.compile, which decoding has no need of
@@ -143,8 +143,7 @@ def origin_of(source: nn.Module | PemnFile | Mapping[str, Tensor]) -> Origin | N
     for path, module in source.named_modules():
         data = vars(module).get(_ATTRIBUTE)
         if isinstance(data, bytes):
-            # What a module has in memory already may also be decoded.
-            with open_file(data, limits=Limits(decoded_bytes=1 << 62)) as file:
+            with open_file(data, limits=UNLIMITED) as file:
                 origin = read_origin(file)
             found.append(origin.below(f"{path}.") if path else origin)
     return _joined(found[::-1])  # what is below counts more
