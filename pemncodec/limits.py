@@ -35,5 +35,12 @@ class Limits:
     drawn_words: int = 1 << 33
 
 
-UNLIMITED = Limits(decoded_bytes=1 << 62, drawn_words=1 << 62)
+def limits_within(decoded_bytes: int) -> Limits:
+    """Bounds of a reader with so much memory; torch may have drawn each weight twice."""
+    return Limits(
+        decoded_bytes=decoded_bytes, drawn_words=max(Limits().drawn_words, decoded_bytes // 2)
+    )
+
+
+UNLIMITED = limits_within(1 << 62)
 """For files whose tensors are in memory already: they may be as large as these."""

@@ -488,6 +488,15 @@ def test_logits_need_a_rule() -> None:
     assert list(read.tensors) == ["fc.weight", "fc.bias"]
 
 
+@pytest.mark.parametrize(
+    ("logits", "expected"), [([1.0, 1.0], [0, 0]), ([0.0, 0.0], [0, 0]), ([0.0, 1.0], [0, 1])]
+)
+def test_logits_that_are_0_or_1_everywhere(logits: list[float], expected: list[int]) -> None:
+    state = scored([2.0, -2.0], logits, called="mask")
+    assert masks_of(state, rule="above=1.5") == [[1, 0], expected]
+    assert masks_of(scored(logits, called="mask")) == [logits]
+
+
 def test_scores_under_a_name_that_the_caller_gives() -> None:
     state = scored([1.0, -2.0, 0.5], called="importance")
     read = read_masks(state, scores_name="importance", keep=0.4)

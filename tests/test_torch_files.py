@@ -266,6 +266,16 @@ def test_a_file_of_far_words_is_refused_at_once() -> None:
         pemncodec.open(io.BytesIO(b"".join([front, *sections])))
 
 
+def test_more_memory_allows_more_words(tmp_path: Path, run: Run) -> None:
+    far = TorchPrototype("normal", 1, 16, Limits().drawn_words)  # which no tensor uses
+    path = tmp_path / "far.pemn"
+    path.write_bytes(b"".join(encode_contents(Contents((far,), ()))))
+    refused = run("verify", path)
+    assert refused.returncode != 0
+    assert b"need 8589934608 words of torch's generator" in refused.stderr
+    assert run("verify", path, "--max-memory", "17G").returncode == 0
+
+
 def test_every_flipped_byte_is_refused() -> None:
     data = file_of(TorchPrototype("normal", 1, 40, 1000))
     for position in range(len(data)):

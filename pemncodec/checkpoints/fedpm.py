@@ -15,16 +15,26 @@ _LOGITS = {"mask": "weight", "bias_mask": "bias"}
 
 
 def _logits(state: StateDict) -> dict[str, str]:
-    """Entries with logits by the name of their weight or bias; masks of 0 and 1 are none."""
+    """Entries with logits by the name of their weight or bias; masks of 0 and 1 are none.
+
+    Beside logits also what is 0 or 1 everywhere: a layer may not have left where it began.
+    """
     found = {}
     for name, tensor in state.items():
         module, dot, last = name.rpartition(".")
         masked = f"{module}{dot}{_LOGITS.get(last)}"
         fits = masked in state and state[masked].shape == tensor.shape
         dense = tensor.layout == torch.strided and not tensor.is_meta
-        if fits and dense and tensor.is_floating_point() and not is_binary(tensor):
+        if fits and dense and tensor.is_floating_point():
             found[masked] = name
-    return found
+    binary = {masked for masked, name in found.items() if is_binary(state[name])}
+    if len(binary) == len(found):
+        return {}
+    return {
+        masked: name
+        for masked, name in found.items()
+        if masked not in binary or any((state[name] == value).all() for value in (0, 1))
+    }
 
 
 def _matches(state: StateDict) -> bool:

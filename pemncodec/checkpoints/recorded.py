@@ -61,7 +61,7 @@ class Recorded:
             needs_rule: whether the checkpoint has scores that are no masks yet.
 
         Raises:
-                MissingRuleError: the checkpoint says that its rule is another one, or not which.
+            MissingRuleError: the checkpoint says that its rule is another one, or not which.
             EncodeArgumentError: the checkpoint says otherwise.
         """
         choices = MaskChoices(**given)

@@ -15,7 +15,7 @@ from pemncodec.cli.streams import STDIO, FileName, check_output, named, opened, 
 from pemncodec.cli.terminal import Step, print_json, steps
 from pemncodec.errors import EncodeError
 from pemncodec.format.atomic import write_file
-from pemncodec.limits import Limits
+from pemncodec.limits import limits_within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +115,7 @@ def _export(
     step("exporting", None)
     given = io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source
     with named(source), output_target(output) as target:
-        limits = Limits(decoded_bytes=max_memory)
+        limits = limits_within(max_memory)
         write[Path(output).suffix](given, target, batch=batch, limits=limits, trust=trust)
 
 

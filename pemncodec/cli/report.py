@@ -24,7 +24,7 @@ from pemncodec.cli.streams import STDIO, FileName, check_output, checkpoint_path
 from pemncodec.cli.terminal import Step, print_json, steps, visible
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.atomic import write_file
-from pemncodec.limits import Limits
+from pemncodec.limits import limits_within
 
 if TYPE_CHECKING:
     from pemncodec.report.costs import CostOptions, ModelCosts
@@ -121,7 +121,7 @@ def report(
             forms=None if forms is None else check_forms(_split(forms)),
             exact=exact,
             trust_pickle=trust_pickle,
-            limits=Limits(decoded_bytes=max_memory),
+            limits=limits_within(max_memory),
         )
         models = _measure(sources, options, keep_of, step)
         drawn = {}

@@ -16,7 +16,7 @@ from pemncodec.cli.terminal import visible
 from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, NotPemnError, PemnError
 from pemncodec.format.atomic import named_errors
 from pemncodec.format.reader import PemnFile, open_file
-from pemncodec.limits import Limits
+from pemncodec.limits import limits_within
 
 STDIO = "-"
 _STANDARD = {
@@ -92,7 +92,7 @@ def output_target(output: str) -> Iterator[str | BinaryIO]:
 @contextlib.contextmanager
 def opened(source: str, max_memory: int) -> Iterator[PemnFile]:
     """A .pemn file, or standard input; errors name it."""
-    limits = Limits(decoded_bytes=max_memory)
+    limits = limits_within(max_memory)
     if source != STDIO and Path(source).is_dir():
         raise click.UsageError(f"{source} is a folder: name a file in it")
     with named(source):
