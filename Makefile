@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test zoo mutants sanitize lint format bench clean
+.PHONY: demo test zoo mutants sanitize lint format bench seeds clean
 
 demo: $(STAMP)  ## encode the example checkpoint, inspect it, decode it elsewhere, classify images
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
@@ -35,6 +35,9 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## sizes of the example and of any official checkpoints at hand
 	$(BIN)/python benchmarks/storage.py
+
+seeds: $(STAMP)  ## which seeds of torch are found behind the weights of 141 networks; some ten minutes
+	$(BIN)/python benchmarks/seeds.py
 
 # By path (compat): else a script beside a clone called pemncodec would import the clone's folder.
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard pemncodec/kernels/*.[ch])

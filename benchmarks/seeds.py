@@ -1,6 +1,6 @@
 """Which seeds of torch's generator are found behind frozen weights, and what the search costs.
 
-    python benchmarks/seeds.py [--official FOLDER] [--only PART …] [-o FILE.csv]
+    python benchmarks/seeds.py [--official FOLDER] [--rest] [-o FILE.csv]
     python benchmarks/seeds.py --list
     python benchmarks/seeds.py --print
 
@@ -49,6 +49,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 from convmixer import convmixer  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "seeds.csv"
+RESNET = "ResNet-50, kaiming normal, keep 0.2, baked"
+OFFICIAL = {"official-convmixer-onelayer-k20": 0.2, "official-convmixer-rp1e-3-k50": 0.5}
 COLUMNS = (
     "part",
     "network",
@@ -259,7 +261,7 @@ def _doubles(shape: Shape, rng: np.random.Generator) -> Array:
 def _cut(shape: Shape, rng: np.random.Generator) -> Array:
     """Of torch's words, but a distribution that the format does not have."""
     torch.manual_seed(int(rng.integers(1 << 32)))
-    return nn.init.trunc_normal_(torch.empty(shape), std=0.02).numpy()
+    return nn.init.trunc_normal_(torch.empty(shape), std=0.02, a=-0.02, b=0.02).numpy()
 
 
 def _legacy(rng: np.random.Generator) -> np.random.RandomState:
@@ -276,7 +278,7 @@ FOREIGN: dict[str, Callable[[Shape, np.random.Generator], Array]] = {
     "trained": _trained,
     "pemncodec's own": _by_philox,
     "torch float64": _doubles,
-    "torch trunc_normal_": _cut,
+    "torch trunc_normal_ at 1 σ": _cut,
 }
 
 
@@ -318,9 +320,7 @@ def measure_resnet() -> Row:
     with torch.no_grad():  # baked
         for name, weight in weights.items():
             weight *= masks[name]
-    return _encoded(
-        "resnet", "ResNet-50, kaiming normal, keep 0.2, baked", model.eval(), {"masks": masks}
-    ) | {"seed": seed}
+    return _encoded("resnet", RESNET, model.eval(), {"masks": masks}) | {"seed": seed}
 
 
 def measure_official(path: Path, keep: float) -> Row:
@@ -364,8 +364,14 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def print_tables(path: Path) -> None:
-    """Of the 40 networks, a row for each initialisation; of the foreign ones, one."""
+    """Whole files; of the 40 networks, a row for each initialisation; of the foreign ones, one."""
     rows = read_rows(path)
+    print("| network | without seeds | with seeds | CPU seconds |\n|---|---:|---:|---:|")
+    for row in rows:
+        if row["bytes"]:
+            sizes = f"{int(row['stored']):,} | {int(row['bytes']):,} | {float(row['seconds']):.1f}"
+            print(f"| {row['network']} | {sizes} |")
+    print()
     print("| networks | enough known values | of these found | of the others | CPU seconds, most |")
     print("|---|---:|---:|---:|---:|")
     for name in INITIALISATIONS:
@@ -385,19 +391,12 @@ def print_tables(path: Path) -> None:
 
 @click.command()
 @click.option("--official", type=Path, help="Folder of the two official checkpoints.")
-@click.option(
-    "--only",
-    multiple=True,
-    type=click.Choice(["networks", "official", "resnet", "foreign"]),
-    help="These parts; the rows of others stay.",
-)
+@click.option("--rest", is_flag=True, help="Only what is not yet in the CSV.")
 @click.option("--list", "listed", is_flag=True, help="Which of the 40 are expected; no search.")
 @click.option("--print", "printed", is_flag=True, help="The tables of the CSV.")
 @click.option("-o", "--output", type=Path, default=RESULTS)
-def main(
-    official: Path | None, only: Sequence[str], listed: bool, printed: bool, output: Path
-) -> None:
-    """Measures all parts, or some."""
+def main(official: Path | None, rest: bool, listed: bool, printed: bool, output: Path) -> None:
+    """Measures all networks, and prints a table."""
     torch.set_num_threads(1)
     if printed:
         print_tables(output)
@@ -408,21 +407,18 @@ def main(
             print(f"{'expected' if expected else 'too few':8}  {known:7,}  {network.title}")
         return
     measured_on = provenance(("torch", "numpy"))  # before the output changes what git sees
-    parts = only or ("networks", "official", "resnet", "foreign")
-    jobs: list[Callable[[], Row]] = []
-    if "networks" in parts:
-        jobs += [partial(measure_network, network) for network in networks()]
-    for name, keep in (("onelayer-k20", 0.2), ("rp1e-3-k50", 0.5)):
-        path = official / f"official-convmixer-{name}.pt" if official else None
-        if "official" in parts and path is not None:
-            jobs.append(partial(measure_official, path, keep))
-    if "resnet" in parts:
-        jobs.append(measure_resnet)
-    if "foreign" in parts:
-        jobs += [partial(measure_foreign, *one) for one in foreign_networks()]
-    rows = [row for row in read_rows(output) if row["part"] not in parts] if only else []
-    for job in track(jobs, "measuring"):
-        rows.append(job())
+    jobs: dict[str, Callable[[], Row]] = {}
+    for network in networks():
+        jobs[network.title] = partial(measure_network, network)
+    for name, keep in OFFICIAL.items() if official else ():
+        jobs[name] = partial(measure_official, official / f"{name}.pt", keep)
+    jobs[RESNET] = measure_resnet
+    for kind, number in foreign_networks():
+        jobs[f"{kind} {number}"] = partial(measure_foreign, kind, number)
+    there = {row["network"]: row for row in read_rows(output)} if rest else {}
+    rows = [there[title] for title in jobs if title in there]
+    for title in track([title for title in jobs if title not in there], "measuring"):
+        rows.append(jobs[title]())
         write_csv(rows, measured_on, output)
     print_tables(output)
 

@@ -98,6 +98,12 @@ def test_draws_hold_the_words(length: int, keep: float, dtype: str, variant: str
         values = drawn(kind, length, scale, dtype, seed=9, skip=77, variant=variant)
         return known_weights(values, dtype, mask, length)
 
+    # Numbers of float16 that are as small as some of these are far from each other.
+    for small in (2.0**-12, 2.0**-9):
+        some = weights("uniform", small)
+        draws = uniform_draws(some, Range(-small, -small), Range(small, small))
+        check(draws, int(4 * keep * length))
+        check(normal_draws(weights("normal", small), Range(small, small)), int(length * keep**2))
     normal, uniform = weights("normal", 0.037), weights("uniform", 0.25)
     bits = {"float32": 20, "float16": 10, "bfloat16": 7}[dtype] * length * keep**2
     check(normal_draws(normal, Range(0.037 * (1 - 1e-7), 0.037 * (1 + 1e-7))), int(bits))

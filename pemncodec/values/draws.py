@@ -27,7 +27,10 @@ _Integers = npt.NDArray[np.int64]
 
 RELATIVE_ERROR = {"float32": 4e-7, "float64": 4e-7, "float16": 2.0**-11 + 4e-7}
 RELATIVE_ERROR["bfloat16"] = 2.0**-8 + 4e-7
-"""By how much weights of a dtype differ from exact arithmetic."""
+"""By how much weights of a dtype differ from exact arithmetic, as a share of them."""
+
+_LEAST_ERROR = {"float16": 2.0**-25}
+"""The same where it is more: half the distance of the smallest numbers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +42,14 @@ class Known:
         places: int64 [n], of the weights in the tensor, ascending.
         values: float64 [n], finite.
         error: how far they may be from exact arithmetic, as a share of their magnitude.
+        least_error: how far they may be, however small they are.
     """
 
     length: int
     places: _Integers
     values: _Doubles
     error: float
+    least_error: float = 0.0
 
 
 def known_weights(values: Array, dtype: str, mask: Mask, length: int) -> Known | None:
@@ -53,7 +58,7 @@ def known_weights(values: Array, dtype: str, mask: Mask, length: int) -> Known |
     exact = widen(values[places], dtype).astype(np.float64)
     if not np.isfinite(exact).all():
         return None
-    return Known(length, places, exact, RELATIVE_ERROR[dtype])
+    return Known(length, places, exact, RELATIVE_ERROR[dtype], _LEAST_ERROR.get(dtype, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ def paired_values(known: Known) -> _Doubles:
 
 def uniform_draws(known: Known, low: Range, high: Range) -> Draws:
     """Of values that are uniform from `low` to `high`."""
-    error = np.abs(known.values) * max(known.error - 3e-7, 0.0)
+    error = np.maximum(np.abs(known.values) * (known.error - 3e-7), known.least_error)
     # Larger bounds mean smaller numbers.
     least = (known.values - error - low.high) / (high.high - low.high)
     most = (known.values + error - low.low) / (high.low - low.low)
@@ -141,14 +146,17 @@ def normal_draws(known: Known, scale: Range) -> Draws:
     words, values = _pairs(known)
     both = ~np.isnan(values).any(axis=0)
     radius, angle = np.hypot(*values[:, both]), np.arctan2(values[1, both], values[0, both])
-    parts = [_radius_draws(words[0, both], radius, radius, known.error, scale)]
-    parts.append(_angle_draws(words[1, both], angle, np.full(angle.size, known.error)))
+    error = radius * known.error + 1.5 * known.least_error
+    parts = [_radius_draws(words[0, both], radius - error, radius + error, scale)]
+    share = error / np.maximum(radius, np.finfo(np.float64).tiny)
+    parts.append(_angle_draws(words[1, both], angle, np.minimum(share, np.pi)))
     for second in (0, 1):
         single = np.isnan(values[1 - second]) & ~np.isnan(values[second])
         value, (at, after) = values[second, single], words[:, single]
-        parts.append(_radius_draws(at, np.abs(value), None, known.error, scale))
+        least = np.maximum(np.abs(value) * (1 - known.error) - known.least_error, 0.0)
+        parts.append(_radius_draws(at, least, None, scale))
         # The value is the radius times a cosine, so the angle is at most so far from an axis.
-        share = np.abs(value) * (1 - known.error) / scale.high / _LARGEST_RADIUS
+        share = least / scale.high / _LARGEST_RADIUS
         axis = (0.5 * second + (value < 0)) * np.pi
         parts.append(_angle_draws(after, axis, np.arccos(np.minimum(share, 1.0)) + known.error))
     return _sorted(parts)
@@ -167,15 +175,13 @@ def normal_sign_draws(known: Known) -> Draws:
     return _sorted(parts)
 
 
-def _radius_draws(
-    words: _Integers, least: _Doubles, most: _Doubles | None, error: float, scale: Range
-) -> Draws:
-    """Of a pair's first word, from its radius before scaling; without `most`, from a bound."""
-    low = -np.expm1(-((least * (1 - error) / scale.high) ** 2) / 2) * _ALL - _ROUNDINGS
+def _radius_draws(words: _Integers, least: _Doubles, most: _Doubles | None, scale: Range) -> Draws:
+    """Of a pair's first word, from its scaled radius; any that is not less without `most`."""
+    low = -np.expm1(-((np.maximum(least, 0) / scale.high) ** 2) / 2) * _ALL - _ROUNDINGS
     if most is None:
         high = np.full(low.size, _ALL - 1.0)
     else:
-        high = -np.expm1(-((most * (1 + error) / scale.low) ** 2) / 2) * _ALL + _ROUNDINGS
+        high = -np.expm1(-((most / scale.low) ** 2) / 2) * _ALL + _ROUNDINGS
     return _draws(words, low, high)
 
 
