@@ -23,7 +23,7 @@ from torch_draws import draw
 import pemncodec
 from pemncodec import TorchPrototype
 from pemncodec.cli import cli
-from pemncodec.contents import Array, SeededFill
+from pemncodec.contents import CARRIERS, Array, SeededFill
 from pemncodec.values.draws import (
     Draws,
     Range,
@@ -327,6 +327,21 @@ def test_values_of_others_have_no_seed(kind: str) -> None:
     layers = [layer(foreign(kind, count), 0.5) for count in (1, 2, 15, 300, 12_000)]
     assert found(layers, FAST) == [None] * 5
     assert found(layers[:4]) == [None] * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_weights_of_any_bits_raise_no_warning(dtype: str) -> None:
+    """NaNs of every kind, infinities, the largest and the smallest numbers."""
+    carrier = CARRIERS[dtype]
+    for size in (1, 33, 500):
+        values = np.frombuffer(RNG(size).bytes(size * carrier.itemsize), carrier)
+        finite = Layer(dtype, values, np.abs(as_doubles(values, dtype)) < np.inf)
+        assert found([layer(values, dtype=dtype), finite], FAST) == [None, None]
+
+
+def as_doubles(values: Array, dtype: str) -> NDArray[np.float64]:
+    tensor = torch.from_numpy(values.view(np.uint8).copy()).view(getattr(torch, dtype))
+    return tensor.double().numpy()
 
 
 def test_one_changed_value_is_no_find() -> None:

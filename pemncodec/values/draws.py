@@ -20,6 +20,7 @@ _ALL = 1 << BITS
 GROUP = 16  # normal values that are made together: 8 of each pair's first, then 8 of its second
 _PAIRS = 8
 _LARGEST_RADIUS = np.sqrt(2 * BITS * np.log(2))
+_TOO_LARGE = 1e30  # for weights, and so that no square overflows
 _ROUNDINGS = 1.5  # of the numbers of an interval, on each side
 
 _Doubles = npt.NDArray[np.float64]
@@ -53,11 +54,14 @@ class Known:
 
 
 def known_weights(values: Array, dtype: str, mask: Mask, length: int) -> Known | None:
-    """The used ones of the first weights of a tensor; None if one is not finite."""
+    """The used ones of the first weights of a tensor; None if one is not finite, or too large."""
     places = np.flatnonzero(mask)
-    exact = widen(values[places], dtype).astype(np.float64)
-    if not np.isfinite(exact).all():
+    used = values[places] if dtype != "bfloat16" else widen(values[places], dtype)
+    with np.errstate(invalid="ignore"):  # signaling NaNs
+        exact = used.astype(np.float64)
+    if not (np.abs(exact) < _TOO_LARGE).all():
         return None
+    exact[np.abs(exact) < 1 / _TOO_LARGE] = 0.0
     return Known(length, places, exact, RELATIVE_ERROR[dtype], _LEAST_ERROR.get(dtype, 0.0))
 
 
