@@ -231,6 +231,7 @@ def test_prototypes_of_one_seed_share_their_words_while_they_are_held() -> None:
         ({"distribution": "uniform", "low": -3e38, "high": 3e38}, "in binary32"),
         ({"distribution": "uniform", "high": math.inf}, "in binary32"),
         ({"distribution": "uniform", "high": math.nan}, "in binary32"),
+        ({"distribution": "uniform", "low": math.inf, "high": math.inf}, "in binary32"),
         ({"distribution": "uniform", "high": 1e300}, "in binary32"),
     ],
 )

@@ -91,7 +91,7 @@ def check_prototype(prototype: TorchPrototype) -> None:
 
 
 def _check_range(low: float, high: float) -> None:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         bounds = np.array([low, high], np.float32)
         span = bounds[1] - bounds[0]
     if not (low < high and math.isfinite(span) and bounds.tolist() == [low, high]):
