@@ -85,8 +85,8 @@ class Official:
 
 
 OFFICIAL = {
-    "rp": ("official-convmixer-rp1e-3-k50.pt", 0.5, 27_400),
-    "onelayer": ("official-convmixer-onelayer-k20.pt", 0.2, 68_800),
+    "rp": ("official-convmixer-rp1e-3-k50.pt", 0.5, 25_700),
+    "onelayer": ("official-convmixer-onelayer-k20.pt", 0.2, 23_900),
 }
 
 
