@@ -103,6 +103,36 @@ def test_a_seed_may_be_given_again() -> None:
         encoded(decoded(data), seed=5)
 
 
+def test_weights_that_were_drawn_anew_have_another_seed() -> None:
+    module = drawn_network()
+    masks = random_masks(module)
+    again = decoded(encoded(module, masks=masks))
+    torch.manual_seed(7)
+    with torch.no_grad():
+        again[0].weight.copy_(torch.empty(64, 64).normal_(0, 0.1) * masks["0.weight"])
+    seeds = {row.seed for row in header(encoded(again)).prototypes}
+    assert seeds == {7, 1234}
+
+
+def test_masks_in_place_of_those_of_a_file_by_the_name_of_a_module() -> None:
+    module = drawn_network()
+    data = encoded(module, masks=random_masks(module), find_seed="off")
+    every = torch.ones(64, 64, dtype=torch.bool)
+    again = encoded(decoded(data), masks={"0": every}, find_seed="off")
+    with pemncodec.open(again) as file, pemncodec.open(data) as before:
+        assert file.mask("0.weight").all()
+        assert (file.mask("2.weight") == before.mask("2.weight")).all()
+
+
+def test_a_part_of_a_file_by_prefix() -> None:
+    module = drawn_network()
+    data = encoded(module, masks=random_masks(module), find_seed="off")
+    part = encoded(pemncodec.open(data), prefix="2.", manifest=False, find_seed="off")
+    with pemncodec.open(part) as file, pemncodec.open(data) as before:
+        assert list(file.keys()) == ["weight", "bias"]
+        assert (file.mask("weight") == before.mask("2.weight")).all()
+
+
 def test_a_file_beyond_the_limit_of_words_that_a_caller_trusts() -> None:
     module = drawn_network()
     data = encoded(module, masks=random_masks(module), find_seed="off")

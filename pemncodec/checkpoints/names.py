@@ -25,13 +25,6 @@ _OWN_ENTRY = re.compile(
 )
 
 
-def drop_wrappers(
-    named: Mapping[str, Tensor], like: Collection[str] = (), prefix: str | None = None
-) -> dict[str, Tensor]:
-    """Tensors under the names that `plain_names` finds."""
-    return {new: named[old] for old, new in plain_names(named, like, prefix).items()}
-
-
 def plain_names(
     names: Collection[str], like: Collection[str] = (), prefix: str | None = None
 ) -> dict[str, str]:

@@ -77,6 +77,18 @@ class Origin:
             masks[name] = mask
         return masks
 
+    def fills_of(self, named: Mapping[str, Tensor]) -> dict[str, SeededFill]:
+        """`fills` of named tensors that have their values, or these in another dtype."""
+        return {
+            name: fill
+            for name, fill in self.fills.items()
+            if name in named
+            and (
+                named[name].dtype != self.state[name].dtype
+                or same_bits(named[name], self.state[name])
+            )
+        }
+
     def still_shortened(self, named: Mapping[str, Tensor]) -> dict[str, tuple[DenseMode, float]]:
         """`shortened` of those among named tensors that lose nothing more by it."""
         return {

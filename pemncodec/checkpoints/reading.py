@@ -20,7 +20,7 @@ from pemncodec.checkpoints.dialects import (
     with_missing_ties,
 )
 from pemncodec.checkpoints.files import Checkpoint, check_state_dict
-from pemncodec.checkpoints.mask_names import masks_by_weight
+from pemncodec.checkpoints.mask_names import masks_by_weight, weight_named
 from pemncodec.checkpoints.names import fitting_prefix, missing_ties, plain_names, ties_of
 from pemncodec.checkpoints.origin import RULE, Origin
 from pemncodec.checkpoints.unmasked import NoMasksError, what_to_give
@@ -84,21 +84,23 @@ def read_source(
     known: dict[str, Mask] = {}
     if origin is not None:
         plain = source.state_dict() if isinstance(source, nn.Module) else source
-        known = origin.masks_of({name: t for name, t in plain.items() if name not in masks})
-        masks |= {name: torch.from_numpy(mask) for name, mask in known.items()}
+        instead = {weight_named(name, plain) for name in masks}
+        known = origin.masks_of({name: t for name, t in plain.items() if name not in instead})
     if isinstance(source, nn.Module):
         if options.prefix is not None:
             raise EncodeArgumentError("prefix is for the names of a state dict, not for a module")
         named = dict(without_wrappers(source).state_dict(keep_vars=True))
         network: Mapping[str, Tensor] = named
-        names, groups = plain_names(masks, named), list[list[str]]()
+        names, groups = plain_names({**masks, **known}, named), list[list[str]]()
     else:
         given = check_state_dict(source, "state dict")
         network = _network(options.architecture)
         names = plain_names(given, network, options.prefix)
         named = {new: given[old] for old, new in names.items()}
+        known = {name: mask for name, mask in known.items() if name in names}
         _check_fit(named, network)
         groups = ties_of(network)
+    masks |= {name: torch.from_numpy(mask) for name, mask in known.items()}
     _check_names(named)
     # By the names of the checkpoint, or by one of a tied weight that it leaves out.
     other = {**missing_ties(named, groups), **names}
@@ -152,7 +154,8 @@ def _with_origin(
     now = {old: state.tensors[name] for old, name in new.items() if name in state.tensors}
     return replace(
         state,
-        fills=state.fills | {new[n]: fill for n, fill in origin.fills.items() if n in masks},
+        fills=state.fills
+        | {new[n]: fill for n, fill in origin.fills_of(now).items() if n in masks},
         rules=state.rules | {new[name]: RULE for name in masks},
         shortened={new[name]: how for name, how in origin.still_shortened(now).items()},
     )
