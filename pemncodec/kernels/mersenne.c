@@ -7,13 +7,7 @@
 #include "processor.h"
 #include "words.h"
 
-enum { STATE = MERSENNE_STATE, MIDDLE = 397 }; /* words, and the distance of two that make one */
-
-static inline uint32_t twist(uint32_t upper, uint32_t lower)
-{
-    uint32_t both = (upper & 0x80000000u) | (lower & 0x7FFFFFFFu);
-    return (both >> 1) ^ ((0u - (lower & 1)) & 0x9908B0DFu);
-}
+enum { STATE = MERSENNE_STATE, MIDDLE = MERSENNE_MIDDLE };
 
 /* The next 624 words, before tempering, in place of those that they follow. */
 #define NEXT_STATE(NAME, TARGET) \
@@ -31,20 +25,15 @@ VERSIONS(NEXT_STATE, next_state)
 #define TEMPER(NAME, TARGET) \
     TARGET static void NAME(const uint32_t *state, uint32_t *words) \
     { \
-        for (int i = 0; i < STATE; i++) { \
-            uint32_t word = state[i]; \
-            word ^= word >> 11; \
-            word ^= (word << 7) & 0x9D2C5680u; \
-            word ^= (word << 15) & 0xEFC60000u; \
-            words[i] = word ^ (word >> 18); \
-        } \
+        for (int i = 0; i < STATE; i++) \
+            words[i] = temper(state[i]); \
     }
-VERSIONS(TEMPER, temper)
+VERSIONS(TEMPER, temper_state)
 
 void next_words(uint32_t *state, uint32_t *words)
 {
     BEST(next_state)(state);
-    BEST(temper)(state, words);
+    BEST(temper_state)(state, words);
 }
 
 const char *mersenne_seed(uint64_t seed, Room out)

@@ -8,31 +8,16 @@
 
 #include "echelon.h"
 #include "kernels.h"
+#include "mersenne.h"
 #include "words.h"
 
 enum {
-    STATE = 624,  /* words of a state */
-    MIDDLE = 397, /* which of them a new word takes */
+    STATE = MERSENNE_STATE,
+    MIDDLE = MERSENNE_MIDDLE,
     LAST = 1 << 22, /* above all words */
 };
 
-static const uint32_t MATRIX = 0x9908B0DFu;
-
 /* ---- Words ---- */
-
-static uint32_t twist(uint32_t upper, uint32_t lower)
-{
-    uint32_t both = (upper & 0x80000000u) | (lower & 0x7FFFFFFFu);
-    return (both >> 1) ^ ((0u - (lower & 1)) & MATRIX);
-}
-
-static uint32_t temper(uint32_t word)
-{
-    word ^= word >> 11;
-    word ^= (word << 7) & 0x9D2C5680u;
-    word ^= (word << 15) & 0xEFC60000u;
-    return word ^ (word >> 18);
-}
 
 static uint32_t untemper(uint32_t word)
 {
@@ -53,12 +38,6 @@ static uint32_t parity(uint32_t word)
     for (int shift = 16; shift > 0; shift /= 2)
         word ^= word >> shift;
     return word & 1;
-}
-
-static void next_words(uint32_t *state)
-{
-    for (int i = 0; i < STATE; i++)
-        state[i] = state[(i + MIDDLE) % STATE] ^ twist(state[i], state[(i + 1) % STATE]);
 }
 
 /* ---- Equations ---- */
@@ -227,7 +206,7 @@ static void next_symbols(System *all)
         else
             memcpy(row, shifted, bytes);
         add_row(row, symbol(all, w + MIDDLE, bit), all->width);
-        if (MATRIX >> bit & 1)
+        if (MERSENNE_MATRIX >> bit & 1)
             add_row(row, symbol(all, w + 1, 0), all->width);
     }
 }
@@ -280,20 +259,22 @@ static void substitute(const System *all, uint32_t *state)
     }
     /* The lower bits of word 0 follow from the recurrence that made the last word. */
     uint32_t mixed = state[STATE - 1] ^ state[MIDDLE - 1], odd = mixed >> 31;
-    mixed = (odd ? mixed ^ MATRIX : mixed) << 1 | odd;
+    mixed = (odd ? mixed ^ MERSENNE_MATRIX : mixed) << 1 | odd;
     state[0] = (uint32_t)is_set(solution, 0) << 31 | (mixed & 0x7FFFFFFFu);
 }
 
 static bool agrees(const uint32_t *state, const Equations *equations)
 {
-    uint32_t words[STATE];
+    uint32_t next[STATE], words[STATE];
     uint64_t end = STATE;
-    memcpy(words, state, sizeof words);
+    memcpy(next, state, sizeof next);
+    for (int i = 0; i < STATE; i++)
+        words[i] = temper(next[i]);
     for (size_t i = 0; i < equations->count; i++) {
         uint32_t word = number_at(equations->words, i);
         for (; word >= end; end += STATE)
-            next_words(words);
-        if (parity(temper(words[word % STATE]) & number_at(equations->masks, i))
+            next_words(next, words);
+        if (parity(words[word % STATE] & number_at(equations->masks, i))
             != (equations->parities.at[i] & 1u))
             return false;
     }
