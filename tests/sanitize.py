@@ -24,7 +24,7 @@ BUILDS = ROOT / "build" / "sanitized"
 FLAGS = ["-O2", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 FLAGS += ["-fno-sanitize-recover=all"]
 
-TESTS = ["tests/test_kernels.py", "tests/test_mixing_kernels.py"]
+TESTS = ["tests/test_kernels.py", "tests/test_mixing_kernels.py", "tests/test_mersenne_solve.py"]
 # What runs no sanitized code (twins, other builds, other processes), what the twin is slow for, and
 # what needs an allocator that gives memory back at once.
 LEFT_OUT = "not numpy and not avx2 and not processor and not training_uses and not coded_alike"
