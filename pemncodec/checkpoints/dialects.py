@@ -23,6 +23,7 @@ from pemncodec.checkpoints.movement_pruning import MOVEMENT_PRUNING
 from pemncodec.checkpoints.names import tied_names
 from pemncodec.checkpoints.official_scores import OFFICIAL_SCORES, read_named_scores
 from pemncodec.checkpoints.pemncodec_masking import PEMNCODEC_MASKING
+from pemncodec.checkpoints.score_rules import rule_named
 from pemncodec.checkpoints.supsup import SUPSUP
 from pemncodec.checkpoints.torch_prune import TORCH_PRUNE
 from pemncodec.checkpoints.unmasked import what_to_give
@@ -125,10 +126,18 @@ def read_masks(
     dialects = dialects_of(state)
     asked_for = keep is not None or rule is not None
     read = read_named_scores(dict(state), options)
+    ranked = [f"X.{scores_name}"] if read.masks else []
     for dialect in DIALECTS:
         # Those by scores also refuse scores that fit nothing.
         if dialect in dialects or dialect.matches(read.tensors) or dialect.by_scores:
-            read = _joined(read, dialect.read(read.tensors, options))
+            found = dialect.read(read.tensors, options)
+            ranked += [dialect.name] if dialect.by_scores and found.masks else []
+            read = _joined(read, found)
+    if rule is not None and rule_named(rule).one_cut and len(ranked) > 1:
+        raise EncodeArgumentError(
+            f"--rule {rule} makes one cut for all weights, but their scores are of several kinds, "
+            f"{' and '.join(ranked)}: give masks (masks=…, --masks)"
+        )
     by_scores = scores_name is not None or any(dialect.by_scores for dialect in dialects)
     if asked_for and not by_scores:
         given = "keep" if keep is not None else "--rule (rule)"
