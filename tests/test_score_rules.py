@@ -487,6 +487,24 @@ def test_scores_of_blocks_beside_scores_of_weights() -> None:
     assert read.masks["last.weight"].astype(int).tolist() == [[0, 1]]
 
 
+def test_biases_of_rows_that_keep_nothing() -> None:
+    state = {
+        "fc.weight": torch.ones(2, 2), "fc.bias": torch.tensor([1.0, 2.0]),
+        "fc.mask_module.context_modules.0.mask_scores": torch.tensor([[1.0], [-1.0]]),
+    }  # fmt: skip
+    words = (
+        r"fc\.weight has rows that keep nothing, .* with bias_mask alone: give the mask of fc\.b"
+    )
+    with pytest.raises(EncodeError, match=words):
+        read_masks(state, keep=0.5)
+    zero = state | {"fc.bias": torch.tensor([1.0, 0.0])}
+    assert masks_of(zero, keep=0.5) == [[[1, 1], [0, 0]]]
+    assert masks_of(state, keep=1.0) == [[[1, 1], [1, 1]]]
+    given = {"fc.bias": torch.tensor([1, 0])}
+    assert masks_of(state, rule="above=-2", masks=given) == [[[1, 1], [1, 1]], [1, 0]]
+    assert masks_of(state, rule="movement", keep={"fc.w*": 0.5}, masks=given)[1] == [1, 0]
+
+
 def test_logits_need_a_rule() -> None:
     state = {
         "fc.weight": torch.ones(2), "fc.bias": torch.ones(2),

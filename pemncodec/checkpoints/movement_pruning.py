@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pemncodec.checkpoints.dialect import Dialect, MaskOptions
 from pemncodec.checkpoints.official_scores import scores_by_weight
 from pemncodec.checkpoints.score_rule import exact_scores
 from pemncodec.checkpoints.scored_weights import read_scores
+from pemncodec.contents import Mask
 from pemncodec.errors import EncodeError
 from pemncodec.masking.masked_state import MaskedState, StateDict
 
@@ -48,6 +50,9 @@ def _read(state: StateDict, options: MaskOptions) -> MaskedState:
         "sigmoid-above=T for sigmoied_threshold",
         blocks=bool(contexts),
     )
+    for weight in contexts:
+        if weight in read.masks:
+            _check_bias(weight, read.masks[weight], plain, options)
     if options.rule is not None and options.rule.startswith(_COMPARING):
         for name, mask in read.masks.items():
             if np.count_nonzero(mask) < int(_LEAST * mask.size) + 1:
@@ -56,6 +61,19 @@ def _read(state: StateDict, options: MaskOptions) -> MaskedState:
                     "published code keeps others, too: give its mask (masks=…, --masks)"
                 )
     return read
+
+
+def _check_bias(weight: str, mask: Mask, state: StateDict, options: MaskOptions) -> None:
+    """With `bias_mask`, which no entry tells, nn_pruning masks the biases of empty rows, too."""
+    bias = weight.removesuffix("weight") + "bias"
+    if bias not in state or bias in options.masks or state[bias].shape != mask.shape[:1]:
+        return
+    empty = torch.from_numpy(~mask.any(axis=1))
+    if (state[bias].detach().cpu()[empty] != 0).any():
+        raise EncodeError(
+            f"{weight} has rows that keep nothing, whose biases nn_pruning masks with bias_mask "
+            f"alone: give the mask of {bias} (masks=…, --masks)"
+        )
 
 
 def _without_contexts(state: StateDict) -> tuple[StateDict, dict[str, str]]:
