@@ -218,7 +218,12 @@ def _stored_sections(
 def _may_pay(prototype: StoredPrototype, used: Array, users: Sequence[MaskedTensor]) -> bool:
     """Whether values that no mask uses may cost less than the masks, by a sample of the values."""
     unused = prototype.values[~used]
-    sample = unused[:: max(1, unused.size // _SAMPLE)]
+    if unused.size <= 4 * _SAMPLE:
+        return True
+    bits = bits_of(unused)
+    if (bits == bits[0]).all():  # as in a checkpoint of zeros: where they are is what masks say
+        return False
+    sample = unused[:: unused.size // _SAMPLE]
     cost = 8 * len(dense.encode_dense([sample], prototype.dtype)) * unused.size / sample.size
     return cost < 2 * sum(map(_order0_bits, users))
 
