@@ -274,7 +274,8 @@ def print_wide() -> None:
     print(f"{count} of {len(rows)} networks ({count / len(rows):.1%}) are described.")
     most = max(float(row["difference"]) for row in rows if row not in refused)
     print(f"On other inputs, outputs of {equal} are equal; of the others they differ by {most:g}.")
-    print(f"CPU seconds: {seconds[len(seconds) // 2][0]} in the middle, at most", *seconds[-3:])
+    longest = ", ".join(f"{time} ({name})" for time, name in seconds[:-4:-1])
+    print(f"CPU seconds: {seconds[len(seconds) // 2][0]} in the middle, at most {longest}.")
     for row in refused:
         print(f"{row['network']}: {row['kind']}")
 
