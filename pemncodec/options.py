@@ -8,8 +8,9 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from pemncodec.coders.masks import PRESETS, Preset
-from pemncodec.contents import DenseMode, Seeded
+from pemncodec.contents import DenseMode, Seeded, TorchPrototype
 from pemncodec.errors import EncodeArgumentError
+from pemncodec.limits import Limits
 from pemncodec.values.generators import GENERATORS, check_prototype
 from pemncodec.values.seed_search import FAST, THOROUGH, Effort
 
@@ -132,6 +133,12 @@ class EncodeOptions:
                 check_prototype(prototype)
             except ValueError as error:
                 raise EncodeArgumentError(str(error)) from None
+            most = Limits().drawn_words
+            if isinstance(prototype, TorchPrototype) and prototype.skip > most:
+                raise EncodeArgumentError(
+                    f"TorchPrototype: skip is {prototype.skip:,}, and readers draw at most {most:,} "
+                    "words"
+                )
         _check_metadata(self.metadata)
 
     def _check_without_manifest(self) -> None:

@@ -101,12 +101,17 @@ def test_a_prototype_that_nothing_comes_from(change: dict[str, object]) -> None:
         pemncodec.encode(net, io.BytesIO(), masks=masks, prototypes=[wrong], manifest=False)
 
 
-def test_fields_of_given_prototypes_are_checked() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (TorchPrototype("normal", 1 << 40, 16), "seeds of 32 bits"),
+        (TorchPrototype("normal", 1, 16, skip=1 << 60), "readers draw at most 8,589,934,592 words"),
+    ],
+)
+def test_fields_of_given_prototypes_are_checked(wrong: TorchPrototype, words: str) -> None:
     net, masks = network()
-    with pytest.raises(EncodeArgumentError, match="seeds of 32 bits"):
-        pemncodec.encode(
-            net, io.BytesIO(), masks=masks, prototypes=[TorchPrototype("normal", 1 << 40, 16)]
-        )
+    with pytest.raises(EncodeArgumentError, match=words):
+        pemncodec.encode(net, io.BytesIO(), masks=masks, prototypes=[wrong])
 
 
 # --------------------------------------------------------------------------- bytes of files
