@@ -32,7 +32,7 @@ _TIMM: Final = """
     vit_srelpos_small_patch16_224 vitamin_small_224 volo_d1_224 ese_vovnet19b_slim_dw
     legacy_xception xception41p xcit_nano_12_p8_224
 """
-# A forward of these takes a second an image, or more.
+# At its usual size a forward takes a second an image.
 _SMALLER: Final = {"sam2_hiera_tiny": 256}
 
 _SIZES: Final = {
@@ -166,10 +166,8 @@ def _of_timm(name: str) -> tuple[nn.Module, Inputs]:
     _declare_torchvision()
     import timm
 
-    smaller = _SMALLER.get(name)
-    options = {} if smaller is None else {"img_size": smaller}
-    module: Any = timm.create_model(name, **options)
-    return module, images(smaller or module.default_cfg["input_size"][-1])
+    module: Any = timm.create_model(name)
+    return module, images(_SMALLER.get(name, module.default_cfg["input_size"][-1]))
 
 
 def _of_transformers(name: str) -> tuple[nn.Module, Inputs]:
