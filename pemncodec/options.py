@@ -136,8 +136,8 @@ class EncodeOptions:
             most = Limits().drawn_words
             if isinstance(prototype, TorchPrototype) and prototype.skip > most:
                 raise EncodeArgumentError(
-                    f"TorchPrototype: skip is {prototype.skip:,}, and readers draw at most {most:,} "
-                    "words"
+                    f"TorchPrototype: skip is {prototype.skip:,}, and readers draw at most "
+                    f"{most:,} words"
                 )
         _check_metadata(self.metadata)
 
