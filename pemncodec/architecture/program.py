@@ -180,7 +180,7 @@ def _function(nodes: list[dict[str, Any]], signature: inspect.Signature) -> Call
                 raise ValueError(f"the network was stored for {name}={value!r} only")
         for index, name, dtype, shape in expected:
             if not isinstance(values[index], Proxy):
-                _check_input(values[index], name, dtype, shape)
+                _check_input(module, values[index], name, dtype, shape)
         known = steps if tracer is None else _steps(nodes, count, recorder_of)
         for function, path, positional, keywords, finished in known:
             if path is not None:
@@ -208,12 +208,16 @@ def _get_attr(tracer: Any, module: nn.Module, path: Iterable[str]) -> Proxy:
 
 
 def _check_input(
-    value: Any, name: str, dtype: torch.dtype, shape: list[int | list[int] | None]
+    module: nn.Module,
+    value: Any,
+    name: str,
+    dtype: torch.dtype,
+    shape: list[int | list[int] | None],
 ) -> None:
     """Refuse what an exported graph, whose other sizes are constants, would compute wrongly."""
     fits = (
         isinstance(value, torch.Tensor)
-        and (value.dtype == dtype or (value.dtype.is_floating_point and dtype.is_floating_point))
+        and (value.dtype == dtype or _is_converted(module, dtype, value.dtype))
         and value.dim() == len(shape)
         and all(_is_size(size, given) for size, given in zip(shape, value.shape, strict=True))
     )
@@ -223,6 +227,13 @@ def _check_input(
         raise ValueError(
             f"the network was stored for {name} as {dtype} of ({sizes}), not {given:.80}"
         )
+
+
+def _is_converted(module: nn.Module, stored: torch.dtype, given: torch.dtype) -> bool:
+    """Whether a module that was converted from one dtype of floats to another takes the latter."""
+    tensors = (*module.parameters(), *module.buffers())
+    own = {tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point}
+    return stored.is_floating_point and given.is_floating_point and (given in own or not own)
 
 
 def _is_size(expected: int | list[int] | None, given: int) -> bool:
