@@ -143,6 +143,8 @@ def load_module(
 
 def fill_module(module: nn.Module, file: PemnFile, dtype: torch.dtype | None = None) -> nn.Module:
     """Copy the tensors of an open file into a module of the caller; see `decode`."""
+    if not isinstance(module, nn.Module):
+        raise DecodeArgumentError(f"into must be a module, not {module!r:.60}")
     state = load_state(file, "cpu", dtype=check_dtype(dtype))
     own = {n: t for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     for name in own:
@@ -177,9 +179,9 @@ def check_device(device: torch.device | str) -> torch.device:
     """
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # which of them depends on the device
+    except (RuntimeError, AssertionError, TypeError) as error:  # it depends on the device
         raise DecodeArgumentError(
-            f"--device (device=…) {str(device)!r:.60}: {first_line(error)}"
+            f"--device (device=…) {str(device)!r:.60}: {first_line(error).partition('. ')[0]:.200}"
         ) from None
 
 

@@ -231,6 +231,11 @@ def _logged(progress: Progress | None) -> Progress:
 def _of_file(file: PemnFile, options: EncodeOptions) -> nn.Module | Mapping[str, Tensor]:
     """A file's module, or its tensors where it has none or another one is to be described."""
     manifest = file.manifest
+    if manifest is None and options.architecture is None and options.manifest:
+        raise EncodeArgumentError(
+            "the file holds no architecture: give --arch pkg.module:factory (architecture=…), or "
+            "--no-manifest (manifest=False) to store the tensors alone"
+        )
     if manifest is None or options.architecture is not None or not options.manifest:
         return load_state(file, "cpu")
     if manifest["format"] == BUILDER_FORMAT:

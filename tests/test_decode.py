@@ -244,3 +244,13 @@ def test_exported_networks_take_floats_of_their_own_dtype() -> None:
     assert rebuilt(inputs.double())["y"].dtype == torch.float64
     with pytest.raises(ValueError, match="was stored for"):
         rebuilt(inputs.long())
+
+
+def test_what_is_no_module_or_device(stream: io.BytesIO) -> None:
+    with pytest.raises(DecodeArgumentError, match="into must be a module, not <class"):
+        pemncodec.decode(stream, into=nn.Linear)  # type: ignore[arg-type]
+    with pytest.raises(DecodeArgumentError, match=r"--device \(device=…\) '3.5'"):
+        pemncodec.decode(stream, device=3.5)  # type: ignore[arg-type]
+    with pytest.raises(DecodeArgumentError) as caught:
+        pemncodec.decode(stream, device="mps")
+    assert len(str(caught.value)) < 300

@@ -371,7 +371,7 @@ def test_tied_and_passing_tensors() -> None:
 
 def test_a_file_without_architecture(small: MaskedNet) -> None:
     data = encoded(small.module, masks=small.masks, manifest=False)
-    with pytest.raises(EncodeArgumentError, match="--arch"):
+    with pytest.raises(EncodeArgumentError, match="the file holds no architecture: give --arch"):
         encoded(pemncodec.open(data))
     assert encoded(pemncodec.open(data), manifest=False) == data
     module = small_net(1)
@@ -424,6 +424,17 @@ class TestCommandLine:
         assert run("verify", "max.pemn", "--against", "net.pemn").returncode == 0
         run("encode", "max.pemn", "--preset", "fast", "-o", "fast.pemn")
         assert (tmp_path / "fast.pemn").read_bytes() == data
+
+    def test_masks_of_a_file_for_other_weights(
+        self, run: Run, small: MaskedNet, tmp_path: Path, data: bytes
+    ) -> None:
+        torch.save(small_net(7).state_dict(), tmp_path / "other.pt")
+        result = run("encode", "other.pt", "--masks", "net.pemn", "--no-manifest")
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert b"\nmasks: from net.pemn (3 tensors)\n" in result.stdout
+        with pemncodec.open(tmp_path / "other.pemn") as file, pemncodec.open(data) as masks:
+            for name in small.masks:
+                assert np.array_equal(file.mask(name), masks.mask(name)), name
 
     def test_pipes(self, run: Run, data: bytes) -> None:
         result = run("encode", "-", "--preset", "fast", "-o", "-", stdin=data)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import ROOT
+from conftest import ROOT, Run
 from numpy.typing import NDArray
 from torch_draws import draw
 
@@ -490,3 +490,28 @@ def test_the_benchmark_measures_what_it_lists(monkeypatch: pytest.MonkeyPatch) -
     finally:
         for name in names:
             sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("amount", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("shape", [(16, 3, 3, 3), (32, 3, 3, 3), (64, 32)])
+def test_weights_pruned_by_magnitude(shape: tuple[int, ...], amount: float) -> None:
+    """Small values are missing, so that the largest are no longer far from the others."""
+    values = draw("kaiming_normal_", [], 1234, 500, list(shape))
+    kept = np.abs(values) > np.quantile(np.abs(values), amount)
+    tensor = torch.from_numpy(values)
+    stream = io.BytesIO()
+    report = pemncodec.encode(
+        {"a": tensor}, stream, masks={"a": torch.from_numpy(kept)}, manifest=False
+    )
+    assert report.info.prototypes == (
+        f"{values.size:,} normal values, torch seed 1234, after 500 words",
+    )
+
+
+def test_the_command_says_by_its_status_whether_seeds_are_found(run: Run, tmp_path: Path) -> None:
+    torch.save({"a": torch.from_numpy(drawn("normal", 400, 0.3)).view(20, 20)}, tmp_path / "seeded.pt")
+    torch.save({"a": torch.from_numpy(foreign("normal", 400)).view(20, 20)}, tmp_path / "foreign.pt")
+    assert run("seed", "seeded.pt", "--seed", SEED).returncode == 0
+    result = run("seed", "foreign.pt")
+    assert (result.returncode, result.stdout) == (1, b"a: not found\n")
+    assert run("seed", "foreign.pt", "-q").stdout == b""

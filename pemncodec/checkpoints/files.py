@@ -95,6 +95,9 @@ def load_masks(path: Path) -> StateDict:
     Raises:
         EncodeError: anything else.
     """
+    if kind_of(path) == "pemn":
+        file = PemnFile(path.read_bytes())
+        return {name: torch.from_numpy(file.mask(name)) for name in file.masked_keys()}
     if kind_of(path) != "pickle":
         return check_state_dict(load_checkpoint(path), str(path))
     loaded = _load_pickle(path, str(path), trust_pickle=False)

@@ -71,8 +71,8 @@ class Origin:
             unused = torch.from_numpy(~mask).to(tensor.device)
             if bool((tensor.detach()[unused] != 0).any()):
                 raise EncodeError(
-                    f"{name} is not 0 everywhere where the mask of its .pemn file is: give it a "
-                    "mask (masks=…)"
+                    f"{name} is not 0 everywhere where the mask of its .pemn file is, as if it had "
+                    "been trained: give it a mask (masks=…)"
                 )
             masks[name] = mask
         return masks

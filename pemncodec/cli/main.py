@@ -16,9 +16,9 @@ from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, PemnError
 def main() -> None:
     """Entry point: every error is one line on stderr; exit 1 for bad data, 2 for wrong options."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        raise SystemExit(error.exit_code) from None
+        status = cli.main(standalone_mode=False)
+        if status:  # what Exit was raised with
+            raise SystemExit(status)
     except click.Abort:
         fail("interrupted", 130)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -190,7 +190,10 @@ def _parse_keeps(keeps: Sequence[str], sources: Sequence[str]) -> dict[str, Keep
         # Names may have = in them, and so may shares.
         name = max((name for name in names if keep.startswith(f"{name}=")), key=len, default=None)
         if name is None:
-            raise click.BadParameter(f"{keep} is not FILE=SHARES", param_hint="--keep-of")
+            raise click.BadParameter(
+                f"{keep} is not FILE=SHARES with the name of one of the files",
+                param_hint="--keep-of",
+            )
         share = Shares().convert(keep[len(name) + 1 :], None, None)
         for source in dict.fromkeys(sources):
             if name in (source, Path(source).name):

@@ -69,7 +69,7 @@ def seed(
             found = weight_seeds(state, options, lambda share: step("looking for seeds", share))
     if as_json:
         print_json({"weights": [_row(name, fill) for name, fill in found.items()]})
-    else:
+    elif not quiet:
         for name, fill in found.items():
             words = f"{fill.prototype.in_words}, × {fill.scale:g}" if fill else "not found"
             click.echo(f"{visible(name)}: {words}")

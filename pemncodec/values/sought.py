@@ -30,6 +30,7 @@ _FEW = 64  # weights whose distribution cannot be told from their magnitudes
 _PRECISION = 2e-7  # of a scale that was rounded to binary32
 _EXACT = ("float32", "float64")
 _PEAK = 2.1  # of the largest magnitude to the mean square: 1.7 of uniform values, 3 of normal ones
+_PRUNED = 0.1  # of the smallest magnitude, to the deviation: no 64 values leave out so many
 _SMALLEST_SCALE, _LARGEST_SCALE = 0.5, 1.6  # of deviations, to that of the weights a mask uses
 
 
@@ -166,7 +167,9 @@ def _normal(tensor: Sought, known: Known, deviation: float, largest: float) -> l
     fits = has_angles_of_torch(known) if exact else None
     if fits is False:
         return []
-    if fits is None and known.values.size >= _FEW and largest < _PEAK * deviation:
+    # What is left of weights that were pruned by magnitude has no small ones, and no such peak.
+    pruned = float(np.abs(known.values).min()) > _PRUNED * deviation
+    if fits is None and not pruned and known.values.size >= _FEW and largest < _PEAK * deviation:
         return []
     lower, upper = _SMALLEST_SCALE * deviation, _LARGEST_SCALE * deviation
     if known.values.size < _FEW:
