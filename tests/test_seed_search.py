@@ -509,8 +509,12 @@ def test_weights_pruned_by_magnitude(shape: tuple[int, ...], amount: float) -> N
 
 
 def test_the_command_says_by_its_status_whether_seeds_are_found(run: Run, tmp_path: Path) -> None:
-    torch.save({"a": torch.from_numpy(drawn("normal", 400, 0.3)).view(20, 20)}, tmp_path / "seeded.pt")
-    torch.save({"a": torch.from_numpy(foreign("normal", 400)).view(20, 20)}, tmp_path / "foreign.pt")
+    torch.save(
+        {"a": torch.from_numpy(drawn("normal", 400, 0.3)).view(20, 20)}, tmp_path / "seeded.pt"
+    )
+    torch.save(
+        {"a": torch.from_numpy(foreign("normal", 400)).view(20, 20)}, tmp_path / "foreign.pt"
+    )
     assert run("seed", "seeded.pt", "--seed", SEED).returncode == 0
     result = run("seed", "foreign.pt")
     assert (result.returncode, result.stdout) == (1, b"a: not found\n")
