@@ -26,8 +26,7 @@ def what_to_give(state: Mapping[str, Tensor]) -> str:
             f"{tensors} zeros: if these are pruned weights, give --masks-from zeros (masks_from=…)"
         )
     hints.append("masks of your own go into --masks FILE (masks=…)")
-    if not zeros:
-        hints.append("a model of pemncodec.masking is encoded before bake, which drops its masks")
+    hints.append("a model of pemncodec.masking is encoded before bake, which drops its masks")
     return "; ".join([*hints, _TABLE])
 
 

@@ -33,7 +33,7 @@ def named_errors(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:
             error.filename = name
         raise
 
