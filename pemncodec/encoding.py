@@ -170,9 +170,6 @@ def encode_with(
     module = described_module(given, options)
     state = read_source(given, options, origin)
     notes = notes_of(given, state, options)
-    if origin is not None and origin.metadata and not origin.is_unchanged(_named(given)):
-        origin = replace(origin, metadata={})
-        notes += ("the metadata of its .pemn file is left out, since tensors have changed",)
     network = None
     if module is not None:
         step("describing the architecture", None)
@@ -184,6 +181,9 @@ def encode_with(
     losing = {name: mode for name, mode in modes.items() if mode != state.mode_before(name)}
     # As the file will have it; refuses what it cannot hold before anything is coded.
     as_written = shortened_state(state, losing) if losing else state
+    if origin is not None and origin.metadata and not origin.is_unchanged(as_written.effective()):
+        origin = replace(origin, metadata={})
+        notes += ("the metadata of its .pemn file is left out, since tensors have changed",)
     contents = assemble_contents(
         state,
         modes,
@@ -244,7 +244,3 @@ def _of_file(file: PemnFile, options: EncodeOptions) -> nn.Module | Mapping[str,
             "--builder (architecture=…, builder=…)"
         )
     return load_module(file, "cpu")
-
-
-def _named(source: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return source.state_dict() if isinstance(source, nn.Module) else source

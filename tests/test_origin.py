@@ -193,6 +193,22 @@ def test_trained_tensors_may_change(small: MaskedNet) -> None:
             assert np.array_equal(file.mask(name), mask.numpy()), name
 
 
+@pytest.mark.parametrize("option", [{"dense": "fp16"}, {"fold_bn": True}, {"masks": True}])
+def test_metadata_is_of_the_same_tensors(small: MaskedNet, option: dict[str, Any]) -> None:
+    stream = io.BytesIO()
+    with torch.no_grad():
+        small.module[2].fn[0].bias.normal_()
+    small.encode(stream, metadata={"accuracy": "61.1"})
+    if "masks" in option:
+        option = {"masks": {"5.weight": torch.zeros(3, 4)}}
+    report = pemncodec.encode(pemncodec.open(stream.getvalue()), io.BytesIO(), **option)
+    assert report.info.metadata == {}
+    assert report.notes[0].startswith("the metadata of its .pemn file is left out")
+    kept = {**option, "metadata": {"accuracy": "60.9"}}
+    report = pemncodec.encode(pemncodec.open(stream.getvalue()), io.BytesIO(), **kept)
+    assert report.info.metadata == {"accuracy": "60.9"}
+
+
 def test_the_error_of_what_was_shortened_before_stays(small: MaskedNet) -> None:
     with torch.no_grad():
         for name, tensor in small.module.named_parameters():
