@@ -24,3 +24,16 @@ def test_the_package_runs_as_a_program() -> None:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout == f"pemn, version {pemncodec.__version__}\n"
+
+
+def test_kernels_of_another_version_are_not_passed_over_in_silence() -> None:
+    code = """
+import sys, types, warnings
+sys.modules["pemncodec.kernels._native"] = types.ModuleType("_native")
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from pemncodec import kernels
+print(kernels.IMPLEMENTATION, *(warning.message for warning in caught))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("numpy the compiled kernels cannot be used (cannot import name")

@@ -9,6 +9,8 @@ Attributes:
 
 from __future__ import annotations
 
+import warnings
+
 IMPLEMENTATION: str
 
 try:
@@ -34,7 +36,14 @@ try:
         torch_normal,
         torch_uniform,
     )
-except ImportError:
+except ImportError as error:
+    if not isinstance(error, ModuleNotFoundError):  # such as one that is older than its Python code
+        warnings.warn(
+            f"the compiled kernels cannot be used ({error}), and NumPy is many times slower: build "
+            "or install pemncodec again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     from pemncodec.kernels.twins import (
         expand,
         expand_drawn,
