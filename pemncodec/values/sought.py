@@ -30,7 +30,7 @@ _FEW = 64  # weights whose distribution cannot be told from their magnitudes
 _PRECISION = 2e-7  # of a scale that was rounded to binary32
 _EXACT = ("float32", "float64")
 _PEAK = 2.1  # of the largest magnitude to the mean square: 1.7 of uniform values, 3 of normal ones
-_PRUNED = 0.1  # of the smallest magnitude, to the deviation: no 64 values leave out so many
+_PRUNED = 0.1  # of the smallest magnitude, to the deviation: 64 values seldom leave that free
 _SMALLEST_SCALE, _LARGEST_SCALE = 0.5, 1.6  # of deviations, to that of the weights a mask uses
 
 
