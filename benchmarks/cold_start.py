@@ -9,7 +9,6 @@ many modules were imported.
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any, Final
 
 import torch
 from manifests import random_masks
-from provenance import provenance
+from provenance import provenance, write_table
 from zoo import ZOO
 
 import pemncodec
@@ -74,11 +73,7 @@ def main(names: list[str]) -> None:
                 rows.append(row)
                 print(*row.values(), sep=" | ", flush=True)
     if not names:
-        with RESULTS.open("w", newline="") as file:
-            file.write(f"# {source}\n")
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(RESULTS, source, rows, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ already. Rounds are interleaved. The table shows medians, the time relative to `
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import statistics
@@ -31,7 +30,7 @@ from typing import Any
 import click
 import safetensors.torch
 import torch
-from provenance import provenance
+from provenance import provenance, read_table, write_table
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -194,12 +193,7 @@ def main(weights: tuple[float, ...], rounds: int, print_only: bool, output: Path
             for _, path in forms.values():
                 path.unlink(missing_ok=True)
     show(rows, measured_on)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as stream:
-        stream.write(f"# {measured_on}\n")
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(output, measured_on, rows, rows[0])
 
 
 def summarize(
@@ -232,9 +226,7 @@ def summarize(
 
 def markdown(path: Path) -> str:
     """The state dicts of a CSV: what README quotes."""
-    with path.open(newline="") as stream:
-        next(stream)  # where it was measured
-        rows = list(csv.DictReader(stream))
+    _, rows = read_table(path)
     lines = ["| form | file | warm cache | cold cache | memory |", "|---|---:|---:|---:|---:|"]
     for row in rows:
         if not row["form"].endswith(", module"):

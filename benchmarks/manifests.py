@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import gc
 import io
 import statistics
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from provenance import provenance
+from provenance import provenance, read_table, write_table
 from torch import Tensor, nn
 from wide_zoo import WIDE_ZOO
 from zoo import ZOO, Inputs
@@ -207,9 +206,7 @@ def exported(stream: io.BytesIO, rebuilt: nn.Module, inputs: Inputs) -> str:
 
 def print_table() -> None:
     """The CSV as a Markdown table, and the networks that were refused."""
-    with RESULTS.open(newline="") as file:
-        next(file)  # where it was measured
-        rows = list(csv.DictReader(file))
+    _, rows = read_table(RESULTS)
     heads = ("network", "forward", "bytes", "outputs", "gradients", "ONNX", "torch.export")
     print(f"| {' | '.join(heads)} |\n|---|---|{'---:|' * 5}")
     for row in rows:
@@ -266,7 +263,7 @@ def measure_wide(name: str) -> dict[str, Any]:
 
 def print_wide() -> None:
     """The wide table in a few sentences."""
-    rows = read_wide()
+    _, rows = read_table(WIDE_RESULTS)
     refused = [row for row in rows if row["kind"].startswith("refused")]
     seconds = sorted((float(row["CPU seconds"]), row["network"]) for row in rows)
     equal = sum(float(row["difference"]) == 0 for row in rows if row not in refused)
@@ -280,23 +277,10 @@ def print_wide() -> None:
         print(f"{row['network']}: {row['kind']}")
 
 
-def read_wide() -> list[dict[str, str]]:
-    """The rows that the wide table has."""
-    if not WIDE_RESULTS.exists():
-        return []
-    with WIDE_RESULTS.open(newline="") as file:
-        next(file)  # where it was measured
-        return list(csv.DictReader(file))
-
-
 def write(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     """A table, with where it was measured in front."""
     source = provenance(["torch", "timm", "transformers", "onnxruntime"])
-    with path.open("w", newline="") as file:
-        file.write(f"# {source}\n")
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, source, rows, columns)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -319,7 +303,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the libraries
     # Those of the wide table that were measured before stay, unless they are named.
-    done = [row for row in read_wide() if options.wide and row["network"] not in options.names]
+    measured = read_table(WIDE_RESULTS)[1] if options.wide else []
+    done = [row for row in measured if row["network"] not in options.names]
     rows: list[dict[str, Any]] = list(done)
     for name in options.names or [n for n in zoo if n not in {row["network"] for row in done}]:
         rows.append(measure_wide(name) if options.wide else measure(name))

@@ -12,7 +12,6 @@ Peers that are not installed are left out and named.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import os
 import statistics
@@ -29,7 +28,7 @@ import click
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from provenance import provenance
+from provenance import provenance, write_table
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -367,12 +366,7 @@ def main(files: tuple[Path, ...], side: int, rounds: int, output: Path) -> None:
                         "peak MiB": f"{values['peak MiB']:.1f}",
                     }
                 )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as stream:
-        stream.write(f"# {measured_on}\n")
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(output, measured_on, rows, rows[0])
     show(rows, measured_on)
     if importlib.util.find_spec("matplotlib"):
         for title in ("p = 0.2", "rows × columns"):

@@ -1,13 +1,15 @@
-"""Where a measurement comes from: machine, versions and commit, for the first line of its CSV."""
+"""Tables of measurements as CSV; the first line says on which machine, versions and commit."""
 
 from __future__ import annotations
 
+import csv
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pemncodec
 
@@ -30,6 +32,29 @@ def provenance(packages: Sequence[str]) -> str:
         f"Python {platform.python_version()}, {platform.system()}, {_processor()}, "
         f"{os.cpu_count()} cores"
     )
+
+
+def write_table(
+    path: Path,
+    measured_on: str,
+    rows: Iterable[Mapping[str, Any]],
+    columns: Collection[str],
+) -> None:
+    """Writes a table. A row without a column leaves it empty; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        stream.write(f"# {measured_on}\n")
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> tuple[str, list[dict[str, str]]]:
+    """Where a table was measured, and its rows; no rows if there is no such file."""
+    if not path.exists():
+        return "", []
+    with path.open(newline="") as stream:
+        return stream.readline().removeprefix("# ").strip(), list(csv.DictReader(stream))
 
 
 def _processor() -> str:

@@ -8,7 +8,6 @@ three runs. A baked layer has zeros where its mask has them.
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
-from provenance import provenance
+from provenance import provenance, write_table
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -113,11 +112,7 @@ def main(weights: int, cases: tuple[str, ...], output: Path) -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     console.print(table)
-    with output.open("w", newline="") as stream:
-        stream.write(f"# {measured_on}\n")
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(output, measured_on, rows, rows[0])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ clock and of all processors together; the latter say more on a machine that othe
 
 from __future__ import annotations
 
-import csv
 import json
 import resource
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 import click
 import torch
 from models import build_large
-from provenance import provenance
+from provenance import provenance, read_table, write_table
 
 import pemncodec
 from pemncodec.masking import RandomPadding, mask_model
@@ -96,15 +95,11 @@ def main(print_only: bool, output: Path) -> None:
         measured_on = f"{provenance(['torch', 'zstandard'])}, {available_threads()} threads"
         with tempfile.TemporaryDirectory() as folder:
             rows = [measure(path) for path in write_models(Path(folder))]
-        with output.open("w", newline="") as stream:
-            stream.write(f"# {measured_on}\n")
-            writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    with output.open(newline="") as stream:
-        click.echo(stream.readline().removeprefix("# "))
-        for row in csv.DictReader(stream):
-            click.echo("\n".join(f"{name}: {value}" for name, value in row.items()) + "\n")
+        write_table(output, measured_on, rows, rows[0])
+    measured_on, table = read_table(output)
+    click.echo(f"{measured_on}\n")
+    for row in table:
+        click.echo("\n".join(f"{name}: {value}" for name, value in row.items()) + "\n")
 
 
 if __name__ == "__main__":

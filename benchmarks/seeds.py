@@ -17,7 +17,6 @@ CSV.
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import sys
@@ -32,7 +31,7 @@ import click
 import numpy as np
 import torch
 from models import resnet50
-from provenance import provenance
+from provenance import provenance, read_table, write_table
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -351,21 +350,9 @@ def _encoded(part: str, title: str, source: Any, options: dict[str, Any]) -> Row
 # --------------------------------------------------------------------------------------- main
 
 
-def write_csv(rows: Sequence[Row], measured_on: str, path: Path) -> None:
-    with path.open("w", newline="") as stream:
-        stream.write(f"# {measured_on}\n")
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_rows(path: Path) -> list[Row]:
-    return list(csv.DictReader(path.read_text().splitlines()[1:])) if path.exists() else []
-
-
 def print_tables(path: Path) -> None:
     """Whole files; of the 40 networks, a row for each initialisation; of the foreign ones, one."""
-    rows = read_rows(path)
+    _, rows = read_table(path)
     print("| network | without seeds | with seeds | CPU seconds |\n|---|---:|---:|---:|")
     for row in rows:
         if row["bytes"]:
@@ -415,11 +402,11 @@ def main(official: Path | None, rest: bool, listed: bool, printed: bool, output:
     jobs[RESNET] = measure_resnet
     for kind, number in foreign_networks():
         jobs[f"{kind} {number}"] = partial(measure_foreign, kind, number)
-    there = {row["network"]: row for row in read_rows(output)} if rest else {}
+    there = {row["network"]: row for row in read_table(output)[1]} if rest else {}
     rows = [there[title] for title in jobs if title in there]
     for title in track([title for title in jobs if title not in there], "measuring"):
         rows.append(jobs[title]())
-        write_csv(rows, measured_on, output)
+        write_table(output, measured_on, rows, COLUMNS)
     print_tables(output)
 
 

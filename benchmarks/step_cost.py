@@ -16,7 +16,6 @@ MALLOC_MMAP_THRESHOLD_), which leaves the computation itself.
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import os
 import statistics
@@ -29,7 +28,7 @@ from pathlib import Path
 import click
 import torch
 from models import build_model
-from provenance import provenance
+from provenance import provenance, write_table
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -187,12 +186,7 @@ def main(rounds: int, threads: list[int], output: Path) -> None:
         row(index, rounds, number) for index, number in track(places, "networks", transient=True)
     ]
     show(rows, measured_on)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as stream:
-        stream.write(f"# {measured_on}\n")
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(output, measured_on, rows, rows[0])
 
 
 def show(rows: list[dict[str, object]], title: str) -> None:

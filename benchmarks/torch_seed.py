@@ -13,7 +13,6 @@ more about one that is not.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import statistics
@@ -25,7 +24,7 @@ import click
 import safetensors.torch
 import torch
 from load_time import BASELINE, ROOT, measure, run, show
-from provenance import provenance
+from provenance import provenance, write_table
 from torch import Tensor, nn
 
 import pemncodec
@@ -157,12 +156,7 @@ def main(rounds: int, output: Path) -> None:
             row |= {"CPU ms": round(1e3 * own, 1), "CPU ×": round(own / base, 2)}
             rows.append(row)
     show(rows, measured_on)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as stream:
-        stream.write(f"# {measured_on}\n")
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(output, measured_on, rows, rows[0])
 
 
 if __name__ == "__main__":
