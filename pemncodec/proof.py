@@ -70,7 +70,7 @@ class Report:
     @property
     def findings(self) -> list[str]:
         """All but the bytes, in a sentence each."""
-        lines = [f"masks: {rule.removeprefix('masks: ')}" for rule in self.rules]
+        lines = [f"masks: {rule}" for rule in self.rules]
         lines.append(f"verified: {self.verified}")
         if self.difference is not None:
             difference = f"{self.difference:.2g} of the original's largest"

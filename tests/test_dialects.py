@@ -116,7 +116,7 @@ def test_every_mask_has_its_rule_in_words() -> None:
         "keep is 0.25",
         "c.weight": "pruned by torch.nn.utils.prune: X_orig times X_mask",
         "c.bias": "pruned by torch.nn.utils.prune: X_orig times X_mask",
-        "b.fc.bias": "masks: given by the caller",
+        "b.fc.bias": "given by the caller",
     }
     assert read.rules.keys() == read.masks.keys()
 

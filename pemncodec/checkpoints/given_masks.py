@@ -40,7 +40,7 @@ def read_given_masks(state: StateDict, options: MaskOptions) -> MaskedState:
                 continue
             if not np.array_equal(masks.setdefault(other, mask), mask):
                 raise EncodeError(f"masks: {other} has another mask already")
-    return MaskedState(state, masks, rules=dict.fromkeys(masks, f"masks: {options.masks_are}"))
+    return MaskedState(state, masks, rules=dict.fromkeys(masks, options.masks_are))
 
 
 def _as_tensor(values: Any, name: str) -> Tensor:
