@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import tracemalloc
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -237,6 +238,16 @@ def test_buckets_of_any_stretch(
         else:
             places = (tensor.offset + start + np.arange(count)) % tensor.buckets().size
             assert np.array_equal(found, tensor.buckets()[places])
+
+
+def test_buckets_of_a_constant_take_a_byte_a_weight() -> None:
+    constant = context((1 << 20,), np.zeros(1, np.uint8))
+    tracemalloc.start()
+    try:
+        constant.weight_buckets(0, 1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 1.1 * (1 << 20)
+    finally:
+        tracemalloc.stop()
 
 
 def test_layers_learn_from_each_other() -> None:

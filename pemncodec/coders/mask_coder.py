@@ -39,11 +39,23 @@ class MaskContext:
         """Buckets of the weights from `start` to `stop`, 0 where they are not known."""
         if self.buckets is None:
             return np.zeros(stop - start, np.uint8)
-        buckets = self.buckets()
-        first = (self.offset + start) % buckets.size
-        head = buckets[first : first + stop - start]
-        missing = stop - start - head.size
-        return np.concatenate([head, np.resize(buckets[:missing], missing)])
+        return _repeated(self.buckets(), self.offset + start, stop - start)
+
+
+def _repeated(buckets: Buckets, start: int, count: int) -> Buckets:
+    """`count` of `buckets`, from `start` on, again and again."""
+    start %= buckets.size
+    out = np.empty(count, np.uint8)
+    done = 0
+    for part in (buckets[start:], buckets[:start]):
+        part = part[: count - done]
+        out[done : done + part.size] = part
+        done += part.size
+    while done < count:  # whole periods: twice as many each time
+        size = min(done, count - done)
+        out[done : done + size] = out[:size]
+        done += size
+    return out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
