@@ -1122,6 +1122,57 @@ def test_statistics_that_are_counted_otherwise(small: Any, monkeypatch: pytest.M
         small.encode(io.BytesIO())
 
 
+class OwnStatistics(Net):
+    """Keeps, in train mode, what it knows of its inputs in a buffer: as own batch norms do."""
+
+    def setup(self) -> None:
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        if self.training:
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_(x.mean((0, 1)))
+        return x - self.mean
+
+
+class OwnStatisticsUntraced(OwnStatistics):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] == 4
+        return super().forward(x)
+
+
+class OwnStatisticsCounted(OwnStatistics):
+    """Has, as far as torch.fx sees, the same forward each time."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * (2.0 if self.calls > 2 else 1.0)
+
+
+def test_calls_that_leave_traces_in_buffers_alone_are_not_repeated() -> None:
+    """If torch.fx has seen them: it follows no control flow by what is in a tensor."""
+    calls: list[str] = []
+
+    def count(module: nn.Module, *_: Any) -> None:
+        if isinstance(module, OwnStatistics):
+            calls.append("train" if module.training else "eval")
+
+    handle = nn.modules.module.register_module_forward_hook(count)
+    try:
+        through(OwnStatistics(), example_inputs=torch.randn(5, 3, 4))
+        assert calls == ["eval", "eval", "train", "train"]
+        calls.clear()
+        through(OwnStatisticsUntraced(), train_graph=True)
+        assert calls.count("train") > 6  # also to be exported
+        with pytest.raises(UnsupportedModelError, match="'calls' of the model"):
+            through(OwnStatisticsCounted())
+    finally:
+        handle.remove()
+
+
 def test_outputs_that_are_memory_of_the_module() -> None:
     class Accumulates(Net):
         def setup(self) -> None:

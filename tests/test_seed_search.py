@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch_draws import draw
 
 import pemncodec
-from pemncodec import TorchPrototype
+from pemncodec import TorchPrototype, kernels
 from pemncodec.cli import cli
 from pemncodec.contents import CARRIERS, Array, SeededFill
 from pemncodec.values.draws import (
@@ -168,9 +168,8 @@ def test_tensors_among_the_words_of_a_seed() -> None:
         patterns.append(pattern_of(draws))
     places: list[tuple[int, int]] = []
 
-    def note(index: int, skip: int) -> bool:
+    def note(index: int, skip: int) -> None:
         places.append((index, skip))
-        return True
 
     search_words(4, 400_001, patterns, note)
     assert sorted(places) == list(enumerate(skips))
@@ -301,6 +300,27 @@ def test_small_tensors_of_signs_together() -> None:
 def test_several_seeds() -> None:
     layers = [layer(drawn("normal", 3000, 0.1, seed=SEED + i, skip=i)) for i in range(3)]
     assert found(layers) == [TorchPrototype("normal", SEED + i, 3000, i) for i in range(3)]
+
+
+def test_what_was_changed_since_it_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is met among the words of a seed that is known, and not solved for again."""
+    solve, sizes = kernels.mersenne_solve, []
+
+    def counted(words: Any, *rest: Any) -> int:
+        sizes.append(words.size)
+        return solve(words, *rest)
+
+    monkeypatch.setattr(kernels, "mersenne_solve", counted)
+    values = drawn("normal", 8000, 0.1, skip=SKIP)
+    changed = drawn("normal", 7000, 0.1, skip=SKIP + 9000)
+    changed[3000] /= 2
+    other = drawn("normal", 6000, 0.1, seed=SEED - 1, skip=8)
+    assert found([layer(values), layer(changed), layer(other)]) == [
+        TorchPrototype("normal", SEED, 8000, SKIP),
+        None,
+        TorchPrototype("normal", SEED - 1, 6000, 8),
+    ]
+    assert len(sizes) == 2
 
 
 def foreign(kind: str, count: int) -> Array:

@@ -26,12 +26,14 @@ class Change:
         name: of the attribute.
         of_layer: whether it is a buffer of a layer of `torch.nn`, such as the statistics of a norm,
             which a rebuilt layer changes as well.
+        saved: whether it is a buffer that the state dict holds.
     """
 
     path: str
     class_name: str
     name: str
     of_layer: bool
+    saved: bool
 
     def __str__(self) -> str:
         where = f"module {self.path!r}" if self.path else "the model"
@@ -56,8 +58,9 @@ def changes(before: nn.Module, after: nn.Module) -> Iterator[Change]:
         for name in {**old, **new}:
             known = name in old and name in new
             if not (known and _is_unchanged(old[name], new[name], compared)):
-                of_layer = is_known(module) and name in module._buffers
-                yield Change(path, kind.__name__, name, of_layer)
+                buffer = name in module._buffers
+                saved = buffer and name not in module._non_persistent_buffers_set
+                yield Change(path, kind.__name__, name, buffer and is_known(module), saved)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

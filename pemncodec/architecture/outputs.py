@@ -66,7 +66,8 @@ class _Calls:
     Attributes:
         outputs: at each of `VERIFIED_BATCH_SIZES` in turn on a fresh copy, at the first of them
             once more, at the first of them on a copy that was called with other values before, and
-            at the last of them on a copy that was not called before.
+            at the last of them on a copy that was not called before; the last three are copies of
+            the others where calls do not depend on those before.
         changed: attributes, and variables outside of the module, that the calls have set; without
             buffers of layers of `torch.nn`.
         by_mode: whether the calls may be others in another mode.
@@ -88,18 +89,31 @@ _PLACES: Final = (
 
 
 @torch.no_grad()
-def _calls(module: nn.Module, inputs: ExampleInputs, training: bool) -> _Calls:
+def _calls(
+    module: nn.Module, inputs: ExampleInputs, training: bool, traced: bool = False
+) -> _Calls:
+    """Call a module.
+
+    Args:
+        module: copied.
+        inputs: what it is called with.
+        training: the mode.
+        traced: whether torch.fx has traced every `forward`. Each call of these is the same
+            operators then, as long as they keep things in buffers alone; these are compared after
+            the second call, which has met what the first one left.
+    """
     first, *_, last = VERIFIED_BATCH_SIZES
     fresh = working_copy(module).train(training)
     with watched_mode(fresh) as watch:
         with isolated(module) as outside:
             outputs = [_call(fresh, inputs.batch(size)) for size in VERIFIED_BATCH_SIZES]
-            own = [str(change) for change in changes(module, fresh) if not change.of_layer]
-            changed = (*own, *outside.changed())
+            own = [change for change in changes(module, fresh) if not change.of_layer]
+            changed = (*map(str, own), *outside.changed())
             # Calls that change nothing do not depend on those before.
-            again = _call(fresh, inputs.batch(first)) if changed else outputs[0]
+            hidden = len(changed) > sum(traced and change.saved for change in own)
+            again = _call(fresh, inputs.batch(first)) if hidden else outputs[0]
         late, apart = outputs[0], outputs[-1]
-        if changed:
+        if hidden:
             with isolated(module):
                 apart = _call(working_copy(module).train(training), inputs.batch(last))
             other = tuple(x / 2 if x.is_floating_point() else x for x in inputs.batch(last))
@@ -140,9 +154,9 @@ class Reference:
         """Whether it returns caches of earlier calls."""
         return has_caches(self.evaluated().outputs)
 
-    def trained(self) -> _Calls:
+    def trained(self, traced: bool) -> _Calls:
         """Calls in train mode; raises as `evaluated` does."""
-        return _calls(self.original, self.inputs, training=True)
+        return _calls(self.original, self.inputs, True, traced)
 
     def difference(self, rebuilt: nn.Module) -> float:
         """How far a module's outputs are off in eval mode, as `relative_difference` has it."""
@@ -175,13 +189,14 @@ def compare_outputs(
         UnsupportedModelError: outputs differ, or a module cannot be run.
     """
     written = {name: tensor._version for name, tensor in rebuilt.named_parameters()}
+    traced = not (exported or builder)
     evaluated = _calls(rebuilt, original.inputs, training=False)
     comparison = _Comparison(exported, builder)
     try:
         comparison.compare(original.evaluated(), evaluated, "eval")
         if trains and (original.evaluated().by_mode or evaluated.by_mode):
-            trained = _calls(rebuilt, original.inputs, training=True)
-            comparison.compare(original.trained(), trained, "train")
+            trained = _calls(rebuilt, original.inputs, True, traced)
+            comparison.compare(original.trained(traced), trained, "train")
     finally:
         # Copies share parameters, so one that was written to also explains a difference.
         _check_parameters(original.original, rebuilt, written)

@@ -21,7 +21,7 @@ from pemncodec.contents import SeededFill
 from pemncodec.values.draws import Draws, Equations, equations_of
 from pemncodec.values.recovery import Layer
 from pemncodec.values.seeding import seed_before
-from pemncodec.values.sought import Hypothesis, hypotheses, sought_tensors
+from pemncodec.values.sought import Hypothesis, Sought, hypotheses, sought_tensors
 from pemncodec.values.torch_cpu import words_of
 from pemncodec.values.word_search import Pattern, pattern_of, search_words
 
@@ -92,11 +92,13 @@ class _Search:
         tensors = {tensor: hypotheses(tensor, deviations) for tensor in sought_tensors(layers)}
         self._weights = sum(tensor.layer.values.size for tensor in tensors)
         self._left = {tensor: ways for tensor, ways in tensors.items() if ways}
+        # Drawn from a known seed, and changed since: no other seed is behind them.
+        self._changed: set[Sought] = set()
 
     def solve(self) -> None:
         """By linear equations, from the tensor with the most known values on."""
         for hypothesis in [way for ways in self._left.values() for way in ways]:
-            if hypothesis.tensor not in self._left:
+            if hypothesis.tensor not in self._left or hypothesis.tensor in self._changed:
                 continue
             left, origin = self._solved(hypothesis.draws)
             if origin is not None and self._found(hypothesis, *origin):
@@ -168,9 +170,10 @@ class _Search:
         self._search(seed, skip + self._drawn, ways)
 
     def _search(self, seed: int, stop: int, ways: Sequence[tuple[Hypothesis, Pattern]]) -> None:
-        def found(index: int, skip: int) -> bool:
+        def found(index: int, skip: int) -> None:
             hypothesis = ways[index][0]
-            return hypothesis.tensor not in self._left or self._found(hypothesis, seed, skip)
+            if hypothesis.tensor in self._left and not self._found(hypothesis, seed, skip):
+                self._changed.add(hypothesis.tensor)  # so many bits do not fit by chance
 
         search_words(seed, stop, [pattern for _, pattern in ways], found)
 

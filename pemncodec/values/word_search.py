@@ -54,7 +54,7 @@ def pattern_of(draws: Draws) -> Pattern:
 
 
 def search_words(
-    seed: int, stop: int, patterns: Sequence[Pattern], found: Callable[[int, int], bool]
+    seed: int, stop: int, patterns: Sequence[Pattern], found: Callable[[int, int], None]
 ) -> None:
     """Looks for tensors among the first words of a seed.
 
@@ -62,10 +62,10 @@ def search_words(
         seed: 32 bits.
         stop: how many words may be drawn before a tensor.
         patterns: of tensors.
-        found: called with the index of a pattern and the number of words before it; True if no
-            more places are looked for.
+        found: called with the index of a pattern and the number of words before it, for the first
+            place of each.
     """
-    left = dict(enumerate(patterns))
+    left = {index: (pattern, pattern.passes) for index, pattern in enumerate(patterns)}
     reach = 1 + max((int(pattern.places.max()) for pattern in patterns), default=0)
     state = np.empty(_STATE, np.uint32)
     kernels.mersenne_seed(seed, state)
@@ -77,26 +77,27 @@ def search_words(
         kernels.mersenne_words(state, 0, words[reach:])
         kernels.mersenne_advance(state, part // _STATE)
         np.left_shift(words[reach:], np.uint32(32 - BITS), out=words[reach:])
-        for index, pattern in list(left.items()):
-            for at in _matches(words, pattern, scratch, hits):
-                if 0 <= first + at < stop and found(index, first + at):
+        for index, (pattern, passes) in list(left.items()):
+            for at in _matches(words, pattern, passes, scratch, hits):
+                if 0 <= first + at < stop:
+                    found(index, first + at)
                     del left[index]
                     break
         first += part
 
 
 def _matches(
-    words: _Words, pattern: Pattern, scratch: _Words, hits: npt.NDArray[np.bool_]
+    words: _Words, pattern: Pattern, passes: int, scratch: _Words, hits: npt.NDArray[np.bool_]
 ) -> list[int]:
     """Where a pattern begins among as many words as `scratch` has."""
-    for index in range(pattern.passes):
+    for index in range(passes):
         place = int(pattern.places[index])
         np.subtract(words[place : place + scratch.size], pattern.low[index], out=scratch)
         np.less_equal(scratch, pattern.width[index], out=hits[min(index, 1)])
         if index:
             np.logical_and(hits[0], hits[1], out=hits[0])
     at = np.flatnonzero(hits[0])
-    for index in range(pattern.passes, pattern.places.size):
+    for index in range(passes, pattern.places.size):
         if not at.size:
             break
         between = words[at + pattern.places[index]] - pattern.low[index]
