@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from kernel_builds import VERSIONS, build, can_run, has_versions, load
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -40,6 +42,24 @@ def exchange_kernels(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
     module = native_kernels() if which == "native" else twins
     for name in twins.__all__:
         monkeypatch.setattr(kernels, name, getattr(module, name))
+
+
+@pytest.fixture(scope="session", params=["native", "numpy", *VERSIONS])
+def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The inner loops: the extension, its twin, and the extension for other processors."""
+    if request.param == "numpy":
+        return twins
+    if request.param == "native":
+        return native_kernels()
+    if not has_versions():
+        pytest.skip("only x86 has several versions")
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    if not can_run(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    path = tmp_path_factory.mktemp("kernels") / "_native.so"
+    build(path, ["-O3"], request.param)
+    return load(path)
 
 
 @pytest.fixture(params=["native", "numpy"])

@@ -320,6 +320,38 @@ def magnitude_gradient(random: Random) -> Arguments:
     return made | {"out": room(random, 4 * count), "threads": random.choice((1, 2))}
 
 
+def packed_product(random: Random) -> Arguments:
+    period = max(1, size_up_to(random, 9000))
+    return {
+        "bits": room(random, 0),
+        "values": memory(random, floats(random, period)),
+        "offset": random.choice((0, period - 1, random.randrange(period))),
+    } | product_of(random)
+
+
+def signed_product(random: Random) -> Arguments:
+    period = max(1, size_up_to(random, 9000))
+    return {
+        "bits": room(random, 0),
+        "signs": mask_of(random, period),
+        "period": period,
+        "offset": random.choice((0, period - 1, random.randrange(period))),
+        "constant": memory(random, floats(random, 1)),
+    } | product_of(random)
+
+
+def product_of(random: Random) -> Arguments:
+    columns, rows = max(1, size_up_to(random, 2100)), random.choice((0, 1, 15, 16, 17, 40))
+    batch = random.choice((1, 1, 2, 5, 17))
+    return {
+        "bits": mask_of(random, columns * rows),
+        "columns": columns,
+        "inputs": memory(random, floats(random, batch * columns)),
+        "out": room(random, 4 * batch * rows),
+        "threads": random.choice((1, 2)),
+    }
+
+
 def mersenne_solve(random: Random) -> Arguments:
     """Nearly all of a state is known: other systems are slow, and no different."""
     state = np.random.RandomState(random.getrandbits(32)).get_state()[1]
@@ -388,7 +420,7 @@ MAKERS: dict[str, Callable[[Random], Arguments]] = {
     for make in (
         philox4x32, quantiles, expand, expand_normal, rans_encode, rans_decode, runs_encode,
         runs_decode, mixing_encode, mixing_decode, top_k, keep_largest, magnitude_gradient,
-        mersenne_solve,
+        packed_product, signed_product, mersenne_solve,
         mersenne_seed, mersenne_advance, mersenne_words, torch_normal, torch_uniform, expand_drawn,
     )
 }  # fmt: skip
@@ -398,6 +430,8 @@ FLOATS = {
     "top_k": ["values"],
     "keep_largest": ["scores"],
     "magnitude_gradient": ["gradient", "values"],
+    "packed_product": ["values", "inputs"],
+    "signed_product": ["constant", "inputs"],
 }
 
 

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "pemncodec" / "kernels"
@@ -35,3 +38,13 @@ def build(path: Path, flags: Sequence[str], version: str | None = None) -> None:
     command = ["cc", "-shared", "-fPIC", "-fvisibility=hidden", *ARITHMETIC, *flags, *chosen]
     command += [f"-I{sysconfig.get_path('include')}", *map(str, sorted(KERNELS.glob("*.c")))]
     subprocess.run([*command, "-ldl", "-o", str(path)], check=True)
+
+
+def load(path: Path) -> ModuleType:
+    """The extension that was built to `path`, apart from that of the package."""
+    loader = ExtensionFileLoader("_native", str(path))
+    spec = spec_from_loader("_native", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module

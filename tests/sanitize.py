@@ -24,7 +24,8 @@ BUILDS = ROOT / "build" / "sanitized"
 FLAGS = ["-O2", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 FLAGS += ["-fno-sanitize-recover=all"]
 
-TESTS = ["tests/test_kernels.py", "tests/test_mixing_kernels.py", "tests/test_mersenne_solve.py"]
+TESTS = [f"tests/test_{name}.py" for name in ("kernels", "mixing_kernels", "mersenne_solve")]
+TESTS += ["tests/test_product_kernels.py"]
 # What runs no sanitized code (twins, other builds, other processes), what the twin is slow for, and
 # what needs an allocator that gives memory back at once.
 LEFT_OUT = "not numpy and not avx2 and not processor and not training_uses and not coded_alike"

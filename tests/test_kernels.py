@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.util
 import mmap
 import random
-import shutil
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from fractions import Fraction
-from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +20,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_builds import VERSIONS, build, can_run, has_versions
 from numpy.typing import NDArray
 
 from pemncodec import kernels
@@ -67,35 +63,6 @@ with torch.no_grad():
         score_gradient(scores, scores, scores, True)
 print(others() - before)
 """
-
-
-def built_for(processor: str, folder: Path) -> ModuleType:
-    """The C extension, made to run the versions for another processor."""
-    if not has_versions():
-        pytest.skip("only x86 has several versions")
-    if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler")
-    if not can_run(processor):
-        pytest.skip(f"this processor has no {processor}")
-    path = folder / "_native.so"
-    build(path, ["-O3"], processor)
-    loader = ExtensionFileLoader("_native", str(path))
-    spec = importlib.util.spec_from_loader("_native", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module", params=["native", "numpy", *VERSIONS])
-def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    if request.param == "numpy":
-        return twins
-    if native is None:
-        pytest.skip("the C extension is not built")
-    if request.param in VERSIONS:
-        return built_for(request.param, tmp_path_factory.mktemp("kernels"))
-    return native
 
 
 @st.composite
@@ -1047,6 +1014,10 @@ def valid_calls() -> dict[str, list[object]]:
         "top_k": [np.zeros(8, np.float32), 3, np.zeros(8, np.uint8)],
         "keep_largest": [np.zeros(8, np.float32), 1, 3, bytes(32), np.zeros(8, np.float32), 2],
         "magnitude_gradient": [bytes(8), bytes(8), bytes(8), np.zeros(2, np.float32), 2],
+        "packed_product": [b"\xff", bytes(12), 1, 4, bytes(32), np.zeros(4, np.float32), 2],
+        "signed_product": [
+            b"\xff", b"\x05", 3, 1, bytes(4), 4, bytes(32), np.zeros(4, np.float32), 2
+        ],
         "mersenne_solve": [
             np.ones(2, np.uint32), np.ones(2, np.uint32), b"\0\1", np.zeros(624, np.uint32)
         ],
@@ -1073,6 +1044,18 @@ KEYWORDS = {
     "top_k": ["values", "kept", "out"],
     "keep_largest": ["scores", "magnitude", "kept", "values", "out", "threads"],
     "magnitude_gradient": ["gradient", "values", "scores", "out", "threads"],
+    "packed_product": ["bits", "values", "offset", "columns", "inputs", "out", "threads"],
+    "signed_product": [
+        "bits",
+        "signs",
+        "period",
+        "offset",
+        "constant",
+        "columns",
+        "inputs",
+        "out",
+        "threads",
+    ],
     "mersenne_solve": ["words", "masks", "parities", "out"],
     "mersenne_seed": ["seed", "out"],
     "mersenne_advance": ["state", "blocks"],
@@ -1194,7 +1177,8 @@ def test_buffers_are_released(kernel: ModuleType, name: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is read from /proc")
 @pytest.mark.parametrize("damaged", [False, True])
 @pytest.mark.parametrize("name", ["rans_encode", "runs_encode", "mixing_encode", "mixing_decode",
-                                  "top_k", "keep_largest"])  # fmt: skip
+                                  "top_k", "keep_largest", "packed_product",
+                                  "signed_product"])  # fmt: skip
 def test_allocated_memory_is_given_back(name: str, damaged: bool) -> None:
     """Each call allocates more than half a MiB, and fails where the data is damaged."""
     even, many = np.full(256, 2**7, np.uint32), np.arange(1 << 19)
@@ -1202,6 +1186,7 @@ def test_allocated_memory_is_given_back(name: str, damaged: bool) -> None:
     bits, layout = bytes(8), np.array([8, 1 << 14, 1, 1, 0, 128], np.uint64)
     scores, out = many.astype(np.float32), np.empty(many.size, np.float32)
     mixing = {"buckets": bytes(8), "parts": layout, "tables": _tables()}
+    product = {"columns": scores.size, "inputs": scores, "out": bytearray(4), "threads": 1}
     arguments: dict[str, dict[str, object]] = {
         "rans_encode": {"symbols": many.astype(np.uint8), "frequencies": even, "lanes": 8},
         "runs_encode": {"mask": ones, "count": 8 * ones.size, "longest": 255},
@@ -1210,6 +1195,9 @@ def test_allocated_memory_is_given_back(name: str, damaged: bool) -> None:
         "top_k": {"values": scores, "kept": 9, "out": np.empty(many.size, np.uint8)},
         "keep_largest": {"scores": scores, "magnitude": 0, "kept": 9, "values": scores, "out": out,
                          "threads": 1},
+        "packed_product": {"bits": bytes(1 << 16), "values": bytes(4), "offset": 0, **product},
+        "signed_product": {"bits": bytes(1 << 16), "signs": bytes(1), "period": 1, "offset": 0,
+                           "constant": bytes(4), **product},
     }  # fmt: skip
     wrong: dict[str, dict[str, object]] = {
         "rans_encode": {"frequencies": table_of(_0=2**15)},
@@ -1218,6 +1206,8 @@ def test_allocated_memory_is_given_back(name: str, damaged: bool) -> None:
         "mixing_decode": {"data": bytes(5)},
         "top_k": {"kept": 1 << 40},
         "keep_largest": {"kept": 1 << 40},
+        "packed_product": {"bits": bytes(9)},
+        "signed_product": {"bits": bytes(9)},
     }
     call = arguments[name] | (wrong[name] if damaged else {})
 

@@ -305,6 +305,47 @@ CALLED(magnitude_gradient)
     return none_or_raise(error);
 }
 
+CALLED(packed_product)
+{
+    static char *names[] = {"bits", "values", "offset", "columns", "inputs", "out", "threads", NULL};
+    Py_buffer bits = {0}, values = {0}, inputs = {0}, out = {0};
+    Integer offset = ANY("offset"), columns = {"columns", 1, UINT64_MAX, 0};
+    Integer threads = {"threads", 1, UINT64_MAX, 0};
+    const char *error = raised;
+    if (PARSE("O&O&O&O&O&O&O&:packed_product", names, readable, &bits, readable, &values, integer,
+              &offset, integer, &columns, readable, &inputs, writable, &out, integer, &threads))
+        WITHOUT_GIL(error = packed_product(bytes_of(&bits), bytes_of(&values), offset.value,
+                                           columns.value, bytes_of(&inputs), room_of(&out),
+                                           threads.value));
+    PyBuffer_Release(&bits);
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&inputs);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(signed_product)
+{
+    static char *names[] = {"bits", "signs", "period", "offset", "constant", "columns", "inputs",
+                            "out", "threads", NULL};
+    Py_buffer bits = {0}, signs = {0}, constant = {0}, inputs = {0}, out = {0};
+    Integer period = {"period", 1, UINT64_MAX, 0}, offset = ANY("offset");
+    Integer columns = {"columns", 1, UINT64_MAX, 0}, threads = {"threads", 1, UINT64_MAX, 0};
+    const char *error = raised;
+    if (PARSE("O&O&O&O&O&O&O&O&O&:signed_product", names, readable, &bits, readable, &signs, integer,
+              &period, integer, &offset, readable, &constant, integer, &columns, readable, &inputs,
+              writable, &out, integer, &threads))
+        WITHOUT_GIL(error = signed_product(bytes_of(&bits), bytes_of(&signs), period.value,
+                                           offset.value, bytes_of(&constant), columns.value,
+                                           bytes_of(&inputs), room_of(&out), threads.value));
+    PyBuffer_Release(&bits);
+    PyBuffer_Release(&signs);
+    PyBuffer_Release(&constant);
+    PyBuffer_Release(&inputs);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
 CALLED(mersenne_solve)
 {
     static char *names[] = {"words", "masks", "parities", "out", NULL};
@@ -331,6 +372,7 @@ static PyMethodDef methods[] = {
     METHOD(philox4x32), METHOD(quantiles), METHOD(expand), METHOD(expand_normal),
     METHOD(expand_drawn),    METHOD(rans_encode), METHOD(rans_decode), METHOD(runs_encode), METHOD(runs_decode),
     METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k), METHOD(keep_largest),
+    METHOD(packed_product), METHOD(signed_product),
     METHOD(magnitude_gradient), METHOD(mersenne_solve), METHOD(mersenne_seed),
     METHOD(mersenne_advance), METHOD(mersenne_words), METHOD(torch_normal), METHOD(torch_uniform),
     {0},

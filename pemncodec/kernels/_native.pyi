@@ -26,6 +26,26 @@ def keep_largest(
 def magnitude_gradient(
     gradient: Buffer, values: Buffer, scores: Buffer, out: Buffer, threads: int
 ) -> None: ...
+def packed_product(
+    bits: Buffer,
+    values: Buffer,
+    offset: int,
+    columns: int,
+    inputs: Buffer,
+    out: Buffer,
+    threads: int,
+) -> None: ...
+def signed_product(
+    bits: Buffer,
+    signs: Buffer,
+    period: int,
+    offset: int,
+    constant: Buffer,
+    columns: int,
+    inputs: Buffer,
+    out: Buffer,
+    threads: int,
+) -> None: ...
 def mersenne_solve(words: Buffer, masks: Buffer, parities: Buffer, out: Buffer) -> int: ...
 def mersenne_seed(seed: int, out: Buffer) -> None: ...
 def mersenne_advance(state: Buffer, blocks: int) -> None: ...

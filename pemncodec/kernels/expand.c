@@ -1,6 +1,7 @@
 /* Values of a prototype or a seed under a mask. */
 #include <string.h>
 
+#include "bits.h"
 #include "generator.h"
 #include "kernels.h"
 #include "mersenne.h"
@@ -42,10 +43,14 @@ static inline void store_past_cache(unsigned char *out, const void *from, size_t
 static inline void finish_stores(void) {}
 #endif
 
-/* Copies groups of 8 items, each of PARTS words, with zeros where the mask's bit is 0. `kept` has all
- * bits of the words that a mask byte keeps: loaded, not computed, they cost next to nothing. */
-#define MASKER(NAME, WORD, PARTS) \
-    static WORD kept_##NAME[256][8 * PARTS]; \
+/* All bits of the words that a mask byte keeps, of items of one to 16 bytes. */
+static uint8_t kept_mask_1[256][8];
+static uint16_t kept_mask_2[256][8];
+uint32_t kept_words[256][8];
+static uint64_t kept_mask_8[256][8], kept_mask_16[256][16];
+
+/* Copies groups of 8 items, each of PARTS words, with zeros where the mask's bit is 0. */
+#define MASKER(NAME, WORD, PARTS, KEPT) \
     static void NAME(unsigned char *out, const unsigned char *values, const unsigned char *mask, \
                      size_t groups, bool past_cache) \
     { \
@@ -54,18 +59,18 @@ static inline void finish_stores(void) {}
         for (; groups > 0; groups--, mask++, out += sizeof words, values += sizeof words) { \
             memcpy(words, values, sizeof words); \
             for (int i = 0; i < 8 * PARTS; i++) \
-                words[i] &= kept_##NAME[*mask][i]; \
+                words[i] &= KEPT[*mask][i]; \
             if (past_cache) \
                 store_past_cache(out, words, sizeof words); \
             else \
                 memcpy(out, words, sizeof words); \
         } \
     }
-MASKER(mask_1, uint8_t, 1)
-MASKER(mask_2, uint16_t, 1)
-MASKER(mask_4, uint32_t, 1)
-MASKER(mask_8, uint64_t, 1)
-MASKER(mask_16, uint64_t, 2)
+MASKER(mask_1, uint8_t, 1, kept_mask_1)
+MASKER(mask_2, uint16_t, 1, kept_mask_2)
+MASKER(mask_4, uint32_t, 1, kept_words)
+MASKER(mask_8, uint64_t, 1, kept_mask_8)
+MASKER(mask_16, uint64_t, 2, kept_mask_16)
 
 void prepare_kernels(void)
 {
@@ -74,7 +79,7 @@ void prepare_kernels(void)
             if (byte & (1 << i)) {
                 kept_mask_1[byte][i] = UINT8_MAX;
                 kept_mask_2[byte][i] = UINT16_MAX;
-                kept_mask_4[byte][i] = UINT32_MAX;
+                kept_words[byte][i] = UINT32_MAX;
                 kept_mask_8[byte][i] = UINT64_MAX;
                 kept_mask_16[byte][2 * i] = kept_mask_16[byte][2 * i + 1] = UINT64_MAX;
             }

@@ -128,4 +128,14 @@ const char *mersenne_solve(Bytes words, Bytes masks, Bytes parities, Room out, i
 const char *magnitude_gradient(Bytes gradient, Bytes values, Bytes scores, Room out,
                                uint64_t threads);
 
+/* ---- product.c, signed_product.c: products of inputs and masked weights ---- */
+
+/* Writes the products of inputs and a matrix of `columns`, of repeated values under a mask; floats. */
+const char *packed_product(Bytes bits, Bytes values, uint64_t offset, uint64_t columns, Bytes inputs,
+                           Room out, uint64_t threads);
+
+/* As above, of a constant, a float, with repeated signs. */
+const char *signed_product(Bytes bits, Bytes signs, uint64_t period, uint64_t offset, Bytes constant,
+                           uint64_t columns, Bytes inputs, Room out, uint64_t threads);
+
 #endif

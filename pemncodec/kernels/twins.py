@@ -6,9 +6,11 @@ from pemncodec.kernels.gradient_twin import magnitude_gradient
 from pemncodec.kernels.mersenne_solve_twin import mersenne_solve
 from pemncodec.kernels.mersenne_twin import mersenne_advance, mersenne_seed, mersenne_words
 from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
+from pemncodec.kernels.product_twin import packed_product
 from pemncodec.kernels.rans_twin import rans_decode, rans_encode
 from pemncodec.kernels.runs_twin import runs_decode, runs_encode
 from pemncodec.kernels.selection_twin import keep_largest, top_k
+from pemncodec.kernels.signed_product_twin import signed_product
 from pemncodec.kernels.torch_values_twin import torch_normal, torch_uniform
 
 __all__ = [
@@ -23,12 +25,14 @@ __all__ = [
     "mersenne_words",
     "mixing_decode",
     "mixing_encode",
+    "packed_product",
     "philox4x32",
     "quantiles",
     "rans_decode",
     "rans_encode",
     "runs_decode",
     "runs_encode",
+    "signed_product",
     "top_k",
     "torch_normal",
     "torch_uniform",

@@ -1,0 +1,37 @@
+/* Sizes of products of inputs and masked matrices. */
+#ifndef PEMNCODEC_PRODUCT_H
+#define PEMNCODEC_PRODUCT_H
+
+#include "kernels.h"
+
+typedef struct {
+    uint64_t columns, rows;
+    size_t batch;
+} Shape;
+
+/* Finds how many inputs and rows there are, or what does not fit. */
+static inline const char *find_shape(Bytes bits, uint64_t columns, Bytes inputs, Room out,
+                                     Shape *shape)
+{
+    if (inputs.size == 0 || columns > inputs.size / 4 || inputs.size % (4 * columns) != 0)
+        return "inputs";
+    shape->columns = columns;
+    shape->batch = inputs.size / (4 * (size_t)columns);
+    if (out.size % 4 != 0 || out.size / 4 % shape->batch != 0)
+        return "out";
+    shape->rows = out.size / 4 / shape->batch;
+    /* Divided, not multiplied, which might overflow. */
+    if (shape->rows > 0 && columns > UINT64_MAX / shape->rows)
+        return "bits";
+    uint64_t count = columns * shape->rows;
+    return bits.size == count / 8 + (count % 8 != 0) ? NULL : "bits";
+}
+
+/* Where the values of a row begin, of values that repeat. */
+static inline uint64_t start_of(uint64_t row, uint64_t columns, uint64_t offset, uint64_t period)
+{
+    uint64_t start = row * columns % period;
+    return start < period - offset ? offset + start : start - (period - offset);
+}
+
+#endif
