@@ -36,7 +36,7 @@ from rich.table import Table
 import pemncodec
 from pemncodec.coders.buckets import value_buckets
 from pemncodec.coders.mask_coder import Buckets, MaskContext, order0_bits
-from pemncodec.coders.masks import Preset, decode_masks, encode_masks
+from pemncodec.coders.masks import MaskEncoder, Preset, decode_masks
 from pemncodec.coders.packed import packed_size, unpack
 from pemncodec.coders.rans import decode_rans, encode_rans
 from pemncodec.format.header import MaskedRow
@@ -102,7 +102,7 @@ def ours(preset: Preset) -> Coder:
 
     def encode(masks: list[Mask]) -> Coded:
         bits = [unpack(mask.packed, mask.count) for mask in masks]
-        return encode_masks(bits, [mask.context for mask in masks], preset)
+        return MaskEncoder(bits, preset).encode([mask.context for mask in masks])
 
     def decode(coded: Coded, masks: list[Mask]) -> list[Packed]:
         found: dict[int, Packed] = {}

@@ -22,6 +22,9 @@ from pemncodec.coders.dense import (
     encode_dense,
     group_tensors,
 )
+from pemncodec.coders.palette import decode_palette, encode_palette
+from pemncodec.coders.zstd import decode_zstd
+from pemncodec.coders.zstd_bits import encode_two_values
 from pemncodec.contents import CARRIERS, Array, DenseTensor
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
 from pemncodec.tensors import tensor_to_array
@@ -381,7 +384,7 @@ _LARGE = {
 
 @pytest.mark.parametrize("values", _LARGE.values(), ids=_LARGE)
 def test_a_sample_finds_the_best_coder_of_many_items(values: np.ndarray) -> None:
-    bodies = {c.id: c.encode(values.view(np.uint32), "float32") for c in LOSSLESS_CODERS}
+    bodies = {c.id: c.encode(values.view(np.uint32), "float32", "usual") for c in LOSSLESS_CODERS}
     best = min(len(body) for body in bodies.values() if body is not None)
     section = encode_dense([values], "float32")
     assert len(section) == 1 + best
@@ -394,3 +397,73 @@ def test_noise_that_repeats_far_apart_is_compressed() -> None:
     section = encode_dense([twice], "uint8")
     assert len(section) < 0.51 * twice.size
     assert len(encode_dense([noise], "uint8")) <= noise.size + 2
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "three", "few", "runs"])
+def test_large_planes_are_nearly_as_small_as_with_most_effort(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    values = {
+        "normal": rng.standard_normal(150_000).astype(np.float32),
+        "uniform": rng.uniform(-0.1, 0.1, 150_000).astype(np.float32),
+        "three": rng.choice(np.array([-1, 0, 1], np.float32), 150_000),
+        "few": rng.choice(np.float32([-1, 1]), 150_000, p=[0.02, 0.98]),
+        "runs": np.repeat(rng.standard_normal(500).astype(np.float32), 300),
+    }[kind]
+    usual = encode_dense([values], "float32")
+    most = encode_dense([values], "float32", effort="most")
+    assert len(most) <= len(usual) <= 1.005 * len(most) + 32
+    for section in (usual, most):
+        assert decode_dense(section, [values.shape], "float32").tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("count", [5_000, 70_000, 300_000])
+def test_values_of_two_kinds_take_a_bit_each(count: int) -> None:
+    signs = np.random.default_rng(count).choice(np.float32([-0.03, 0.03]), count)
+    section = encode_dense([signs], "float32")
+    assert len(section) < count / 8 * 1.003 + 64
+    assert decode_dense(section, [signs.shape], "float32").tobytes() == signs.tobytes()
+
+
+def test_a_value_that_comes_late_is_in_the_palette() -> None:
+    items = np.full(100_000, 7, np.uint32)
+    items[40_000], items[70_000:70_300] = 9, 3
+    body = encode_palette(items)
+    assert body is not None
+    assert body[:13] == bytes([2, 3, 0, 0, 0, 7, 0, 0, 0, 9, 0, 0, 0])
+    assert np.array_equal(decode_palette(body, items.size, 4), items)
+    items[60_000:60_300] = np.arange(300)
+    assert encode_palette(items) is None
+    assert encode_palette(items[:0]) is None
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1000, 1100) | st.integers(1 << 17, (1 << 17) + 9) | st.integers(300_000, 300_009),
+    st.integers(0, 127),
+    st.integers(1, 128),
+    st.sampled_from([0.001, 0.5, 0.9]),
+)
+def test_frames_of_two_values(count: int, low: int, high: int, share: float) -> None:
+    """Zstandard reads what is written here by hand, and readers that know the size beforehand."""
+    low, high = sorted((low, high)) if low != high else (low, low + 1)
+    upper = np.random.default_rng(count).random(count) < share
+    data = np.where(upper, high, low).astype(np.uint8)
+    data[:2] = low, high
+    frame = encode_two_values(data)
+    if count < 1024:
+        assert frame is None
+        return
+    assert frame is not None
+    assert decode_zstd(frame, size=count, limit=count) == data.tobytes()
+    assert len(frame) <= count / 8 + (21 + high // 2) * -(-count // (1 << 17)) + 16
+
+
+def test_frames_of_two_values_alone() -> None:
+    two = np.resize(np.uint8([3, 5]), 2000)
+    assert encode_two_values(two) is not None
+    for value in (0, 4, 6, 255):
+        three = two.copy()
+        three[999] = value
+        assert encode_two_values(three) is None
+    assert encode_two_values(np.full(2000, 3, np.uint8)) is None
+    assert encode_two_values(np.resize(np.uint8([3, 129]), 2000)) is None

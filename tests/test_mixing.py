@@ -28,9 +28,9 @@ from pemncodec.coders.masks import (
     PACKED,
     PRESETS,
     RANS,
+    MaskEncoder,
     Preset,
     decode_masks,
-    encode_masks,
     mask_coder,
     total_bytes,
     tries_context,
@@ -289,7 +289,7 @@ def sections_of(
     shapes = shapes or [mask.shape for mask in masks]
     tensors = [context(shape) for shape in shapes]
     flat = [mask.reshape(-1) for mask in masks]
-    sections = encode_masks(flat, tensors, preset)
+    sections = MaskEncoder(flat, preset).encode(tensors)
     assert sorted(i for _, members in sections for i in members) == list(range(len(masks)))
     for section, members in sections:
         packed = decode_masks(section, [tensors[i] for i in members])

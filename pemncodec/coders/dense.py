@@ -13,7 +13,7 @@ from decimal import ROUND_CEILING, Context
 import numpy as np
 
 from pemncodec.coders.affine import Q8, has_rows
-from pemncodec.coders.lossless import Items, LosslessCoder
+from pemncodec.coders.lossless import Effort, Items, LosslessCoder
 from pemncodec.coders.palette import PALETTE
 from pemncodec.coders.planes import PLANES, ROTATED_PLANES
 from pemncodec.coders.raw import RAW
@@ -59,23 +59,27 @@ def group_tensors(tensors: Iterable[DenseTensor]) -> list[list[DenseTensor]]:
     return groups
 
 
-def encode_dense(arrays: Sequence[Array], dtype: str, mode: DenseMode = "lossless") -> bytes:
+def encode_dense(
+    arrays: Sequence[Array], dtype: str, mode: DenseMode = "lossless", effort: Effort = "usual"
+) -> bytes:
     """Arrays of the carrier dtype of `dtype` to one section.
 
     Args:
         arrays: [*shape] each; float32, and finite, unless `mode` is "lossless".
         dtype: of all of them.
         mode: what may be lost.
+        effort: how hard to try.
     """
     if mode != "lossless":
         shortening = SHORTENING_OF_MODE[mode]
         head, inner = shortening.encode(arrays)
-        return bytes([shortening.id]) + head + encode_dense(inner, shortening.inner_dtype)
+        section = encode_dense(inner, shortening.inner_dtype, effort=effort)
+        return bytes([shortening.id]) + head + section
     items = np.concatenate([_items(array, dtype) for array in arrays])
     sections = [
         bytes([coder.id]) + body
         for coder in _promising(items, dtype)
-        if (body := coder.encode(items, dtype)) is not None
+        if (body := coder.encode(items, dtype, effort)) is not None
     ]
     return min(sections, key=len)
 
@@ -86,7 +90,7 @@ def _promising(items: Items, dtype: str) -> Iterable[LosslessCoder]:
         return LOSSLESS_CODERS
     chunks = np.array_split(items, _CHUNKS)
     sample = np.concatenate([chunk[: _SAMPLE_ITEMS // _CHUNKS] for chunk in chunks])
-    bodies = {coder: coder.encode(sample, dtype) for coder in LOSSLESS_CODERS}
+    bodies = {coder: coder.encode(sample, dtype, "guess") for coder in LOSSLESS_CODERS}
     sizes = {coder: len(body) for coder, body in bodies.items() if body is not None}
     most = min(sizes.values()) + _DOUBT * sample.nbytes
     return [RAW, *(coder for coder in sizes if coder is not RAW and sizes[coder] <= most)]
@@ -130,8 +134,10 @@ def shortened(array: Array, mode: DenseMode, name: str) -> Array:
         return array
     if not np.isfinite(array).all():
         raise EncodeError(f"{name} holds an infinity or NaN, which {mode} does not keep")
-    section = encode_dense([array], "float32", mode)
-    values = decode_dense(section, [array.shape], "float32").reshape(array.shape)
+    shortening = SHORTENING_OF_MODE[mode]
+    head, inner = shortening.encode([array])
+    _, restore = shortening.decode(head, [array.shape])
+    values = restore(inner[0].reshape(-1)).reshape(array.shape)
     if not np.isfinite(values).all():
         raise EncodeError(f"{name}: {np.abs(array).max():g} is too large for {mode}")
     return values

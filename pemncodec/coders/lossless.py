@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Items = npt.NDArray[np.unsignedinteger]
+
+Effort = Literal["guess", "usual", "most"]
+"""How hard coders try. guess: about the size that comes of it, at 20 MB a second; usual: what pays
+for its time; most: whatever saves a byte."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,13 +23,13 @@ class LosslessCoder:
     Attributes:
         id: first byte of its sections.
         name: as reports and the spec call it.
-        encode: unsigned items [n] of 1, 2, 4 or 8 bytes, and the dtype of their tensors, to a body;
-            None where the coder does not apply.
+        encode: unsigned items [n] of 1, 2, 4 or 8 bytes, the dtype of their tensors, and how hard
+            to try, to a body; None where the coder does not apply.
         decode: a body, n and the bytes of an item to unsigned little-endian [n]; raises
             `DecodeError` for a body that `encode` cannot have written.
     """
 
     id: int
     name: str
-    encode: Callable[[Items, str], bytes | None]
+    encode: Callable[[Items, str, Effort], bytes | None]
     decode: Callable[[bytes, int, int], Items]

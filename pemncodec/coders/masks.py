@@ -51,47 +51,59 @@ def total_bytes(sections: Sequence[MaskSection]) -> int:
     return sum(len(section) + _SECTION_BYTES for section, _ in sections)
 
 
-def encode_masks(
-    masks: Sequence[Mask],
-    contexts: Sequence[MaskContext],
-    preset: Preset,
-    count: Callable[[int], None] = lambda _: None,
-) -> list[MaskSection]:
-    """Masks to sections, in the order of their first masks.
+class MaskEncoder:
+    """Masks to sections; remembers what it has coded, for callers that try several contexts."""
 
-    Args:
-        masks: bool [n] each.
-        contexts: what is known of each.
-        preset: which coders to try.
-        count: called with numbers of weights as they are coded.
-    """
-    alone = [_encode_alone(bits, context) for bits, context in zip(masks, contexts, strict=True)]
-    together: dict[int, MaskSection] = {}  # by the first mask
-    weights = sum(bits.size for bits in masks)
-    streams = _streams(masks, alone) if tries_context(preset, weights) else []
-    least_gain = 0.0 if preset == "max" else _LEAST_DEFAULT_GAIN
-    for members in streams:
-        best = _encode_together(members, masks, contexts, alone, least_gain)
-        if best is not None:
-            together[best[1][0]] = best
-        count(sum(masks[index].size for index in members))
-    streamed = {index for _, members in together.values() for index in members}
-    count(weights - sum(masks[index].size for members in streams for index in members))
-    return [
-        together.get(index, (section, [index]))
-        for index, section in enumerate(alone)
-        if index in together or index not in streamed
-    ]
+    def __init__(self, masks: Sequence[Mask], preset: Preset) -> None:
+        """Codes every mask by itself.
+
+        Args:
+            masks: bool [n] each.
+            preset: which coders to try.
+        """
+        self._masks = masks
+        self._alone = [encode_mask(bits) for bits in masks]
+        self._weights = sum(bits.size for bits in masks)
+        self._streams = _streams(masks, self._alone) if tries_context(preset, self._weights) else []
+        self._least_gain = 0.0 if preset == "max" else _LEAST_DEFAULT_GAIN
+        self._coded: dict[tuple[int, tuple[MaskContext, ...]], MaskSection | None] = {}
+
+    def encode(
+        self, contexts: Sequence[MaskContext], count: Callable[[int], None] = lambda _: None
+    ) -> list[MaskSection]:
+        """Sections in the order of their first masks.
+
+        Args:
+            contexts: what is known of each mask. Masks that are coded together, whose contexts were
+                all given before, cost no time.
+            count: called with numbers of weights as they are coded.
+        """
+        together: dict[int, MaskSection] = {}  # by the first mask
+        for members in self._streams:
+            own = members[0], tuple(contexts[index] for index in members)
+            if own not in self._coded:
+                self._coded[own] = _encode_together(
+                    members, self._masks, contexts, self._alone, self._least_gain
+                )
+            best = self._coded[own]
+            if best is not None:
+                together[best[1][0]] = best
+            count(sum(self._masks[index].size for index in members))
+        streamed = {index for _, members in together.values() for index in members}
+        rest = sum(self._masks[index].size for members in self._streams for index in members)
+        count(self._weights - rest)
+        return [
+            together.get(index, (section, [index]))
+            for index, section in enumerate(self._alone)
+            if index in together or index not in streamed
+        ]
 
 
 def encode_mask(bits: Mask) -> bytes:
     """bool [n] to a section of its own, by the static coder that makes the smallest."""
-    return _encode_alone(bits, MaskContext(bits.shape))
-
-
-def _encode_alone(bits: Mask, context: MaskContext) -> bytes:
     if not bits.size:
         return bytes([CONSTANT.id, 0])
+    context = MaskContext(bits.shape)
     sections = [
         bytes([coder.id]) + coded[0]
         for coder in _STATIC_CODERS
@@ -165,7 +177,7 @@ def decode_masks(section: bytes, contexts: Sequence[MaskContext]) -> list[Packed
 
     Raises:
         TruncatedError: the section is too short.
-        CorruptError: the section is not what `encode_masks` can have written.
+        CorruptError: the section is not what `MaskEncoder` can have written.
     """
     return mask_coder(section).decode(section[1:], contexts)
 

@@ -8,22 +8,35 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pemncodec.coders.lossless import Items, LosslessCoder
+from pemncodec.coders.lossless import Effort, Items, LosslessCoder
 from pemncodec.coders.planes import decode_planes, encode_planes
 from pemncodec.errors import CorruptError, TruncatedError
 
 MAX_VALUES = 256
-_SAMPLE = 4096
+_BLOCK = 1 << 14  # items that are looked up at one time: they stay in the cache
 
 
-def encode_palette(items: npt.NDArray[np.unsignedinteger]) -> bytes | None:
+def encode_palette(
+    items: npt.NDArray[np.unsignedinteger], effort: Effort = "usual"
+) -> bytes | None:
     """Unsigned items [n] to bytes; None when there are more than 256 distinct ones."""
-    values, indices = np.unique(items, return_inverse=True)
+    values = np.unique(items[:_BLOCK])
     if not 0 < values.size <= MAX_VALUES:
         return None
+    indices = np.empty(items.size, np.uint8)
+    for start in range(0, items.size, _BLOCK):
+        block = items[start : start + _BLOCK]
+        found = np.searchsorted(values, block)
+        missing = values.take(found, mode="clip") != block
+        if missing.any():
+            more = np.union1d(values, block[missing])
+            if more.size > MAX_VALUES:
+                return None
+            indices[:start] = np.searchsorted(more, values).astype(np.uint8)[indices[:start]]
+            values, found = more, np.searchsorted(more, block)
+        indices[start : start + _BLOCK] = found
     little: bytes = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-    coded_indices = encode_planes(indices.astype(np.uint8), rotate=False)
-    return bytes([values.size - 1]) + little + coded_indices
+    return bytes([values.size - 1]) + little + encode_planes(indices, rotate=False, effort=effort)
 
 
 def decode_palette(data: bytes, count: int, itemsize: int) -> npt.NDArray[np.unsignedinteger]:
@@ -48,9 +61,8 @@ def decode_palette(data: bytes, count: int, itemsize: int) -> npt.NDArray[np.uns
     return items
 
 
-def _encode_where_few(items: Items, _dtype: str) -> bytes | None:
-    # Sorting a large tensor is not worth it where its start has many values already.
-    return encode_palette(items) if np.unique(items[:_SAMPLE]).size <= MAX_VALUES else None
+def _encode(items: Items, _dtype: str, effort: Effort) -> bytes | None:
+    return encode_palette(items, effort)
 
 
-PALETTE = LosslessCoder(3, "palette", _encode_where_few, decode_palette)
+PALETTE = LosslessCoder(3, "palette", _encode, decode_palette)

@@ -7,28 +7,35 @@ byte, which then holds all of a binary32 or bfloat16 exponent and compresses bet
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from pemncodec.coders.lossless import Items, LosslessCoder
+from pemncodec.coders.lossless import Effort, Items, LosslessCoder
 from pemncodec.coders.varint import decode_varint, encode_varint
-from pemncodec.coders.zstd import decode_zstd, encode_zstd, quick_size
+from pemncodec.coders.zstd import decode_zstd, encode_literals, encode_nearby, encode_zstd
+from pemncodec.coders.zstd_bits import encode_two_values
 from pemncodec.errors import CorruptError, TruncatedError
 
 STORED, CONSTANT, ZSTD = 0, 1, 2
-_SMALL = 1 << 16  # bytes that are compressed at once, whatever comes of it
-_NOISE = 0.996  # of 8 bits a byte; what gains less than 1 in 256 bytes Zstandard leaves as it is
+_SMALL = 1 << 16  # bytes that are compressed as well as possible, whatever it gains
+_SAMPLE = 1 << 15  # bytes
+_CHUNKS = 4  # that a sample is taken from
+_WORTH = 1 / 256  # of a plane's compressed bytes, which a slower way must save
+_DOUBT = 1 / 32  # of the entropy of independent bytes, above which there may be a better way
 
 
-def encode_planes(items: npt.NDArray[np.unsignedinteger], *, rotate: bool) -> bytes:
+def encode_planes(
+    items: npt.NDArray[np.unsignedinteger], *, rotate: bool, effort: Effort = "usual"
+) -> bytes:
     """Unsigned items [n] of 1, 2, 4 or 8 bytes to planes, least significant first."""
     if rotate:
         items = _rotate(items, 1)
     as_bytes = items.astype(items.dtype.newbyteorder("<"), copy=False).view(np.uint8)
     planes = as_bytes.reshape(items.size, items.itemsize).T
-    return b"".join(_encode_plane(np.ascontiguousarray(plane)) for plane in planes)
+    return b"".join(_encode_plane(np.ascontiguousarray(plane), effort) for plane in planes)
 
 
 def decode_planes(
@@ -59,25 +66,56 @@ def _rotate(items: npt.NDArray[np.unsignedinteger], bits: int) -> npt.NDArray[np
     return rotated
 
 
-def _encode_plane(plane: npt.NDArray[np.uint8]) -> bytes:
+def _encode_plane(plane: npt.NDArray[np.uint8], effort: Effort) -> bytes:
     if plane.size and (plane == plane[0]).all():
         return bytes([CONSTANT, plane[0]])
     raw = plane.tobytes()
-    if _is_noise(plane, raw):
-        return bytes([STORED]) + raw
-    frame = encode_zstd(raw)
-    coded = encode_varint(len(frame)) + frame
-    return bytes([ZSTD]) + coded if len(coded) < len(raw) else bytes([STORED]) + raw
+    coded = [encode_varint(len(frame)) + frame for frame in _frames(plane, raw, effort)]
+    best = min(coded, key=len)
+    return bytes([ZSTD]) + best if len(best) < len(raw) else bytes([STORED]) + raw
 
 
-def _is_noise(plane: npt.NDArray[np.uint8], raw: bytes) -> bool:
-    """Whether Zstandard would make nothing of a large plane, such as one of a mantissa."""
-    if plane.size <= _SMALL:
-        return False
-    counts = np.bincount(plane)
-    shares = counts[counts > 0] / plane.size
-    order0 = -float(np.sum(shares * np.log2(shares))) / 8
-    return order0 > _NOISE and quick_size(raw) >= len(raw)
+def _frames(plane: npt.NDArray[np.uint8], raw: bytes, effort: Effort) -> list[bytes]:
+    """Frames of a plane, of which the smallest is to be taken."""
+    bits = encode_two_values(plane)
+    frames = [] if bits is None else [bits]
+    if effort == "guess":
+        return [*frames, encode_nearby(raw)]
+    if len(raw) <= _SMALL:
+        return [*frames, encode_zstd(raw)]
+    frames.append(encode_literals(raw))
+    if effort == "most":
+        return [*frames, encode_nearby(raw), encode_zstd(raw)]
+    return [*frames, *(encode(raw) for encode in _slower_ways(plane, bits is not None))]
+
+
+def _slower_ways(
+    plane: npt.NDArray[np.uint8], two_values: bool
+) -> Iterator[Callable[[bytes], bytes]]:
+    """What makes smaller frames of a plane than the fast ways, and pays for its time, by a sample.
+
+    A sample does not show repeats that are far apart; the fast ways find those.
+    """
+    chunks = [chunk[: _SAMPLE // _CHUNKS] for chunk in np.array_split(plane, _CHUNKS)]
+    sample = np.concatenate(chunks)
+    raw = sample.tobytes()
+    least = min(len(encode_literals(raw)), sample.size // 8 if two_values else sample.size)
+    nearby = len(encode_nearby(raw))
+    if nearby < (1 - _WORTH) * least:
+        yield encode_nearby
+        least = nearby
+    # Bytes that are independent are explained by their entropy, and nothing makes them smaller.
+    order0 = _order0_bytes(sample)
+    explained = order0 <= least <= (1 + _DOUBT) * order0
+    if not explained and len(encode_zstd(raw)) < (1 - _WORTH) * least:
+        yield encode_zstd
+
+
+def _order0_bytes(sample: npt.NDArray[np.uint8]) -> float:
+    """What independent coding of the bytes needs at least."""
+    counts = np.bincount(sample)
+    shares = counts[counts > 0] / sample.size
+    return -float(np.sum(shares * np.log2(shares))) * sample.size / 8
 
 
 def _decode_plane(data: bytes, position: int, count: int) -> tuple[npt.NDArray[np.uint8], int]:
@@ -104,14 +142,14 @@ def _decode_plane(data: bytes, position: int, count: int) -> tuple[npt.NDArray[n
 _FLOATS = {"float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"}
 
 
-def _encode_rotated(items: Items, dtype: str) -> bytes | None:
-    return encode_planes(items, rotate=True) if dtype in _FLOATS else None
+def _encode_rotated(items: Items, dtype: str, effort: Effort) -> bytes | None:
+    return encode_planes(items, rotate=True, effort=effort) if dtype in _FLOATS else None
 
 
 PLANES = LosslessCoder(
     1,
     "planes",
-    lambda items, _dtype: encode_planes(items, rotate=False),
+    lambda items, _dtype, effort: encode_planes(items, rotate=False, effort=effort),
     partial(decode_planes, rotate=False),
 )
 ROTATED_PLANES = LosslessCoder(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pemncodec.coders.lossless import Items, LosslessCoder
+from pemncodec.coders.lossless import Effort, Items, LosslessCoder
 from pemncodec.errors import CorruptError
 
 
-def encode_raw(items: Items, _dtype: str) -> bytes:
+def encode_raw(items: Items, _dtype: str, _effort: Effort = "usual") -> bytes:
     """Unsigned items [n] to their bytes."""
     return items.tobytes()
 

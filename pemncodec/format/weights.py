@@ -1,0 +1,139 @@
+"""Masks, and the prototypes that are stored → sections (spec/pemn.md sections 5.4 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import repeat
+
+import numpy as np
+
+from pemncodec.coders import dense, masks
+from pemncodec.coders.lossless import Effort
+from pemncodec.coders.mask_coder import MaskContext, order0_bits
+from pemncodec.contents import Array, MaskedTensor, Prototype, StoredPrototype, bits_of, numel
+from pemncodec.format.contexts import prototype_buckets
+from pemncodec.format.prototype_rows import Used
+from pemncodec.threads import available_threads
+from pemncodec.values.fill import used_values
+
+_SAMPLE = 1 << 12  # values
+
+
+@dataclass(frozen=True, slots=True)
+class CodedWeights:
+    """Coded masks with the numbers of their tensors; a row's `used` and section a prototype."""
+
+    masks: list[masks.MaskSection]
+    used: list[Used]
+    stored: list[bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return masks.total_bytes(self.masks) + sum(map(len, self.stored))
+
+
+def encode_weights(
+    masked: Sequence[MaskedTensor],
+    prototypes: Sequence[Prototype],
+    preset: masks.Preset,
+    count: Callable[[float], None],
+) -> CodedWeights:
+    """Masks, and prototypes with the values that masks use, or whole where the file is smaller.
+
+    A prototype that is stored whole tells coders with context the weights. That can be worth more
+    than the values that no mask uses.
+    """
+    context = masks.tries_context(preset, sum(numel(tensor.shape) for tensor in masked))
+    effort: Effort = "most" if preset == "max" else "usual"
+    users: list[list[MaskedTensor]] = [[] for _ in prototypes]
+    for tensor in masked:
+        users[tensor.fill.prototype].append(tensor)
+    sections: list[dict[Used, bytes]] = []
+    used: list[Used] = []
+    candidates: list[int] = []
+    with ThreadPoolExecutor(available_threads()) as pool:
+        made = pool.map(_stored_sections, prototypes, users, repeat(context), repeat(effort))
+    for index, forms in enumerate(made):
+        sections.append(forms)
+        used.append(next(iter(sections[-1])))
+        more = len(sections[-1].get("all", b"")) - len(sections[-1][used[-1]])
+        if context and 0 < 8 * more < sum(_order0_bits(tensor) for tensor in users[index]):
+            candidates.append(index)
+    buckets = [
+        cache(partial(prototype_buckets, prototype)) if context and "all" in forms else None
+        for prototype, forms in zip(prototypes, sections, strict=True)
+    ]
+    contexts: list[dict[Used, MaskContext]] = [
+        {
+            "masks": MaskContext(tensor.shape, None, tensor.fill.offset),
+            "all": MaskContext(tensor.shape, buckets[tensor.fill.prototype], tensor.fill.offset),
+        }
+        for tensor in masked
+    ]
+    encoder = masks.MaskEncoder([tensor.mask.reshape(-1) for tensor in masked], preset)
+
+    def encode(used: list[Used]) -> CodedWeights:
+        return CodedWeights(
+            encoder.encode(
+                [
+                    own[used[tensor.fill.prototype]]
+                    for tensor, own in zip(masked, contexts, strict=True)
+                ],
+                lambda weights: count(weights / (1 + len(candidates))),
+            ),
+            used,
+            [forms[which] for forms, which in zip(sections, used, strict=True)],
+        )
+
+    best = encode(used)
+    for index in candidates:
+        whole = encode([*best.used[:index], "all", *best.used[index + 1 :]])
+        best = min(best, whole, key=lambda weights: weights.size)
+    return best
+
+
+def _stored_sections(
+    prototype: Prototype, users: Sequence[MaskedTensor], context: bool, effort: Effort
+) -> dict[Used, bytes]:
+    """Sections of a prototype by which of its values they hold, the fewest first.
+
+    That of all values is made where masks use all, and where the others may be worth it. A seeded
+    prototype has no section: nothing is stored, and all is known.
+    """
+    if not isinstance(prototype, StoredPrototype):
+        return {"all": b""}
+    used = used_values(prototype.length, [(t.fill.offset, t.mask.reshape(-1)) for t in users])
+    sections: dict[Used, bytes] = {}
+    if not used.all():
+        sections["masks"] = dense.encode_dense(
+            [prototype.values[used]], prototype.dtype, effort=effort
+        )
+    if used.all() or (context and _may_pay(prototype, used, users)):
+        sections["all"] = dense.encode_dense([prototype.values], prototype.dtype, effort=effort)
+    return sections
+
+
+def _may_pay(prototype: StoredPrototype, used: Array, users: Sequence[MaskedTensor]) -> bool:
+    """Whether values that no mask uses may cost less than the masks, by a sample of the values."""
+    unused = prototype.values[~used]
+    if unused.size <= 4 * _SAMPLE:
+        return True
+    bits = bits_of(unused)
+    if (bits == bits[0]).all():  # as in a checkpoint of zeros: where they are is what masks say
+        return False
+    sample = unused[:: unused.size // _SAMPLE]
+    cost = (
+        8
+        * len(dense.encode_dense([sample], prototype.dtype, effort="guess"))
+        * unused.size
+        / sample.size
+    )
+    return cost < 2 * sum(map(_order0_bits, users))
+
+
+def _order0_bits(tensor: MaskedTensor) -> float:
+    return order0_bits(int(np.count_nonzero(tensor.mask)), tensor.mask.size)
