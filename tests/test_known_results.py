@@ -198,6 +198,36 @@ def test_pairs(x: Tensor, y: Tensor | float) -> None:
         agrees(aten.embedding.default, x, y)
 
 
+@st.composite
+def operands(draw: st.DrawFn) -> list[Tensor]:
+    """Three that have a common shape, each with axes that it repeats."""
+    common = draw(st.lists(st.sampled_from([2, 3, 4]), min_size=2, max_size=5))
+    found = []
+    for _ in range(3):
+        tensor = meta(*(draw(st.sampled_from([1, size])) for size in common))
+        order = draw(st.permutations(range(len(common))))
+        tensor = (
+            tensor.permute(order).contiguous().permute([order.index(n) for n in range(len(order))])
+        )
+        found.append(tensor.expand(common) if draw(st.booleans()) else tensor)
+    return found
+
+
+@given(operands())
+def test_operands_that_repeat_axes(given_to: list[Tensor]) -> None:
+    x, y, z = given_to
+    condition = z > 0
+    agrees(aten.where.self, condition, x, y)
+    agrees(aten.add.Tensor, x, y)
+
+
+def test_an_order_that_depends_on_all_operands() -> None:
+    """As T5 masks its positions: of the first two axes, no operand has more than one."""
+    condition = torch.empty_strided((2, 1, 16, 16), (0, 16, 1, 0), dtype=torch.bool, device="meta")
+    biases = torch.empty_strided((1, 2, 16, 16), (2, 1, 32, 2), device="meta")
+    assert agrees(aten.where.self, condition, biases, meta())
+
+
 @given(tensors())
 def test_single_tensors(x: Tensor) -> None:
     for name in ("relu", "gelu", "sqrt", "neg", "abs", "clone", "relu_", "zero_", "mean"):

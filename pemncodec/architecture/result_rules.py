@@ -14,6 +14,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+_SHORT = (torch.float16, torch.bfloat16)
+
 
 def _new(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -90,25 +92,49 @@ def _elementwise(dtype: torch.dtype, *tensors: Tensor) -> Tensor | None:
     if 0 in shape:
         return None
     strides = [tensor.expand(shape).stride() for tensor in tensors]
-    if 1 in shape and any(0 in each for each in strides):
-        return None
-    axes = [axis for axis, size in enumerate(shape) if size != 1]
-    inside = {a: sum(_is_inside(b, a, strides) for b in axes if b != a) for a in axes}
-    if len({*inside.values()}) < len(axes):
+    # PyTorch makes float32 of short floats on this device, which loses the order of repeated items.
+    plain = 1 not in shape and all(t.dtype not in _SHORT for t in tensors)
+    if not plain and any(0 in each for each in strides):
         return None
     result, step = [0] * len(shape), 1
-    for axis in sorted(axes, key=inside.__getitem__):
+    for axis in _inside_out([axis for axis, size in enumerate(shape) if size != 1], strides):
         result[axis] = step
         step *= shape[axis]
     return torch.empty_strided(shape, result, dtype=dtype, device="meta")
 
 
-def _is_inside(axis: int, other: int, strides: Sequence[Sequence[int]]) -> bool:
-    """Whether an axis goes on within another; the first tensor that tells them apart decides."""
+def _inside_out(axes: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+    """Axes in the order in which PyTorch goes along them, from the innermost one on.
+
+    Two axes of which no tensor tells more than one keep their order, unless a third goes between
+    them. So the result depends on the steps of PyTorch's insertion sort.
+    """
+    order: list[int] = []
+    for axis in reversed(axes):
+        place = len(order)
+        order.append(axis)
+        for before in reversed(range(place)):
+            inside = _is_inside(order[before], axis, strides)
+            if inside:
+                break
+            if inside is not None:
+                order[before], order[place] = axis, order[before]
+                place = before
+    return order
+
+
+def _is_inside(axis: int, other: int, strides: Sequence[Sequence[int]]) -> bool | None:
+    """Whether an axis goes on within another; the first tensor that has both says so.
+
+    Raises:
+        ValueError: equal strides.
+    """
     for each in strides:
-        if each[axis] and each[other] and each[axis] != each[other]:
+        if each[axis] and each[other]:
+            if each[axis] == each[other]:
+                raise ValueError
             return each[axis] < each[other]
-    raise ValueError  # none does
+    return None
 
 
 def arithmetic(x: Tensor, y: Tensor | float, *, alpha: float = 1) -> Tensor | None:
