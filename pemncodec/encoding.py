@@ -26,6 +26,7 @@ from pemncodec.format.atomic import write_file
 from pemncodec.format.reader import PemnFile
 from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions, FindSeed
+from pemncodec.packed.modules import unpacked_copy
 from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensors
 from pemncodec.seeds import seeds_note
 
@@ -164,7 +165,7 @@ def encode_with(
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(target).parent))
     step("reading masks", None)
     origin = origin_of(source)
-    given = source
+    given = unpacked_copy(source) if isinstance(source, nn.Module) else source
     if isinstance(given, PemnFile):
         given = _of_file(given, options)
     module = described_module(given, options)
