@@ -103,8 +103,9 @@ def encode(
         prototypes: seeds (`SeededPrototype`, `TorchPrototype`) that frozen weights may come from.
         find_seed: "auto" looks for the seeds of torch's CPU generator from which the frozen weights
             come, so that the file stores the seeds and not the weights: for some seconds, or for a
-            second with "quick" or preset "fast". "off" does not. Nor is it done where `prototypes`
-            are given.
+            second with "quick" or preset "fast". "full" then tries all 2^32 seeds wherever the
+            architecture suggests, half a minute for each such place on two cores. "off" does
+            not look for any. Nor is it done where `prototypes` are given.
         seed: what `torch.manual_seed` was given, if it is known.
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
             at some 25 million weights a second on one core; "default" for the smallest of models
@@ -203,7 +204,7 @@ def encode_with(
     if losing:
         report = replace(report, verified=f"as shortened, {report.verified}")
     notes = (*notes, *(network.notes if network else ()))
-    if (note := seeds_note(contents)) is not None:
+    if (note := seeds_note(contents, options)) is not None:
         notes += (note,)
     report = replace(report, rules=rules_in_words(state), notes=notes)
     step("writing", None)
