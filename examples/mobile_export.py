@@ -2,7 +2,9 @@
 
     python mobile_export.py net.pemn out/
 
-Writes out/net.onnx, and out/net.pte where ExecuTorch is installed. No code of the model is needed.
+Writes out/net.onnx with all weights, out/net.packed.onnx with masks as bits, of which the runtime
+makes the weights when it loads the file, and the same as .pte where ExecuTorch is installed. No
+code of the model is needed.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ def main(source: str, folder: str) -> None:
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     for suffix, write in ((".onnx", to_onnx), (".pte", to_executorch)):
-        target = out / f"{Path(source).stem}{suffix}"
-        try:
-            write(source, target, batch=1)
-            print(f"{target}: {target.stat().st_size:,} bytes")
-        except ExportError as error:
-            print(f"{target}: left out, {error}")
+        for packed in (False, True):
+            target = out / f"{Path(source).stem}{'.packed' * packed}{suffix}"
+            try:
+                write(source, target, batch=1, packed=packed)
+                print(f"{target}: {target.stat().st_size:,} bytes")
+            except ExportError as error:
+                print(f"{target}: left out, {error}")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,14 @@ def test_command(net: Path, tmp_path: Path, suffix: str) -> None:
     [
         (["-o", "net.tflite"], "must end in .safetensors, .pt, .pth, .pt2, .onnx, .pte"),
         (["-o", "net.pt2", "--device", "cuda"], "--device is for state dicts"),
-        (["-o", "net.pt", "--batch", "1"], "--batch and --trust are for .pt2, .onnx, .pte"),
+        (
+            ["-o", "net.pt", "--batch", "1"],
+            "--batch, --packed and --trust are for .pt2, .onnx, .pte",
+        ),
+        (
+            ["-o", "net.safetensors", "--packed"],
+            "--batch, --packed and --trust are for .pt2, .onnx",
+        ),
         (["-o", "net.pt2", "--batch", "0"], "--batch"),
     ],
 )
@@ -134,7 +141,8 @@ def test_what_is_not_installed_is_named(
     package: str,
 ) -> None:
     monkeypatch.setattr(
-        "pemncodec.export.find_spec", lambda name: None if name == package else find_spec("json")
+        "pemncodec.export.program.find_spec",
+        lambda name: None if name == package else find_spec("json"),
     )
     with pytest.raises(ExportError, match=f"needs {package}: pip install"):
         write(net, net.with_suffix(".out"))
@@ -158,5 +166,6 @@ def test_mobile_export(net: Path, tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "net.onnx").stat().st_size > 1000
+    assert (tmp_path / "out" / "net.packed.onnx").stat().st_size > 1000
     if find_spec("executorch") is None:
         assert "pip install executorch" in result.stdout

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,6 +36,11 @@ _EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")
 )
 @click.option("--batch", type=click.IntRange(1), help="Fix the batch size of a network to deploy.")
 @click.option(
+    "--packed",
+    is_flag=True,
+    help="In a network to deploy: masks as bits, and operators that make the weights of them.",
+)
+@click.option(
     "--trust",
     multiple=True,
     metavar="MODULE:FUNCTION",
@@ -50,6 +55,7 @@ def decode(
     source: str,
     output: str,
     batch: int | None,
+    packed: bool,
     trust: Sequence[str],
     device: str,
     max_memory: int,
@@ -62,6 +68,7 @@ def decode(
     \b
     pemn decode net.pemn -o net.safetensors
     pemn decode net.pemn -o net.onnx --batch 1
+    pemn decode net.pemn -o small.onnx --batch 1 --packed
     """
     suffix = Path(output).suffix
     if output != STDIO and suffix not in (*_STATE_DICT_SUFFIXES, *_EXPORT_SUFFIXES):
@@ -74,12 +81,15 @@ def decode(
         if device != "cpu":
             raise click.UsageError(f"--device is for state dicts, not for {suffix}")
         with steps(quiet=quiet) as step:
-            _export(source, output, batch, trust, max_memory, step)
+            options = {"batch": batch, "packed": packed, "trust": trust}
+            dense = _export(source, output, options, max_memory, step)
         written = Path(output).stat().st_size
-        _say(output, {"bytes": written}, f"{written:,} bytes", quiet=quiet, as_json=as_json)
+        text = "\n".join([f"{written:,} bytes", *_lines(dense)])
+        _say(output, {"bytes": written, "dense": dense}, text, quiet=quiet, as_json=as_json)
         return
-    if batch is not None or trust:
-        raise click.UsageError(f"--batch and --trust are for {', '.join(_EXPORT_SUFFIXES)}")
+    if batch is not None or packed or trust:
+        known = ", ".join(_EXPORT_SUFFIXES)
+        raise click.UsageError(f"--batch, --packed and --trust are for {known}")
     with steps(quiet=quiet) as step:
         step("loading torch", None)
         from pemncodec.decoding import load_state
@@ -93,7 +103,7 @@ def decode(
     _say(output, {"tensors": count}, f"{count} tensors", quiet=quiet, as_json=as_json)
 
 
-def _say(output: str, written: dict[str, int], text: str, *, quiet: bool, as_json: bool) -> None:
+def _say(output: str, written: dict[str, Any], text: str, *, quiet: bool, as_json: bool) -> None:
     if as_json:
         print_json({"output": output, **written}, to_stderr=output == STDIO)
     elif not quiet:
@@ -103,20 +113,32 @@ def _say(output: str, written: dict[str, int], text: str, *, quiet: bool, as_jso
 def _export(
     source: str,
     output: str,
-    batch: int | None,
-    trust: Sequence[str],
+    options: dict[str, Any],
     max_memory: int,
     step: Step,
-) -> None:
+) -> dict[str, str]:
+    """Names of masked tensors that are not packed, and why."""
     step("loading torch", None)
     from pemncodec import export
 
-    write = {".pt2": export.to_pt2, ".onnx": export.to_onnx, ".pte": export.to_executorch}
+    write: dict[str, Callable[..., Mapping[str, str]]] = {
+        ".pt2": export.to_pt2,
+        ".onnx": export.to_onnx,
+        ".pte": export.to_executorch,
+    }
     step("exporting", None)
     given = io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source
     with named(source), output_target(output) as target:
         limits = limits_within(max_memory)
-        write[Path(output).suffix](given, target, batch=batch, limits=limits, trust=trust)
+        return dict(write[Path(output).suffix](given, target, limits=limits, **options))
+
+
+def _lines(dense: Mapping[str, str]) -> list[str]:
+    """One for each reason why tensors are not packed."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in dense.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"dense, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
 
 
 def _save_state_dict(state: dict[str, Tensor], metadata: dict[str, str], output: str) -> None:

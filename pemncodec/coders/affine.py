@@ -47,6 +47,25 @@ class Parameters:
     end: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AffinePart:
+    """What a group keeps of one tensor.
+
+    Attributes:
+        codes: [*shape].
+        scales: float32 [rows].
+        offsets: float32 [rows].
+        outliers: int64 [outliers], ascending positions among the tensor's items.
+        exact: float32 [outliers], the values there.
+    """
+
+    codes: Codes
+    scales: Floats
+    offsets: Floats
+    outliers: Positions
+    exact: Floats
+
+
 def has_rows(shape: tuple[int, ...]) -> bool:
     """Whether writers give each row of a tensor, its items of one first index, its own scale."""
     return len(shape) > 1 and numel(shape[1:]) >= PER_ROW_ITEMS
@@ -85,6 +104,27 @@ def decode_affine(
         return values
 
     return known.end, restore
+
+
+def split_affine(
+    known: Parameters, codes: Codes, shapes: Sequence[tuple[int, ...]]
+) -> list[AffinePart]:
+    """The tensors of a group, of which `codes` [n of all] and parameters are known."""
+    parts, first_row, first = [], 0, 0
+    for shape, rows in zip(shapes, known.rows, strict=True):
+        own, last = slice(first_row, first_row + rows), first + numel(shape)
+        kept = slice(*np.searchsorted(known.outliers, (first, last)))
+        parts.append(
+            AffinePart(
+                codes[first:last].reshape(shape),
+                known.scales[own],
+                known.offsets[own],
+                known.outliers[kept] - first,
+                known.exact[kept],
+            )
+        )
+        first_row, first = first_row + rows, last
+    return parts
 
 
 def quantize(array: Floats) -> tuple[Codes, Floats, Floats, Positions]:

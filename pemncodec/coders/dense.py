@@ -12,7 +12,7 @@ from decimal import ROUND_CEILING, Context
 
 import numpy as np
 
-from pemncodec.coders.affine import Q8, has_rows
+from pemncodec.coders.affine import Q8, AffinePart, decode_parameters, has_rows, split_affine
 from pemncodec.coders.lossless import Effort, Items, LosslessCoder
 from pemncodec.coders.palette import PALETTE
 from pemncodec.coders.planes import PLANES, ROTATED_PLANES
@@ -113,6 +113,18 @@ def decode_dense(section: bytes, shapes: Sequence[tuple[int, ...]], dtype: str) 
     end, restore = shortening.decode(inner, shapes)
     # Its inner dtype is not float32, so that shortened sections do not nest.
     return restore(decode_dense(inner[end:], shapes, shortening.inner_dtype))
+
+
+def decode_affine_parts(section: bytes, shapes: Sequence[tuple[int, ...]]) -> list[AffinePart]:
+    """Codes and parameters of each tensor of a section that `dense_coder` calls q8.
+
+    Raises:
+        TruncatedError, CorruptError: as `decode_dense`.
+    """
+    body = section[1:]
+    known = decode_parameters(body, shapes)
+    codes = decode_dense(body[known.end :], shapes, Q8.inner_dtype)
+    return split_affine(known, codes, shapes)
 
 
 def _decode_lossless(section: bytes, shapes: Sequence[tuple[int, ...]], dtype: str) -> Array:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pemncodec.coders.dense import decode_dense, dense_coder
+from pemncodec.coders.affine import AffinePart
+from pemncodec.coders.dense import decode_affine_parts, decode_dense, dense_coder
 from pemncodec.contents import CARRIERS, Array, numel
 from pemncodec.format.header import ConstantRow, DenseRow, Header
 from pemncodec.format.sections import SectionSource, in_section
@@ -43,6 +44,12 @@ class DenseSections:
         """Name of the coder that made a section."""
         with in_section(section):
             return dense_coder(self._source.read(section))
+
+    def affine_parts(self, section: int) -> list[AffinePart]:
+        """Codes and parameters of the tensors of a section whose coder is q8."""
+        shapes = [row.shape for row in self.groups[section]]
+        with in_section(section):
+            return decode_affine_parts(self._source.read(section), shapes)
 
     def _decode(self, section: int) -> Iterator[tuple[str, Array]]:
         rows = self.groups[section]

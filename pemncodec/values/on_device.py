@@ -29,14 +29,11 @@ from pemncodec.values.fill import RepeatedValues, is_made_in_slices, tensor_valu
 from pemncodec.values.generators import seeded_slice
 from pemncodec.values.philox import DISTRIBUTIONS, check_stream, normal_quantiles
 
-Values = Callable[[int, int], Tensor]
-"""Values of a tensor, in its dtype, from an index on, so many of them."""
-
 _CHUNK = 1 << 20  # values made at one time; a multiple of 8
 _WORD = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
 
 
 def fill_masked_on(
@@ -60,27 +57,23 @@ def fill_masked_on(
     device, count = torch.device(device), numel(shape)
     out = torch.empty(count, dtype=getattr(torch, dtype), device=device)
     packed = torch.from_numpy(packed_mask.copy()).to(device)
-    fill_where(packed, values_on(device, prototype, fill, dtype, count), out)
+    zero = torch.zeros((), dtype=out.dtype, device=device)
+    values = _values_on(device, prototype, fill, dtype, count)
+    for start in range(0, count, _CHUNK):
+        part = out[start : start + _CHUNK]
+        used = _unpack_on(packed[start // 8 : (start + _CHUNK) // 8], part.numel())
+        part.copy_(torch.where(used, values(start, part.numel()), zero))
     return out.reshape(shape)
 
 
-def fill_where(packed: Tensor, values: Values, out: Tensor) -> None:
-    """Values where a packed mask has ones, +0.0 elsewhere, into `out` [n] on the mask's device."""
-    zero = torch.zeros((), dtype=out.dtype, device=out.device)
-    for start in range(0, out.numel(), _CHUNK):
-        part = out[start : start + _CHUNK]
-        used = unpack_on(packed[start // 8 : (start + _CHUNK) // 8], part.numel())
-        part.copy_(torch.where(used, values(start, part.numel()), zero))
-
-
-def values_on(
+def _values_on(
     device: torch.device, prototype: Prototype, fill: Fill, dtype: str, count: int
-) -> Values:
-    """What makes a tensor's values on a device."""
+) -> Callable[[int, int], Tensor]:
+    """What makes a tensor's values from an index on, so many of them, in the tensor's dtype."""
     if isinstance(prototype, StoredPrototype):
         stored = tensor_values(prototype, fill, dtype, count)
         assert isinstance(stored, RepeatedValues)
-        return repeated(array_to_tensor(stored.values, dtype, device), stored.offset)
+        return _repeat(array_to_tensor(stored.values, dtype, device), stored.offset)
     make = SEEDED_ON.get(type(prototype), _made_on_the_host)
     scale = torch.tensor(fill.scale, dtype=torch.float32, device=device)
 
@@ -90,8 +83,8 @@ def values_on(
     length, offset = prototype.length, fill.offset
     if not is_made_in_slices(prototype):
         if offset + count <= length:
-            return repeated(scaled(offset, offset + count), 0)
-        return repeated(scaled(0, length), offset)
+            return _repeat(scaled(offset, offset + count), 0)
+        return _repeat(scaled(0, length), offset)
 
     def sliced(start: int, size: int) -> Tensor:
         first = (offset + start) % length
@@ -105,21 +98,19 @@ def values_on(
     return sliced
 
 
-def repeated(values: Tensor, offset: int) -> Values:
-    """What takes values from a prototype [length], again and again, from an offset on."""
+def _repeat(values: Tensor, offset: int) -> Callable[[int, int], Tensor]:
     length = values.numel()
 
-    def taken(start: int, size: int) -> Tensor:
+    def repeated(start: int, size: int) -> Tensor:
         first = (offset + start) % length
         if first + size <= length:
             return values[first : first + size]
         return values[(torch.arange(size, device=values.device) + first) % length]
 
-    return taken
+    return repeated
 
 
-def unpack_on(packed: Tensor, count: int) -> Tensor:
-    """Packed bits uint8 [ceil(n / 8)] as bool [n]."""
+def _unpack_on(packed: Tensor, count: int) -> Tensor:
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return ((packed[:, None] >> shifts) & 1).reshape(-1)[:count].bool()
 
@@ -175,15 +166,23 @@ def generate_on(
     out = torch.empty(stop - start, dtype=torch.float32, device=device)
     for at in range(start, stop, _CHUNK):
         words = philox_on(device, seed, at, min(at + _CHUNK, stop), stream=stream)
-        part = out[at - start : at - start + _CHUNK]
-        if distribution == "uniform":
-            odd = 2 * (words >> 8) + (1 - (1 << 24))
-            torch.mul(odd.to(torch.float32), 2.0**-24, out=part)
-        elif distribution == "signed-constant":
-            torch.sub(1.0, (words >> 31).to(torch.float32), alpha=2, out=part)
-        else:
-            torch.index_select(table, 0, words >> 20, out=part)
+        out[at - start : at - start + _CHUNK] = values_of_words(distribution, words, table)
     return out
+
+
+def values_of_words(distribution: Distribution, words: Tensor, table: Tensor) -> Tensor:
+    """Values of the words of a stream, float32 [n].
+
+    Args:
+        distribution: which values they become.
+        words: int64 [n] of 32-bit values.
+        table: `normal_quantiles`, on the device of the words.
+    """
+    if distribution == "uniform":
+        return (2 * (words >> 8) + (1 - (1 << 24))).to(torch.float32) * 2.0**-24
+    if distribution == "signed-constant":
+        return 1 - 2 * (words >> 31).to(torch.float32)
+    return table[words >> 20]
 
 
 def permutation_on(
@@ -209,11 +208,11 @@ def philox_on(device: torch.device, seed: int, start: int, stop: int, *, stream:
         torch.full_like(blocks, stream >> 32),
     ]
     key = [seed & _WORD, seed >> 32]
-    for _ in range(_ROUNDS):
-        high0, low0 = _multiply(counter[0], _MULTIPLIERS[0])
-        high1, low1 = _multiply(counter[2], _MULTIPLIERS[1])
+    for _ in range(ROUNDS):
+        high0, low0 = _multiply(counter[0], MULTIPLIERS[0])
+        high1, low1 = _multiply(counter[2], MULTIPLIERS[1])
         counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0]
-        key = [(word + weyl) & _WORD for word, weyl in zip(key, _WEYL, strict=True)]
+        key = [(word + weyl) & _WORD for word, weyl in zip(key, WEYL, strict=True)]
     words = torch.stack(counter, dim=1).reshape(-1)
     first = start // 4 * 4
     return words[start - first : stop - first]

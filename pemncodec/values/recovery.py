@@ -121,21 +121,13 @@ def shared_values(
     layers: Sequence[Layer],
     indices: Sequence[int],
     found: Callable[[Layer], None] = lambda _: None,
-    least_common: int = 0,
 ) -> list[SharedValues]:
-    """Which of the layers may share a prototype, as `recover_prototypes` lets them.
-
-    Args:
-        layers: of a network.
-        indices: of those that are looked at.
-        found: called with each.
-        least_common: how many values a layer must use that others of its prototype use, too.
-    """
+    """Which of the layers may share a prototype, as `recover_prototypes` lets them."""
     sharers: list[SharedValues] = []
     for index in sorted(indices, key=lambda index: -layers[index].values.size):
         layer = layers[index]
         for shared in sharers:
-            if shared.agrees(layer, least_common):
+            if shared.agrees(layer):
                 break
         else:
             shared = SharedValues(layer)
@@ -166,16 +158,15 @@ class SharedValues:
         """[n], in the carrier dtype; those that no layer uses are zeros."""
         return self.bits.view(CARRIERS[self.dtype])
 
-    def agrees(self, layer: Layer, least_common: int = 0) -> bool:
+    def agrees(self, layer: Layer) -> bool:
         if layer.dtype != self.dtype:
             return False
-        bits, common = bits_of(layer.values), 0
+        bits = bits_of(layer.values)
         for part in _blocks(layer.values.size):
-            both = self.known[part] & layer.mask[part]
-            if ((self.bits[part] != bits[part]) & both).any():
+            differs = self.bits[part] != bits[part]
+            if (differs & self.known[part] & layer.mask[part]).any():
                 return False
-            common += int(np.count_nonzero(both)) if common < least_common else 0
-        return common >= least_common
+        return True
 
     def merge(self, index: int, layer: Layer) -> None:
         self.layers.append(index)

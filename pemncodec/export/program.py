@@ -1,14 +1,10 @@
-"""A .pemn file → the forms that deployment takes: torch.export, ONNX, ExecuTorch.
-
-All are for inference (eval mode), and hold the weights in full: they are what a .pemn file is
-decoded to on the way to a device, not a way to store it.
-"""
+"""A .pemn file → the network as an exported program, and as the file that torch.export makes."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import Any, BinaryIO, Final
 
@@ -20,8 +16,10 @@ from torch.fx import GraphModule
 from pemncodec.architecture.exported import quiet
 from pemncodec.decoding import load_module
 from pemncodec.errors import ExportError
+from pemncodec.export.packed_program import pack_module, sink_constants
+from pemncodec.export.packing import Packing, plan_packing
 from pemncodec.format.atomic import write_file
-from pemncodec.format.reader import open_file
+from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
 
 _BATCH: Final = 2  # sizes of 0 and 1 would be taken for constants
@@ -33,6 +31,7 @@ Target = str | os.PathLike[str] | BinaryIO
 def to_program(
     source: Source,
     *,
+    packed: bool = False,
     batch: int | None = None,
     limits: Limits | None = None,
     trust: Collection[str] = (),
@@ -41,6 +40,8 @@ def to_program(
 
     Args:
         source: a path, or a binary file object.
+        packed: masks as bits, of which the program makes the weights when it is called; False
+            holds the weights.
         batch: batch size to fix; None lets it vary, and so every size that may.
         limits: bounds on what the file may decode to.
         trust: as in `pemncodec.decode`.
@@ -49,48 +50,54 @@ def to_program(
         ExportError: torch.export cannot export it so; the message says why.
         DecodeError: as in `pemncodec.decode`.
     """
-    with open_file(source, limits=limits) as file:
-        module = load_module(file, "cpu", trust)
-        inputs = (file.manifest or {}).get("inputs", [])
-    return _export(module, inputs, batch)
+    program, _ = program_and_dense(source, packed, batch=batch, limits=limits, trust=trust)
+    return program
 
 
-def to_pt2(source: Source, target: Target, **options: Any) -> None:
-    """Write what `to_program` gives as `torch.export.save` does; arguments as there."""
-    stream = io.BytesIO()
-    torch.export.save(to_program(source, **options), stream)
-    write_file([stream.getbuffer()], target)
+def to_pt2(
+    source: Source, target: Target, *, packed: bool = False, **options: Any
+) -> Mapping[str, str]:
+    """Write what `to_program` gives as `torch.export.save` does; arguments as there.
 
-
-def to_onnx(source: Source, target: Target, **options: Any) -> None:
-    """Write the network as one ONNX file; arguments and errors as in `to_program`.
-
-    Inputs are named as the arguments of `forward`.
+    Returns:
+        Names of masked tensors that are not packed, and why; empty unless `packed`.
     """
-    _require("onnx", ("onnx", "onnxscript"), "pip install 'pemncodec[onnx]'")
-    program = to_program(source, **options)
-    with quiet():
-        try:
-            exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
-            assert exported is not None
-            data = exported.model_proto.SerializeToString()
-        except Exception as error:
-            raise ExportError(f"cannot export to ONNX: {_cause(error)}") from error
-    write_file([data], target)
+    program, dense = program_and_dense(source, packed, **options)
+    stream = io.BytesIO()
+    torch.export.save(program, stream)
+    write_file([stream.getbuffer()], target)
+    return dense
 
 
-def to_executorch(source: Source, target: Target, **options: Any) -> None:
-    """Write the network for ExecuTorch (.pte); arguments and errors as in `to_program`."""
-    _require("ExecuTorch", ("executorch",), "pip install executorch")
-    program = to_program(source, **options)
-    with quiet():
-        try:
-            from executorch.exir import to_edge
+def program_and_dense(
+    source: Source,
+    packed: bool,
+    *,
+    limits: Limits | None = None,
+    batch: int | None = None,
+    trust: Collection[str] = (),
+) -> tuple[ExportedProgram, Mapping[str, str]]:
+    """What `to_program` gives, and names of masked tensors that are not packed, and why."""
+    with open_file(source, limits=limits) as file:
+        packing = plan_packing(file) if packed else None
+        program = export_program(file, packing, batch, trust)
+    return program, packing.dense if packing is not None else {}
 
-            lowered = to_edge(program).to_executorch()
-        except Exception as error:
-            raise ExportError(f"cannot export to ExecuTorch: {_cause(error)}") from error
-    write_file([lowered.buffer], target)
+
+def export_program(
+    file: PemnFile,
+    packing: Packing | None = None,
+    batch: int | None = None,
+    trust: Collection[str] = (),
+) -> ExportedProgram:
+    """The network of an open file; see `to_program`."""
+    module = load_module(file, "cpu", trust)
+    if packing is not None:
+        pack_module(module, packing, file.aliases)
+    program = _export(module, (file.manifest or {}).get("inputs", []), batch)
+    if packing is not None:
+        sink_constants(program)
+    return program
 
 
 def _export(module: nn.Module, inputs: list[dict[str, Any]], batch: int | None) -> ExportedProgram:
@@ -114,7 +121,7 @@ def _export(module: nn.Module, inputs: list[dict[str, Any]], batch: int | None) 
             )
         except Exception as error:
             hint = "; a fixed batch may do: --batch 1 (batch=1)" if batch is None else ""
-            raise ExportError(f"torch.export: {_cause(error)}{hint}") from error
+            raise ExportError(f"torch.export: {cause_of(error)}{hint}") from error
     for graph in program.graph_module.modules():
         for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of this machine
@@ -125,13 +132,15 @@ def _example(sizes: list[int], dtype: torch.dtype) -> Tensor:
     return torch.zeros(sizes, dtype=dtype)
 
 
-def _require(form: str, packages: tuple[str, ...], command: str) -> None:
+def require(form: str, packages: tuple[str, ...], command: str) -> None:
+    """Raises ExportError where a package is missing that a form needs."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ExportError(f"{form} needs {' and '.join(missing)}: {command}")
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
+    """What an exporter's error says, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     specific = [line for line in lines if "specialized" in line or "not supported" in line]
     return ([*specific, *lines] or [type(error).__name__])[0][:300]

@@ -1,0 +1,157 @@
+"""A .pemn file → one ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pemncodec.architecture.exported import quiet
+from pemncodec.errors import ExportError
+from pemncodec.export.packing import plan_packing
+from pemncodec.export.program import Source, Target, cause_of, export_program, require
+from pemncodec.format.atomic import write_file
+from pemncodec.format.reader import PemnFile, open_file
+from pemncodec.limits import Limits
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+
+def to_onnx(
+    source: Source,
+    target: Target,
+    *,
+    packed: bool = False,
+    limits: Limits | None = None,
+    **options: Any,
+) -> Mapping[str, str]:
+    """Write the network as one ONNX file; other arguments and errors as in `to_program`.
+
+    Inputs are named as the arguments of `forward`.
+
+    Args:
+        source: a path, or a binary file object.
+        target: a path, or a binary file object.
+        packed: masks as bits, and standard operators that make the weights of them when a session
+            is made; False stores the weights.
+        limits: bounds on what the file may decode to.
+
+    Returns:
+        Names of masked tensors that are not packed, and why; empty unless `packed`.
+    """
+    require("onnx", ("onnx", "onnxscript"), "pip install 'pemncodec[onnx]'")
+    with open_file(source, limits=limits) as file:
+        model, dense = _packed_model(file, options) if packed else (_model(file, options), {})
+    write_file([model.SerializeToString()], target)
+    return dense
+
+
+def _model(file: PemnFile, options: Mapping[str, Any]) -> ModelProto:
+    model, _ = _exported(file, (), options)
+    return model
+
+
+def _packed_model(
+    file: PemnFile, options: Mapping[str, Any]
+) -> tuple[ModelProto, Mapping[str, str]]:
+    """The same graph, in which operators make tensors that the other holds as initializers."""
+    from pemncodec.export.onnx_dense import dense_makers
+    from pemncodec.export.onnx_graph import OnnxGraph
+    from pemncodec.export.onnx_weights import MaskedTensors
+
+    packing = plan_packing(file)
+    dense, aliases = dense_makers(file), file.aliases
+    own = {*packing.packed, *dense}
+    names = own | {name for name, target in aliases.items() if target in own}
+    model, made = _exported(file, names, options)
+    graph = OnnxGraph(_names(model))
+    masked = MaskedTensors(graph, packing)
+    for name in made:
+        target = aliases.get(name, name)
+        if target in packing.packed:
+            masked.add(target, name)
+        else:
+            dense[target](graph, name)
+    nodes = [*graph.nodes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(graph.initializers)
+    return model, packing.dense
+
+
+def _exported(
+    file: PemnFile, names: Collection[str], options: Mapping[str, Any]
+) -> tuple[ModelProto, list[str]]:
+    """The network in ONNX.
+
+    Args:
+        file: open.
+        names: of tensors that something else will make.
+        options: of `export_program`.
+
+    Returns:
+        The model, and which of these tensors it uses, without holding them.
+    """
+    program = export_program(file, None, **options)
+    with quiet():
+        try:
+            exported = torch.onnx.export(program, (), dynamo=True, verbose=False, optimize=False)
+            assert exported is not None
+            graph = exported.model.graph
+            lifted = [name for name in graph.initializers if name in names]
+            # As inputs, so that optimizing cannot look into them, nor merge or transpose them.
+            for name in lifted:
+                value = graph.initializers.pop(name)
+                value.const_value = None
+                graph.inputs.append(value)
+            exported.optimize()
+            model = exported.model_proto
+        except Exception as error:
+            raise ExportError(f"cannot export to ONNX: {cause_of(error)}") from error
+    inputs = [given for given in model.graph.input if given.name not in names]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    _strip(model)
+    used = _names(model)
+    return model, [name for name in lifted if name in used]
+
+
+def _strip(model: ModelProto) -> None:
+    """Takes out what tells about the exporter and not about the network."""
+    for graph in _graphs(model.graph):
+        del graph.metadata_props[:]
+        del graph.value_info[:]
+        graph.ClearField("doc_string")
+        for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+            del part.metadata_props[:]
+            part.ClearField("doc_string")
+        for node in graph.node:
+            node.ClearField("name")
+
+
+def _names(model: ModelProto) -> set[str]:
+    """Of all values."""
+    return {
+        name
+        for graph in _graphs(model.graph)
+        for part in (
+            *((value.name,) for value in (*graph.input, *graph.initializer)),
+            *((*node.input, *node.output) for node in graph.node),
+        )
+        for name in part
+    }
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and those of its branches and loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (
+                (attribute.g, *attribute.graphs)
+                if attribute.HasField("g") or attribute.graphs
+                else ()
+            ):
+                yield from _graphs(inner)

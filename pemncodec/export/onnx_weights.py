@@ -1,0 +1,91 @@
+"""Masked tensors as ONNX operators that make them (spec/pemn.md section 5.3).
+
+Bits of a mask are looked up, eight at a time, in a table of bools; a prototype is repeated, and
+both meet in one Where. A runtime computes this once, when it makes a session. It keeps what each
+operator makes until it is done, so bytes count: bits become bools, a quarter of the weights, and
+layers of one shape share their values.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from pemncodec.contents import Array, SeededPrototype, numel
+from pemncodec.export.onnx_graph import DTYPES, OnnxGraph
+from pemncodec.export.onnx_philox import SeededValues
+from pemncodec.export.packing import PackedPrototype, Packing
+from pemncodec.format.header import MaskedRow
+
+_BITS_OF_BYTE: Final[Array] = np.unpackbits(
+    np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"
+)  # [256, 8]
+
+
+class MaskedTensors:
+    """Makes the packed tensors of a file in a graph."""
+
+    def __init__(self, graph: OnnxGraph, packing: Packing) -> None:
+        self._graph = graph
+        self._packing = packing
+        self._seeded = SeededValues(graph, packing.prototypes)
+        self._most: dict[tuple[Any, ...], int] = {}
+        for masked in packing.packed.values():
+            key, last = self._key(masked.row), _last(masked.row)
+            self._most[key] = max(last, self._most.get(key, 0))
+
+    def add(self, name: str, under: str) -> None:
+        """Adds what makes the tensor `name`, under a name."""
+        graph, masked = self._graph, self._packing.packed[name]
+        row, dtype = masked.row, self._dtype(masked.row)
+        used = _mask(graph, masked.packed_mask(), row.shape)
+        inputs = used, self._values(row), graph.scalar(0, dtype)
+        if dtype == row.dtype:
+            graph.output(under, "Where", *inputs)
+        else:
+            graph.output(under, "Cast", graph.node("Where", *inputs), to=DTYPES[row.dtype])
+
+    def _dtype(self, row: MaskedRow) -> str:
+        """In which dtype a tensor's values are computed: its own is rounded to at the end."""
+        same = self._packing.prototypes[row.fill.prototype].dtype == row.dtype
+        return "float64" if row.dtype == "float64" and same and row.fill.scale == 1 else "float32"
+
+    def _values(self, row: MaskedRow) -> str:
+        """A tensor's values [*shape], before the mask."""
+        graph, prototype = self._graph, self._packing.prototypes[row.fill.prototype]
+        values, available = self._scaled(row, prototype), min(prototype.length, prototype.needed)
+        if _last(row) > available:
+            available *= -(-self._most[self._key(row)] // available)
+            values = graph.node("Tile", values, graph.integers(available // prototype.length))
+        if (row.fill.offset, _last(row)) != (0, available):
+            values = graph.sliced(values, row.fill.offset, _last(row))
+        return graph.node("Reshape", values, graph.integers(*row.shape))
+
+    def _scaled(self, row: MaskedRow, prototype: PackedPrototype) -> str:
+        graph, dtype = self._graph, self._dtype(row)
+        if isinstance(prototype.values, SeededPrototype):
+            values = self._seeded.add(prototype.values)
+        else:
+            values = graph.constant(prototype.values, prototype.dtype)
+            values = values if prototype.dtype == dtype else graph.cast(values, dtype)
+        if row.fill.scale == 1:
+            return values
+        return graph.node("Mul", values, graph.scalar(row.fill.scale, dtype))
+
+    def _key(self, row: MaskedRow) -> tuple[Any, ...]:
+        return row.fill.prototype, row.fill.scale, self._dtype(row)
+
+
+def _last(row: MaskedRow) -> int:
+    return row.fill.offset + numel(row.shape)
+
+
+def _mask(graph: OnnxGraph, packed: Array, shape: tuple[int, ...]) -> str:
+    """A mask as bool [*shape]."""
+    index = graph.cast(graph.constant(packed, "uint8"), "int32")
+    bits = graph.node("Gather", graph.constant(_BITS_OF_BYTE, "bool"), index)
+    count = numel(shape)
+    if count % 8:
+        bits = graph.sliced(graph.node("Reshape", bits, graph.integers(-1)), 0, count)
+    return graph.node("Reshape", bits, graph.integers(*shape))

@@ -1,1 +1,0 @@
-"""Masked weights that stay bits and a prototype while a network runs."""

@@ -1,0 +1,320 @@
+"""Packed exports: operators make the weights of bits, with the values of the dense exports."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import ROOT, random_masks
+from torch import Tensor, nn
+
+import pemncodec
+from pemncodec.cli import cli
+from pemncodec.contents import (
+    Contents,
+    DenseTensor,
+    Fill,
+    MaskedTensor,
+    SeededPrototype,
+    StoredPrototype,
+    TorchPrototype,
+)
+from pemncodec.export import to_onnx, to_program
+from pemncodec.format.writer import encode_contents
+from pemncodec.masking import Independent, MaxLayerPadding, OneLayer, RandomPadding, mask_model
+
+onnx = pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
+pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
+runtime = pytest.importorskip("onnxruntime", reason="runs what was exported")
+
+VECTOR = torch.randn(61, generator=torch.Generator().manual_seed(1))
+TOKENS = torch.randint(0, 60, (2, 7), generator=torch.Generator().manual_seed(0))
+ROWS = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+
+
+class Every(nn.Module):
+    """A masked tensor of every kind, each of more than 1,100 weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(60, 36)
+        self.attention = nn.MultiheadAttention(36, 3, batch_first=True)
+        self.across = nn.MultiheadAttention(36, 2, kdim=50, vdim=51, batch_first=True)
+        self.widen = nn.Linear(36, 51)
+        self.flat = nn.Conv1d(51, 10, 3, padding=1)
+        self.up = nn.ConvTranspose1d(10, 72, 3, padding=1)
+        self.solid = nn.Conv3d(2, 21, 3, padding=1)
+        self.plane = nn.ConvTranspose2d(21, 6, 3, padding=1)
+        self.plain = nn.Conv2d(6, 24, 3, padding=1)
+        self.lstm = nn.LSTM(36, 18, batch_first=True)
+        self.last = nn.Linear(18, 108)
+        self.out = nn.Linear(36, 60, bias=False)
+        self.out.weight = self.words.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens)
+        x = self.attention(x, x, x)[0] + x
+        y = self.widen(x)
+        x = self.across(x, y[..., :50], y)[0] + x
+        y = self.up(self.flat(y.transpose(1, 2))).transpose(1, 2)
+        y = self.solid(y.unflatten(2, (2, 36)).transpose(1, 2)[:, :, None]).sum(2)
+        x = self.plain(self.plane(y)).mean(1) + x
+        return self.out(self.last(self.lstm(x)[0]).unflatten(2, (3, 36)).sum(2))
+
+
+def with_random_padding(model: nn.Module) -> nn.Module:
+    """One short vector repeated over every weight."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                values = VECTOR.repeat(-(-weight.numel() // VECTOR.numel()))[: weight.numel()]
+                weight.copy_(values.reshape(weight.shape))
+    return model.eval()
+
+
+def encoded(model: nn.Module, inputs: Tensor, **options: Any) -> io.BytesIO:
+    target = io.BytesIO()
+    pemncodec.encode(
+        model, target, example_inputs=inputs, preset="fast", find_seed="off", **options
+    )
+    return target
+
+
+def linear_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(40, 120), nn.ReLU(), nn.Linear(120, 43, bias=False)).eval()
+
+
+def exported(file: io.BytesIO, **options: Any) -> tuple[Any, Any]:
+    """The model, and what `to_onnx` says."""
+    target = io.BytesIO()
+    said = to_onnx(file, target, **options)
+    return onnx.load_model_from_string(target.getvalue()), said
+
+
+def run(model: Any, feeds: dict[str, Any]) -> list[Any]:
+    settings = runtime.SessionOptions()
+    settings.log_severity_level = 3
+    session = runtime.InferenceSession(model.SerializeToString(), settings)
+    return session.run(None, feeds)
+
+
+def made_weights(model: Any, names: list[str]) -> dict[str, Any]:
+    """What operators make of constants, as onnxruntime computes it, widened to float64."""
+    weights = onnx.ModelProto()
+    weights.CopyFrom(model)
+    graph = weights.graph
+    constant = {tensor.name for tensor in graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        if all(name in constant for name in node.input):
+            nodes.append(node)
+            constant.update(node.output)
+    made = [name for name in names if name in constant]
+    double = onnx.TensorProto.DOUBLE
+    nodes += [onnx.helper.make_node("Cast", [name], [f"{name}!"], to=double) for name in made]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.output.extend(
+        onnx.helper.make_tensor_value_info(f"{name}!", double, None) for name in made
+    )
+    return dict(zip(made, run(weights, {}), strict=True))
+
+
+def checked(file: io.BytesIO, stays_dense: tuple[str, ...] = ()) -> Any:
+    """The packed ONNX model of a file, after a check of all that every one has to be."""
+    model, said = exported(file, packed=True)
+    assert tuple(said) == stays_dense
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} == {""}
+    state = pemncodec.load_state_dict(file)
+    with pemncodec.open(file) as opened:
+        packed = set(opened.masked_keys()) - set(said)
+        tied = opened.aliases
+    weights = made_weights(model, [name for name in state if tied.get(name, name) in packed])
+    assert {tied.get(name, name) for name in weights} == packed
+    for name, values in weights.items():
+        assert values.tobytes() == state[name].double().numpy().tobytes(), name
+    masked_bytes = min(4 * state[name].numel() for name in packed)
+    for tensor in model.graph.initializer:
+        assert tensor.data_location == onnx.TensorProto.DEFAULT
+        if tensor.name not in said:
+            assert len(tensor.raw_data) < masked_bytes / 2, tensor.name
+    return model
+
+
+# ------------------------------------------------------------------------- masked weights
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        RandomPadding(length=61),
+        RandomPadding(length=61, mode="shuffle"),
+        MaxLayerPadding(),
+        OneLayer(),
+        Independent(),
+    ],
+    ids=repr,
+)
+def test_values_of_every_strategy(strategy: Any) -> None:
+    checked(encoded(mask_model(linear_network(), strategy, keep=0.5, seed=3 << 33), ROWS))
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "signed-constant"])
+def test_values_of_every_distribution(distribution: Any) -> None:
+    model = mask_model(linear_network(), Independent(), keep=0.5, distribution=distribution)
+    checked(encoded(model, ROWS))
+
+
+def test_tensors_of_every_kind() -> None:
+    torch.manual_seed(0)
+    model = with_random_padding(Every())
+    file = encoded(model, TOKENS, masks=random_masks(model))
+    packed, (dense, said) = checked(file), exported(file)
+    assert said == {}
+    feeds = {"tokens": TOKENS.numpy()}
+    for actual, expected in zip(run(packed, feeds), run(dense, feeds), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    module, program = pemncodec.decode(file), to_program(file, packed=True)
+    assert torch.equal(program.module()(TOKENS), module(TOKENS))
+    assert not any(values.dim() > 1 for values in program.state_dict.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    model = with_random_padding(linear_network().to(dtype))
+    file = encoded(model, ROWS.to(dtype), masks=random_masks(model))
+    checked(file)
+    program = to_program(file, packed=True)
+    assert torch.equal(program.module()(ROWS.to(dtype)), pemncodec.decode(file)(ROWS.to(dtype)))
+
+
+def crafted(prototype: Any, offset: int, scale: float) -> io.BytesIO:
+    """A network whose two layers take values of one prototype, the second from an offset on."""
+    model = linear_network()
+    with pemncodec.open(encoded(model, ROWS, masks=random_masks(model))) as file:
+        manifest = file.manifest
+    generator = np.random.default_rng(0)
+    tensors: list[Any] = []
+    for name, tensor in model.state_dict().items():
+        shape = tuple(tensor.shape)
+        if name.endswith("bias"):
+            tensors.append(DenseTensor(name, "float32", shape, tensor.numpy()))
+        else:
+            fill = Fill(0, offset, scale) if tensors else Fill(0)
+            mask = generator.random(shape) < 0.4
+            tensors.append(MaskedTensor(name, "float32", shape, fill, mask))
+    contents = Contents((prototype,), tuple(tensors), manifest)
+    return io.BytesIO(b"".join(encode_contents(contents)))
+
+
+@pytest.mark.parametrize(
+    "prototype",
+    [
+        StoredPrototype(np.arange(-9, 61, dtype=np.float32) / 7, "float32"),
+        SeededPrototype("normal", 5, 4700),
+        SeededPrototype("normal", 5, 9000, stream=(7 << 32) + 1),
+        TorchPrototype("normal", 5, 70),
+    ],
+    ids=["stored", "seeded, repeated", "seeded, longer", "torch"],
+)
+def test_offsets_and_scales(prototype: Any) -> None:
+    file = crafted(prototype, 41, 0.3)
+    checked(file)
+    program = to_program(file, packed=True)
+    assert torch.equal(program.module()(ROWS), pemncodec.decode(file)(ROWS))
+
+
+def test_what_stays_dense(tmp_path: Path) -> None:
+    model = nn.Sequential(linear_network(), nn.Linear(43, 2))
+    shared = with_random_padding(nn.Sequential(nn.Linear(40, 120)))
+    model[0][0].load_state_dict(shared[0].state_dict())
+    masks = random_masks(model)
+    path = tmp_path / "net.pemn"
+    path.write_bytes(encoded(model, ROWS, masks=masks).getvalue())
+    checked(io.BytesIO(path.read_bytes()), ("1.weight", "0.2.weight"))
+    for suffix in (".onnx", ".pt2"):
+        target = tmp_path / f"net{suffix}"
+        command = ["decode", str(path), "-o", str(target), "--packed", "--batch", "2"]
+        result = CliRunner().invoke(cli, command)
+        assert result.exit_code == 0, result.output
+        first, few, unknown = result.output.splitlines()
+        assert first == f"{target}: {target.stat().st_size:,} bytes"
+        assert few.startswith("dense, weights so few ")
+        assert few.endswith(": 1.weight")
+        assert unknown.startswith("dense, values so many, of no seed ")
+        assert unknown.endswith(": 0.2.weight")
+        result = CliRunner().invoke(cli, [*command, "-f", "--json"])
+        assert json.loads(result.output)["dense"].keys() == {"1.weight", "0.2.weight"}
+    program = torch.export.load(tmp_path / "net.pt2")
+    assert torch.equal(program.module()(ROWS), pemncodec.decode(path)(ROWS))
+
+
+# ------------------------------------------------------------------------ trained tensors
+
+
+@pytest.mark.parametrize("mode", ["q8", "fp16", "bf16"])
+def test_shorter_trained_tensors(mode: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(40, 300),
+        nn.BatchNorm1d(300),
+        with_random_padding(nn.Sequential(nn.Linear(300, 90, bias=False))),
+    ).eval()
+    masks = {"2.0.weight": random_masks(model)["2.0.weight"]}
+    with torch.no_grad():
+        model[1].weight.uniform_()[7] = 1e4  # kept exactly
+        model[1].running_mean.normal_()
+    file = encoded(model, ROWS, masks=masks, dense=mode)
+    packed, (dense, _) = checked(file), exported(file)
+    state = pemncodec.load_state_dict(file)
+    shorter = ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"]
+    weights = made_weights(packed, shorter)
+    assert weights.keys() == set(shorter)
+    for name, values in weights.items():
+        assert values.tobytes() == state[name].double().numpy().tobytes(), name
+    (feed,) = (given.name for given in dense.graph.input)
+    feeds = {feed: ROWS.numpy()}
+    for actual, expected in zip(run(packed, feeds), run(dense, feeds), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
+
+
+def test_the_example() -> None:
+    path = ROOT / "examples" / "convmixer-rp1e-3-k50.pt"
+    kwargs = {"dim": 128, "depth": 4, "patch_size": 4}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(path.parent))
+        from convmixer import convmixer
+    file = io.BytesIO()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pemncodec.encode(
+        torch.load(path, weights_only=True),
+        file,
+        architecture=convmixer(**kwargs),
+        example_inputs=images,
+        fold_bn=True,
+        dense="q8",
+    )
+    model = checked(file)
+    assert model.ByteSize() <= 40_000
+    expected = pemncodec.decode(file)(images).detach().numpy()
+    (actual,) = run(model, {"input": images.numpy()})
+    assert abs(actual - expected).max() <= 1e-5 * abs(expected).max()
+
+
+def test_exports_hold_nothing_of_the_exporter() -> None:
+    model = with_random_padding(linear_network())
+    file = encoded(model, ROWS, masks=random_masks(model))
+    for packed in (False, True):
+        model, _ = exported(file, packed=packed)
+        graph = model.graph
+        for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+            assert not part.metadata_props
+            assert not part.doc_string
