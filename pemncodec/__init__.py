@@ -1,7 +1,7 @@
 """pemncodec: codec and file format for masked networks.
 
-`encode`, `decode`, `load_state_dict` need torch, which is imported when they are first used;
-`open` does not.
+`encode`, `decode`, `unpack`, `load_state_dict` need torch, which is imported when they are first
+used; `open` does not.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pemncodec.limits import Limits
 if TYPE_CHECKING:
     from pemncodec.decoding import decode, load_state_dict
     from pemncodec.encoding import encode
+    from pemncodec.packed.modules import unpack
     from pemncodec.proof import Report
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "generator",
     "load_state_dict",
     "open",
+    "unpack",
 ]
 __version__ = "0.1.0"
 # What the loggers below "pemncodec" say is shown by programs that ask for it, and by no others.
@@ -72,6 +74,7 @@ _NEEDS_TORCH = {
     "Report": "pemncodec.proof",
     "decode": "pemncodec.decoding",
     "load_state_dict": "pemncodec.decoding",
+    "unpack": "pemncodec.packed.modules",
 }
 
 

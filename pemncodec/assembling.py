@@ -22,7 +22,7 @@ from pemncodec.contents import Tensor as ContentTensor
 from pemncodec.errors import EncodeArgumentError, PrototypeMismatchError
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
-from pemncodec.seeds import masked_layers, with_seeds
+from pemncodec.seeds import initialised_network, masked_layers, with_seeds
 from pemncodec.tensors import dtype_name, tensor_to_array
 from pemncodec.values.recovery import recover_prototypes
 
@@ -98,7 +98,7 @@ def assemble_contents(
     arrays = {name: tensor_to_array(tensor, name) for name, tensor in own.items()}
     masked = [name for name in own if name in state.masks]
     layers = masked_layers(state, masked, arrays)
-    layers = with_seeds(layers, options, lambda share: step("looking for seeds", share))
+    layers = with_seeds(layers, initialised_network(state, masked), options, step)
     step("looking for prototypes", None)
     prototypes, fills = recover_prototypes(
         layers, options.prototypes, lambda share: step("looking for prototypes", share)

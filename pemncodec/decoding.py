@@ -45,6 +45,7 @@ def decode(
     into: nn.Module | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    packed: bool = False,
     limits: Limits | None = None,
     trust: Collection[str] = (),
 ) -> nn.Module:
@@ -60,6 +61,8 @@ def decode(
         device: where every tensor goes; "meta" reads shapes and dtypes alone.
         dtype: of every floating-point tensor, as `module.to(dtype)` would have it; None keeps those
             of the file.
+        packed: masked weights stay bits and a prototype, and are expanded when they are used; for
+            inference. `pemncodec.unpack` makes the module dense.
         limits: bounds on what the file may decode to.
         trust: import paths ("pkg.module:factory") of code that the file may import and call, for
             one that was encoded with a `builder`; no other file ever runs any.
@@ -73,11 +76,11 @@ def decode(
     with open_file(source, limits=limits) as file:
         _LOG.debug("decoding %r", file)
         if into is None:
-            return load_module(file, device, trust, dtype)
-        if torch.device(device).type != "cpu" or trust:
+            return load_module(file, device, trust, dtype, packed=packed)
+        if torch.device(device).type != "cpu" or trust or packed:
             raise DecodeArgumentError(
-                "into: the module keeps its devices, and the file runs no code; leave out device "
-                "and trust"
+                "into: the module keeps its devices and is dense, and the file runs no code; leave "
+                "out device, packed and trust"
             )
         return fill_module(into, file, dtype)
 
@@ -117,26 +120,33 @@ def load_module(
     trust: Collection[str] = (),
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    packed: bool = False,
 ) -> nn.Module:
     """The module of an open file; see `decode`."""
     manifest = file.manifest or {}
     frozen = [*manifest.get("frozen", ()), *file.masked_keys()]
-    if manifest.get("format") == BUILDER_FORMAT:
-        module = build_trusted(manifest, trust).to(check_device(device), check_dtype(dtype))
-        load_built(module, load_tensors(file, device, progress, dtype=dtype), frozen)
-        remember_file(module, file)
-        return module.eval()
-    check_device(device)
+    device = check_device(device)
     check_dtype(dtype)
-    module = build_empty_module(file)
-    tensors = load_tensors(file, device, progress, dtype=dtype)
-    aliases = file.aliases
-    assign_tensors(
-        module,
-        {name: tensor for name, tensor in tensors.items() if name not in aliases},
-        aliases=aliases,
-        frozen=frozen,
-    )
+    if packed and device.type == "meta":
+        raise DecodeArgumentError("packed: on the meta device nothing has values; leave it out")
+    built = manifest.get("format") == BUILDER_FORMAT
+    empty = build_empty_module(file) if not built else None
+    module = empty or build_trusted(manifest, trust).to(device, dtype)
+    dense = None
+    if packed:
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        dense = partial(_packed_on, device, parameters)
+    tensors = load_tensors(file, device, progress, dense, dtype)
+    if built:
+        load_built(module, tensors, frozen)
+    else:
+        aliases = file.aliases
+        own = {name: tensor for name, tensor in tensors.items() if name not in aliases}
+        assign_tensors(module, own, aliases=aliases, frozen=frozen)
+    if packed:
+        from pemncodec.packed.modules import install_weights
+
+        install_weights(module, tensors, file.masked_keys())
     remember_file(module, file)
     return module.eval()
 
@@ -292,3 +302,19 @@ def dense_on_device(
             device, values.prototype(), row.fill, row.dtype, row.shape, values.packed_mask()
         )
     return state
+
+
+def _packed_on(
+    device: torch.device,
+    parameters: Collection[str],
+    masked: Sequence[MaskedValues],
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """Masked tensors by name: packed, but for buffers and what would not get smaller."""
+    from pemncodec.packed.packing import pack_weights  # takes time, and few need it
+
+    packed = pack_weights([values for values in masked if values.row.name in parameters])
+    others = [values for values in masked if values.row.name not in packed]
+    dense = dense_on_cpu if device.type == "cpu" else partial(dense_on_device, device)
+    moved = {name: weight.to(device) for name, weight in packed.items()}
+    return dense(others, progress) | moved

@@ -26,6 +26,7 @@ from pemncodec.format.atomic import write_file
 from pemncodec.format.reader import PemnFile
 from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions, FindSeed
+from pemncodec.packed.modules import unpacked_copy
 from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensors
 from pemncodec.seeds import seeds_note
 
@@ -102,8 +103,9 @@ def encode(
         prototypes: seeds (`SeededPrototype`, `TorchPrototype`) that frozen weights may come from.
         find_seed: "auto" looks for the seeds of torch's CPU generator from which the frozen weights
             come, so that the file stores the seeds and not the weights: for some seconds, or for a
-            second with "quick" or preset "fast". "off" does not. Nor is it done where `prototypes`
-            are given.
+            second with "quick" or preset "fast". "full" then tries all 2^32 seeds wherever the
+            architecture suggests, half a minute for each such place on two cores. "off" does
+            not look for any. Nor is it done where `prototypes` are given.
         seed: what `torch.manual_seed` was given, if it is known.
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
             at some 25 million weights a second on one core; "default" for the smallest of models
@@ -164,7 +166,7 @@ def encode_with(
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(target).parent))
     step("reading masks", None)
     origin = origin_of(source)
-    given = source
+    given = unpacked_copy(source) if isinstance(source, nn.Module) else source
     if isinstance(given, PemnFile):
         given = _of_file(given, options)
     module = described_module(given, options)
@@ -202,7 +204,7 @@ def encode_with(
     if losing:
         report = replace(report, verified=f"as shortened, {report.verified}")
     notes = (*notes, *(network.notes if network else ()))
-    if (note := seeds_note(contents)) is not None:
+    if (note := seeds_note(contents, options)) is not None:
         notes += (note,)
     report = replace(report, rules=rules_in_words(state), notes=notes)
     step("writing", None)

@@ -12,12 +12,12 @@ from pemncodec.contents import DenseMode, Seeded, TorchPrototype
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.limits import Limits
 from pemncodec.values.generators import GENERATORS, check_prototype
-from pemncodec.values.seed_search import FAST, THOROUGH, Effort
+from pemncodec.values.seed_search import FAST, FULL, THOROUGH, Effort
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FindSeed = Literal["auto", "quick", "off"]
+FindSeed = Literal["auto", "quick", "full", "off"]
 
 
 class MaskChoices(TypedDict, total=False):
@@ -77,6 +77,8 @@ class EncodeOptions:
         """How much is tried to find the seeds of frozen weights; None for nothing."""
         if self.find_seed == "off":
             return None
+        if self.find_seed == "full":
+            return FULL
         return FAST if self.find_seed == "quick" or self.preset == "fast" else THOROUGH
 
     @property

@@ -13,16 +13,19 @@ from pemncodec.contents import (
     Contents,
     MaskedTensor,
     SeededFill,
+    StoredPrototype,
     TorchPrototype,
 )
 from pemncodec.errors import PrototypeMismatchError
 from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.options import EncodeOptions
 from pemncodec.tensors import dtype_name, tensor_to_array
+from pemncodec.values.initialisation import Drawn
 from pemncodec.values.recovery import Layer
-from pemncodec.values.seed_search import find_seeds
+from pemncodec.values.seed_search import Network, find_seeds
 
-Progress = Callable[[float], None]
+_WORTH_A_NOTE = 64  # values that are stored
+Progress = Callable[[str, float], None]
 
 
 def masked_layers(
@@ -47,10 +50,38 @@ def masked_layers(
     ]
 
 
+def initialised_network(state: MaskedState, names: Sequence[str]) -> Network:
+    """What torch draws when a model's layers are made, in the order of its state dict.
+
+    Args:
+        state: the model, also with weights that have no mask.
+        names: of the masked weights.
+    """
+    drawn: dict[str, Drawn] = {}
+    for name, tensor in state.tensors.items():
+        if tensor.dim() > 1 and name not in state.aliases:
+            path, dot, own = name.rpartition(".")
+            bias = state.tensors.get(path + dot + own.replace("weight", "bias"), tensor)
+            # A bias of attention begins as zeros, and its weight has another name.
+            has_bias = own.startswith("weight") and bias.dim() == 1
+            drawn[name] = Drawn(tensor.numel(), bias.numel() if has_bias else 0)
+    numbers = {name: number for number, name in enumerate(drawn)}
+    return Network(tuple(drawn.values()), tuple(numbers.get(name, 0) for name in names))
+
+
 def with_seeds(
-    layers: list[Layer], options: EncodeOptions, progress: Progress | None = None
+    layers: list[Layer],
+    network: Network,
+    options: EncodeOptions,
+    progress: Progress | None = None,
 ) -> list[Layer]:
     """With fills of torch's generator, where they are found or follow from the given seed.
+
+    Args:
+        layers: whose weights are looked for.
+        network: that they are part of.
+        options: what the caller asks for.
+        progress: as `find_seeds` calls it.
 
     Raises:
         PrototypeMismatchError: no layer comes from the seed that is given.
@@ -58,7 +89,7 @@ def with_seeds(
     if options.prototypes or (options.seed_effort is None and options.seed is None):
         return layers
     seeds = [] if options.seed is None else [options.seed % (1 << 32)]
-    fills = find_seeds(layers, options.seed_effort, seeds, progress)
+    fills = find_seeds(layers, options.seed_effort, seeds, progress, network)
     found = [
         replace(layer, fill=fill) if fill else layer
         for layer, fill in zip(layers, fills, strict=True)
@@ -82,23 +113,23 @@ def weight_seeds(
     """
     names = [name for name in state.masks if name not in state.aliases]
     arrays = {name: tensor_to_array(state.tensors[name], name) for name in names}
-    layers = with_seeds(masked_layers(state, names, arrays), options, progress)
+    layers = masked_layers(state, names, arrays)
+    layers = with_seeds(layers, initialised_network(state, names), options, progress)
     return {name: layer.fill for name, layer in zip(names, layers, strict=True)}
 
 
 def all_used(state: StateDict) -> MaskedState:
     """A network without masks as one whose masks use every weight of two dimensions or more."""
-    weights = {
-        name: tensor
+    masks = {
+        name: np.ones(tuple(tensor.shape), np.bool_)
         for name, tensor in state.items()
         if tensor.dim() > 1 and dtype_name(tensor) in WEIGHT_DTYPES
     }
-    masks = {name: np.ones(tuple(tensor.shape), np.bool_) for name, tensor in weights.items()}
-    return MaskedState(weights, masks)
+    return MaskedState(state, masks)
 
 
-def seeds_note(contents: Contents) -> str | None:
-    """How many of the frozen weights come from which seeds of torch, in a sentence."""
+def seeds_note(contents: Contents, options: EncodeOptions) -> str | None:
+    """What seeds of torch the frozen weights come from, or that none was found; in a sentence."""
     seeds: list[int] = []
     frozen = found = 0
     for tensor in contents.tensors:
@@ -109,9 +140,18 @@ def seeds_note(contents: Contents) -> str | None:
                 found += tensor.mask.size
                 seeds += [prototype.seed] * (prototype.seed not in seeds)
     if not seeds:
-        return None
+        return _nothing_found(contents, options)
     named = ", ".join(map(str, seeds[:3])) + f" and {len(seeds) - 3:,} more" * (len(seeds) > 3)
     return f"torch seed{'s' * (len(seeds) > 1)} {named}: {found:,} of {frozen:,} frozen weights"
+
+
+def _nothing_found(contents: Contents, options: EncodeOptions) -> str | None:
+    stored = [each for each in contents.prototypes if isinstance(each, StoredPrototype)]
+    count = sum(each.values.size for each in stored)
+    if count < _WORTH_A_NOTE or options.prototypes or options.find_seed not in ("auto", "full"):
+        return None
+    every = "" if options.find_seed == "full" else " (--find-seed full tries all)"
+    return f"no seed of torch is found behind {count:,} values, so that they are stored{every}"
 
 
 def _seed_of(fill: SeededFill) -> int | None:

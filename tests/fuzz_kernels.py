@@ -389,6 +389,33 @@ def mersenne_words(random: Random) -> Arguments:
     return {"state": state, "skip": skip, "out": room(random, 4 * count)}
 
 
+def mersenne_pull_back(random: Random) -> Arguments:
+    count, last = size_up_to(random, 70), random.choice((1, 623, 624, 3000))
+    words = np.array(sorted(random.randrange(last) for _ in range(count)), np.uint32)
+    masks = memory(random, random.randbytes(4 * count))
+    return {"words": memory(random, words), "masks": masks, "out": room(random, 2496 * count)}
+
+
+def mersenne_seeds(random: Random) -> Arguments:
+    """Sums of a few words with few bits, so that seeds are found."""
+    places, equations = random.choice((1, 2, 3, 4, 5, 7)), random.choice((14, 15, 30))
+    tables = np.zeros((places, 624, equations), np.uint32)
+    rng = np.random.default_rng(random.getrandbits(32))
+    for _ in range(random.choice((0, 1, 4, 40))):
+        at = tuple(random.randrange(size) for size in tables.shape)
+        tables[at] = rng.integers(1 << 32)
+    count = random.choice((0, 1, 47, 48, 49, 300, 2000))
+    return {
+        "masks": memory(random, tables),
+        "parities": memory(
+            random, bytes(random.choice((0, 0, 0, 1)) for _ in range(places * equations))
+        ),
+        "places": places,
+        "first": random.choice((0, 2**32 - count, random.randrange(2**32 - count))),
+        "count": count,
+    }
+
+
 def torch_normal(random: Random) -> Arguments:
     words = memory(random, random.randbytes(64 * size_up_to(random, 300)))
     return {"words": words, "fused": random.randrange(2), "out": room(random, words.size)}
@@ -420,7 +447,7 @@ MAKERS: dict[str, Callable[[Random], Arguments]] = {
     for make in (
         philox4x32, quantiles, expand, expand_normal, rans_encode, rans_decode, runs_encode,
         runs_decode, mixing_encode, mixing_decode, top_k, keep_largest, magnitude_gradient,
-        packed_product, signed_product, mersenne_solve,
+        packed_product, signed_product, mersenne_solve, mersenne_pull_back, mersenne_seeds,
         mersenne_seed, mersenne_advance, mersenne_words, torch_normal, torch_uniform, expand_drawn,
     )
 }  # fmt: skip

@@ -886,6 +886,91 @@ def test_mersenne_refuses(kernel: ModuleType) -> None:
         assert outcome(kernel, name, *arguments) == ("ValueError", message)
 
 
+def equations_of_a_seed(
+    rng: np.random.Generator, seed: int, count: int, skip: int
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint8]]:
+    """Words, sums of their bits, and the parities that a seed gives them."""
+    words = np.sort(rng.integers(0, 1500, count)).astype(np.uint32) + np.uint32(skip)
+    masks = rng.integers(0, 1 << 32, count, np.uint32)
+    generator = np.random.MT19937()
+    generator._legacy_seeding(seed)  # type: ignore[attr-defined]
+    given = generator.random_raw(int(words[-1]) + 1).astype(np.uint32)[words]
+    return words, masks, np.bitwise_count(given & masks).astype(np.uint8)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 226, 227, 228, 623, 624, 5000])
+def test_equations_over_the_words_of_a_seed(kernel: ModuleType, skip: int) -> None:
+    rng = np.random.default_rng(skip)
+    for seed, count in ((0, 1), (2**32 - 1, 17), (123, 64)):
+        words, masks, parities = equations_of_a_seed(rng, seed, count, skip)
+        sums, state = np.empty((624, count), np.uint32), np.empty((624, 1), np.uint32)
+        kernel.mersenne_pull_back(words, masks, sums)
+        kernel.mersenne_seed(seed, state)
+        ours = np.bitwise_count(np.bitwise_xor.reduce(state & sums, axis=0)) & 1
+        assert np.array_equal(ours, parities & 1)
+    nothing = np.empty(0, np.uint32)
+    kernel.mersenne_pull_back(nothing, nothing, nothing)
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 4, 5, 9])
+def test_seeds_of_which_equations_hold(kernel: ModuleType, places: int) -> None:
+    """Those that are there and some by chance, the same ones in every version."""
+    rng = np.random.default_rng(places)
+    # Fewer equations than a place can tell 5,000 seeds by, and so many that it can.
+    for count, chance in ((14, 5), (40, 0)):
+        made = [equations_of_a_seed(rng, 70_000 + p, count, 300 * p) for p in range(places)]
+        tables = np.empty((places, 624, count), np.uint32)
+        for table, (words, masks, _) in zip(tables, made, strict=True):
+            kernel.mersenne_pull_back(words, masks, table)
+        parities = np.concatenate([parities for _, _, parities in made])
+        for first, tried in ((70_000 - 1, places + 1), (69_990, 5000), (65_003, 4997)):
+            given = tables, parities, places, first, tried
+            found = kernel.mersenne_seeds(*given)
+            assert found == twins.mersenne_seeds(*given)
+            hits = np.frombuffer(found, np.uint64).tolist()
+            right = [p << 32 | 70_000 + p for p in range(places) if 70_000 + p < first + tried]
+            assert set(right) <= set(hits)
+            assert len(right) <= len(hits) <= len(right) + chance * places
+
+
+def test_seeds_at_the_end_and_none(kernel: ModuleType) -> None:
+    """Equations that say nothing hold for all."""
+    tables, parities = np.zeros((2, 624, 14), np.uint32), bytes(28)
+    found = kernel.mersenne_seeds(tables, parities, 2, 2**32 - 130, 130)
+    seeds = [2**32 - 130 + i for i in range(130)]
+    assert np.frombuffer(found, np.uint64).tolist() == seeds + [s + 2**32 for s in seeds]
+    assert kernel.mersenne_seeds(tables, parities, 2, 2**32 - 1, 0) == b""
+    assert kernel.mersenne_seeds(tables, b"\1" + bytes(27), 2, 7, 1) == (7 + 2**32).to_bytes(
+        8, sys.byteorder
+    )
+
+
+def test_seeds_refuses(kernel: ModuleType) -> None:
+    def pull_back(words: list[int], masks: int, room: int) -> tuple[str, ...]:
+        at = np.array(words, np.uint32)
+        return outcome(kernel, "mersenne_pull_back", at, bytes(masks), bytearray(room))
+
+    assert pull_back([3, 2], 8, 4992) == ("ValueError", "words")
+    assert pull_back([3, 1 << 28], 8, 4992) == ("ValueError", "words")
+    assert pull_back([3, 3], 4, 4992) == ("ValueError", "masks")
+    assert pull_back([3, 3], 8, 4991) == ("ValueError", "out")
+    assert pull_back([3, 3], 8, 4996) == ("ValueError", "out")
+    room = bytearray(2496)
+    assert outcome(kernel, "mersenne_pull_back", bytes(3), b"", room) == ("ValueError", "words")
+    tables, parities = bytes(2 * 2496 * 14), bytes(28)
+    for arguments, message in (
+        ((tables[:-1], parities, 2, 0, 1), "masks"),
+        ((tables[:-2496], parities, 2, 0, 1), "masks"),
+        ((tables, parities, 3, 0, 1), "parities"),
+        ((tables, parities, 4, 0, 1), "parities"),
+        ((tables, parities, 0, 0, 1), "places"),
+        ((tables, parities, 65, 0, 1), "places"),
+        ((tables, parities, 2, 2**32, 0), "first"),
+        ((tables, parities, 2, 2**32 - 5, 6), "count"),
+    ):
+        assert outcome(kernel, "mersenne_seeds", *arguments) == ("ValueError", message)
+
+
 @pytest.mark.parametrize("fused", [0, 1])
 def test_normal_values_of_many_radii_and_angles_agree(kernel: ModuleType, fused: int) -> None:
     """Every 97th radius with every 97th angle, the ends of both included."""
@@ -1024,6 +1109,10 @@ def valid_calls() -> dict[str, list[object]]:
         "mersenne_seed": [1, np.zeros(624, np.uint32)],
         "mersenne_advance": [np.zeros(624, np.uint32), 2],
         "mersenne_words": [np.zeros(624, np.uint32), 2, np.zeros(4, np.uint32)],
+        "mersenne_pull_back": [
+            np.ones(2, np.uint32), np.ones(2, np.uint32), np.zeros(1248, np.uint32)
+        ],
+        "mersenne_seeds": [np.ones(624 * 14, np.uint32), bytes(14), 1, 5, 6],
         "expand_drawn": [
             np.zeros(624, np.uint32), 2, 1, bytes(8), bytes(4), b"\xff", np.zeros(8, np.float32)
         ],
@@ -1060,6 +1149,8 @@ KEYWORDS = {
     "mersenne_seed": ["seed", "out"],
     "mersenne_advance": ["state", "blocks"],
     "mersenne_words": ["state", "skip", "out"],
+    "mersenne_pull_back": ["words", "masks", "out"],
+    "mersenne_seeds": ["masks", "parities", "places", "first", "count"],
     "expand_drawn": ["state", "skip", "fused", "bounds", "scale", "mask", "out"],
     "torch_normal": ["words", "fused", "out"],
     "torch_uniform": ["words", "fused", "bounds", "out"],

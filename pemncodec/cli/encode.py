@@ -6,7 +6,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import click
 
@@ -14,6 +13,7 @@ from pemncodec.cli.mask_options import MaskArguments, mask_options
 from pemncodec.cli.options import (
     Shape,
     example_inputs,
+    find_seed_option,
     force_option,
     json_option,
     parse_argv,
@@ -91,13 +91,7 @@ from pemncodec.options import EncodeOptions, FindSeed
     help="A metric of yours, larger is better: called with the module before and after.",
 )
 @click.option("--max-drop", type=float, help="Refuse a file that loses more accuracy than this.")
-@click.option(
-    "--find-seed",
-    type=click.Choice(get_args(FindSeed)),
-    default="auto",
-    show_default=True,
-    help="Look for the seeds of torch behind the weights: for some seconds, or one (quick).",
-)
+@find_seed_option
 @click.option("--seed", type=int, help="What torch.manual_seed was given, if you know it.")
 @click.option(
     "--metadata", multiple=True, metavar="KEY=VALUE", help="Text to keep in the file; repeatable."

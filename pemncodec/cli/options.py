@@ -6,12 +6,13 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from pemncodec.errors import EncodeArgumentError, named_line
 from pemncodec.limits import Limits
+from pemncodec.options import FindSeed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,14 @@ prefix_option = click.option(
     "--prefix",
     metavar="TEXT",
     help="Leave out what the checkpoint's names begin with, such as model., and all other names.",
+)
+find_seed_option = click.option(
+    "--find-seed",
+    type=click.Choice(get_args(FindSeed)),
+    default="auto",
+    show_default=True,
+    help="Look for the seeds of torch behind the weights: for some seconds; for one (quick); "
+    "also behind all 2^32 seeds, half a minute on two cores wherever they may begin (full).",
 )
 trust_pickle_option = click.option(
     "--trust-pickle", is_flag=True, help="Load a pickled module; runs code from that file."

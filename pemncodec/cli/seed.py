@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pemncodec.cli.mask_options import MaskArguments, mask_options
-from pemncodec.cli.options import json_option, prefix_option, quiet_option, trust_pickle_option
+from pemncodec.cli.options import (
+    find_seed_option,
+    json_option,
+    prefix_option,
+    quiet_option,
+    trust_pickle_option,
+)
 from pemncodec.cli.streams import FileName, checkpoint_path, named
 from pemncodec.cli.terminal import print_json, steps, visible
 from pemncodec.cli.user_code import no_exit
 from pemncodec.format.reader import PemnFile
-from pemncodec.options import EncodeOptions
+from pemncodec.options import EncodeOptions, FindSeed
 
 if TYPE_CHECKING:
     from pemncodec.contents import SeededFill
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="CHECKPOINT", type=FileName())
 @mask_options
 @prefix_option
+@find_seed_option
 @click.option("--seed", type=int, help="What torch.manual_seed was given, if you know it.")
 @trust_pickle_option
 @quiet_option
@@ -31,6 +38,7 @@ def seed(
     source: str,
     mask_arguments: MaskArguments,
     prefix: str | None,
+    find_seed: FindSeed,
     seed: int | None,
     trust_pickle: bool,
     quiet: bool,
@@ -51,7 +59,9 @@ def seed(
         from pemncodec.seeds import all_used, weight_seeds
 
         given = mask_arguments.choices()
-        options = EncodeOptions(**given, prefix=prefix, manifest=False, seed=seed)
+        options = EncodeOptions(
+            **given, prefix=prefix, manifest=False, find_seed=find_seed, seed=seed
+        )
         step("reading the checkpoint", None)
         with checkpoint_path(source) as path, no_exit(f"code of {source}"):
             loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=source)
@@ -66,7 +76,7 @@ def seed(
                 if isinstance(given_tensors, nn.Module):
                     given_tensors = given_tensors.state_dict()
                 state = all_used(dict(given_tensors))
-            found = weight_seeds(state, options, lambda share: step("looking for seeds", share))
+            found = weight_seeds(state, options, step)
     if as_json:
         print_json({"weights": [_row(name, fill) for name, fill in found.items()]})
     elif not quiet:

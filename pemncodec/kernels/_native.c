@@ -363,6 +363,38 @@ CALLED(mersenne_solve)
     return error == NULL ? PyLong_FromLongLong(left) : raise(error);
 }
 
+CALLED(mersenne_pull_back)
+{
+    static char *names[] = {"words", "masks", "out", NULL};
+    Py_buffer words = {0}, masks = {0}, out = {0};
+    const char *error = raised;
+    if (PARSE("O&O&O&:mersenne_pull_back", names, readable, &words, readable, &masks, writable, &out))
+        WITHOUT_GIL(error = mersenne_pull_back(bytes_of(&words), bytes_of(&masks), room_of(&out)));
+    PyBuffer_Release(&words);
+    PyBuffer_Release(&masks);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(mersenne_seeds)
+{
+    static char *names[] = {"masks", "parities", "places", "first", "count", NULL};
+    Py_buffer masks = {0}, parities = {0};
+    Integer places = {"places", 1, MERSENNE_PLACES, 0}, first = {"first", 0, UINT32_MAX, 0};
+    Integer count = ANY("count");
+    Coded coded = {0};
+    const char *error = raised;
+    if (PARSE("O&O&O&O&O&:mersenne_seeds", names, readable, &masks, readable, &parities, integer,
+              &places, integer, &first, integer, &count))
+        WITHOUT_GIL(error = mersenne_seeds(bytes_of(&masks), bytes_of(&parities), places.value,
+                                           first.value, count.value, &coded));
+    PyBuffer_Release(&masks);
+    PyBuffer_Release(&parities);
+    PyObject *result = bytes_or_raise(error, &coded);
+    free(coded.memory);
+    return result;
+}
+
 /* ---- Module ---- */
 
 #define METHOD(name) \
@@ -374,7 +406,8 @@ static PyMethodDef methods[] = {
     METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k), METHOD(keep_largest),
     METHOD(packed_product), METHOD(signed_product),
     METHOD(magnitude_gradient), METHOD(mersenne_solve), METHOD(mersenne_seed),
-    METHOD(mersenne_advance), METHOD(mersenne_words), METHOD(torch_normal), METHOD(torch_uniform),
+    METHOD(mersenne_advance), METHOD(mersenne_words), METHOD(mersenne_pull_back),
+    METHOD(mersenne_seeds), METHOD(torch_normal), METHOD(torch_uniform),
     {0},
 };
 

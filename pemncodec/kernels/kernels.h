@@ -122,6 +122,19 @@ const char *keep_largest(Bytes scores, bool magnitude, uint64_t kept, Bytes valu
  * that they leave, or -1 where they contradict each other. */
 const char *mersenne_solve(Bytes words, Bytes masks, Bytes parities, Room out, int64_t *left);
 
+/* ---- mersenne_seeds.c: all seeds behind weights ---- */
+
+enum { MERSENNE_PLACES = 64 };
+
+/* Turns equations over bits of words into ones over the 624 words that a seed is spread to: `out` has a
+ * row for each of these, and in it a mask for each equation. */
+const char *mersenne_pull_back(Bytes words, Bytes masks, Room out);
+
+/* Codes the seeds among `count` from `first` on of which all equations about one of the places hold,
+ * with the place in the upper half of a number of 64 bits. */
+const char *mersenne_seeds(Bytes masks, Bytes parities, uint64_t places, uint64_t first,
+                           uint64_t count, Coded *coded);
+
 /* ---- gradient.c: the gradient of scores ---- */
 
 /* Writes gradient * value * sign(score), floats. */

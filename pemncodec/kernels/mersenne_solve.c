@@ -33,35 +33,12 @@ static uint32_t untemper(uint32_t word)
     return upper;
 }
 
-static uint32_t parity(uint32_t word)
-{
-    for (int shift = 16; shift > 0; shift /= 2)
-        word ^= word >> shift;
-    return word & 1;
-}
-
 /* ---- Equations ---- */
 
 typedef struct {
     Bytes words, masks, parities;
     size_t count;
 } Equations; /* in the order of their words; parities are bytes, of which the lowest bit counts */
-
-static uint32_t number_at(Bytes numbers, size_t index)
-{
-    uint32_t number;
-    memcpy(&number, numbers.at + 4 * index, 4);
-    return number;
-}
-
-/* The part of a mask that is about bits before tempering. */
-static uint32_t before_tempering(uint32_t mask)
-{
-    uint32_t before = 0;
-    for (int i = 0; i < 32; i++)
-        before |= parity(temper((uint32_t)1 << i) & mask) << i;
-    return before;
-}
 
 /* What equations about one word of the state say of its tempered bits: each bit is known, or a sum of
  * bits that are not. */

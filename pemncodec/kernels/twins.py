@@ -3,6 +3,7 @@
 from pemncodec.kernels.expand_twin import expand, expand_drawn, expand_normal
 from pemncodec.kernels.generator_twin import philox4x32, quantiles
 from pemncodec.kernels.gradient_twin import magnitude_gradient
+from pemncodec.kernels.mersenne_seeds_twin import mersenne_pull_back, mersenne_seeds
 from pemncodec.kernels.mersenne_solve_twin import mersenne_solve
 from pemncodec.kernels.mersenne_twin import mersenne_advance, mersenne_seed, mersenne_words
 from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
@@ -20,7 +21,9 @@ __all__ = [
     "keep_largest",
     "magnitude_gradient",
     "mersenne_advance",
+    "mersenne_pull_back",
     "mersenne_seed",
+    "mersenne_seeds",
     "mersenne_solve",
     "mersenne_words",
     "mixing_decode",

@@ -29,6 +29,9 @@ from pemncodec.values.fill import RepeatedValues, is_made_in_slices, tensor_valu
 from pemncodec.values.generators import seeded_slice
 from pemncodec.values.philox import DISTRIBUTIONS, check_stream, normal_quantiles
 
+Values = Callable[[int, int], Tensor]
+"""Values of a tensor, in its dtype, from an index on, so many of them."""
+
 _CHUNK = 1 << 20  # values made at one time; a multiple of 8
 _WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -57,23 +60,27 @@ def fill_masked_on(
     device, count = torch.device(device), numel(shape)
     out = torch.empty(count, dtype=getattr(torch, dtype), device=device)
     packed = torch.from_numpy(packed_mask.copy()).to(device)
-    zero = torch.zeros((), dtype=out.dtype, device=device)
-    values = _values_on(device, prototype, fill, dtype, count)
-    for start in range(0, count, _CHUNK):
-        part = out[start : start + _CHUNK]
-        used = _unpack_on(packed[start // 8 : (start + _CHUNK) // 8], part.numel())
-        part.copy_(torch.where(used, values(start, part.numel()), zero))
+    fill_where(packed, values_on(device, prototype, fill, dtype, count), out)
     return out.reshape(shape)
 
 
-def _values_on(
+def fill_where(packed: Tensor, values: Values, out: Tensor) -> None:
+    """Values where a packed mask has ones, +0.0 elsewhere, into `out` [n] on the mask's device."""
+    zero = torch.zeros((), dtype=out.dtype, device=out.device)
+    for start in range(0, out.numel(), _CHUNK):
+        part = out[start : start + _CHUNK]
+        used = unpack_on(packed[start // 8 : (start + _CHUNK) // 8], part.numel())
+        part.copy_(torch.where(used, values(start, part.numel()), zero))
+
+
+def values_on(
     device: torch.device, prototype: Prototype, fill: Fill, dtype: str, count: int
-) -> Callable[[int, int], Tensor]:
-    """What makes a tensor's values from an index on, so many of them, in the tensor's dtype."""
+) -> Values:
+    """What makes a tensor's values on a device."""
     if isinstance(prototype, StoredPrototype):
         stored = tensor_values(prototype, fill, dtype, count)
         assert isinstance(stored, RepeatedValues)
-        return _repeat(array_to_tensor(stored.values, dtype, device), stored.offset)
+        return repeated(array_to_tensor(stored.values, dtype, device), stored.offset)
     make = SEEDED_ON.get(type(prototype), _made_on_the_host)
     scale = torch.tensor(fill.scale, dtype=torch.float32, device=device)
 
@@ -83,8 +90,8 @@ def _values_on(
     length, offset = prototype.length, fill.offset
     if not is_made_in_slices(prototype):
         if offset + count <= length:
-            return _repeat(scaled(offset, offset + count), 0)
-        return _repeat(scaled(0, length), offset)
+            return repeated(scaled(offset, offset + count), 0)
+        return repeated(scaled(0, length), offset)
 
     def sliced(start: int, size: int) -> Tensor:
         first = (offset + start) % length
@@ -98,19 +105,21 @@ def _values_on(
     return sliced
 
 
-def _repeat(values: Tensor, offset: int) -> Callable[[int, int], Tensor]:
+def repeated(values: Tensor, offset: int) -> Values:
+    """What takes values from a prototype [length], again and again, from an offset on."""
     length = values.numel()
 
-    def repeated(start: int, size: int) -> Tensor:
+    def taken(start: int, size: int) -> Tensor:
         first = (offset + start) % length
         if first + size <= length:
             return values[first : first + size]
         return values[(torch.arange(size, device=values.device) + first) % length]
 
-    return repeated
+    return taken
 
 
-def _unpack_on(packed: Tensor, count: int) -> Tensor:
+def unpack_on(packed: Tensor, count: int) -> Tensor:
+    """Packed bits uint8 [ceil(n / 8)] as bool [n]."""
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return ((packed[:, None] >> shifts) & 1).reshape(-1)[:count].bool()
 

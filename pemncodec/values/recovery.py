@@ -121,13 +121,21 @@ def shared_values(
     layers: Sequence[Layer],
     indices: Sequence[int],
     found: Callable[[Layer], None] = lambda _: None,
+    least_common: int = 0,
 ) -> list[SharedValues]:
-    """Which of the layers may share a prototype, as `recover_prototypes` lets them."""
+    """Which of the layers may share a prototype, as `recover_prototypes` lets them.
+
+    Args:
+        layers: of a network.
+        indices: of those that are looked at.
+        found: called with each.
+        least_common: how many values a layer must use that others of its prototype use, too.
+    """
     sharers: list[SharedValues] = []
     for index in sorted(indices, key=lambda index: -layers[index].values.size):
         layer = layers[index]
         for shared in sharers:
-            if shared.agrees(layer):
+            if shared.agrees(layer, least_common):
                 break
         else:
             shared = SharedValues(layer)
@@ -158,15 +166,16 @@ class SharedValues:
         """[n], in the carrier dtype; those that no layer uses are zeros."""
         return self.bits.view(CARRIERS[self.dtype])
 
-    def agrees(self, layer: Layer) -> bool:
+    def agrees(self, layer: Layer, least_common: int = 0) -> bool:
         if layer.dtype != self.dtype:
             return False
-        bits = bits_of(layer.values)
+        bits, common = bits_of(layer.values), 0
         for part in _blocks(layer.values.size):
-            differs = self.bits[part] != bits[part]
-            if (differs & self.known[part] & layer.mask[part]).any():
+            both = self.known[part] & layer.mask[part]
+            if ((self.bits[part] != bits[part]) & both).any():
                 return False
-        return True
+            common += int(np.count_nonzero(both)) if common < least_common else 0
+        return common >= least_common
 
     def merge(self, index: int, layer: Layer) -> None:
         self.layers.append(index)

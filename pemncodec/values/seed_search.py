@@ -2,9 +2,9 @@
 
 Weights say of many words of the generator in which interval they lie (`draws.py`). With enough of
 them its state is the solution of linear equations, whatever the seed is and however many words were
-drawn before. Weights that are too few for that are looked for among the words of small seeds. Once
-a seed is known, all other weights are looked for among its words. What is found is made again and
-compared before it counts.
+drawn before. Weights that are too few for that are looked for among the words of small seeds, and
+on request behind every seed, where the architecture suggests. Once a seed is known, all other
+weights are looked for among its words. What is found is made again and compared before it counts.
 
 How much is tried is counted, not timed, so that the bytes of a file do not depend on the machine.
 """
@@ -12,17 +12,19 @@ How much is tried is counted, not timed, so that the bytes of a file do not depe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pemncodec import kernels
 from pemncodec.contents import SeededFill
 from pemncodec.values.draws import Draws, Equations, equations_of
+from pemncodec.values.every_seed import Place, search_seeds, telling_equations
+from pemncodec.values.initialisation import Drawn, words_before
 from pemncodec.values.recovery import Layer
 from pemncodec.values.seeding import seed_before
 from pemncodec.values.sought import Hypothesis, Sought, hypotheses, sought_tensors
-from pemncodec.values.torch_cpu import words_of
+from pemncodec.values.torch_cpu import is_normal, words_of
 from pemncodec.values.word_search import Pattern, pattern_of, search_words
 
 _STATE, _STATE_BITS = 624, 19_937
@@ -33,7 +35,21 @@ _ALSO_DRAWN = 1 << 16
 _BETWEEN = (0, 1, 2)  # tensors of a network, times the values of the later one
 _GIVEN_DRAWN = 1 << 27  # before weights of a seed that is given
 _USUAL_SEEDS = (0, 1, 42, 2, 3, 123, 1234, 2023, 2022, 2021, 2020, 2024, 2025, 3407, 1337, 12345)
-Progress = Callable[[float], None]
+_MOST_TENSORS = 2  # that are looked for behind all seeds
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What torch may have drawn, in order.
+
+    Attributes:
+        drawn: all layers, also those without a mask.
+        places: which of them each masked layer is.
+    """
+
+    drawn: tuple[Drawn, ...] = ()
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +61,19 @@ class Effort:
             thousands, the cube of the unknowns and thrice their product; 8,000 take about a second.
         comparing: words of small seeds with what tensors say of them: 6 × 10^9 take about a second.
         seeds: how many small seeds, and usual ones.
+        every: seeds that are tried at each place where the architecture's initialisation may have
+            drawn a tensor.
     """
 
     solving: float
     comparing: int
     seeds: int
+    every: range = range(0)
 
 
 FAST = Effort(solving=8_000, comparing=1 << 31, seeds=64)
 THOROUGH = Effort(solving=30_000, comparing=1 << 33, seeds=1024)
+FULL = replace(THOROUGH, every=range(1 << 32))
 
 
 def find_seeds(
@@ -61,6 +81,7 @@ def find_seeds(
     effort: Effort | None,
     seeds: Sequence[int] = (),
     progress: Progress | None = None,
+    network: Network | None = None,
 ) -> list[SeededFill | None]:
     """Where each layer's weights come from, as far as that is found.
 
@@ -68,9 +89,10 @@ def find_seeds(
         layers: of a network; those with a fill are passed over.
         effort: how much is tried; None only looks behind the given seeds.
         seeds: that the weights may come from, tried before any other.
-        progress: called with the share of the effort that was spent.
+        progress: called with what is under way, and the share of its effort that was spent.
+        network: what else torch may have drawn; without it, all seeds are not tried.
     """
-    search = _Search(layers, effort or Effort(0, 0, 0), progress or (lambda _: None))
+    search = _Search(layers, effort or Effort(0, 0, 0), progress or (lambda _, __: None))
     for seed in seeds:
         search.look_behind(seed, _GIVEN_DRAWN)
     search.solve()
@@ -78,6 +100,8 @@ def find_seeds(
         search.solve_together()
     if not search.seeds:
         search.try_usual_seeds()
+    if not search.seeds and network is not None and search.effort.every:
+        search.try_every_seed(network)
     return search.fills
 
 
@@ -85,7 +109,7 @@ class _Search:
     def __init__(self, layers: Sequence[Layer], effort: Effort, progress: Progress) -> None:
         self.fills: list[SeededFill | None] = [None] * len(layers)
         self.seeds: list[int] = []
-        self._effort, self._progress = effort, progress
+        self.effort, self._progress = effort, progress
         self._solving, self._comparing = 0.0, 0
         self._drawn = _ALSO_DRAWN + _AROUND * sum(layer.values.size for layer in layers)
         deviations = usual_deviations(layers)
@@ -135,7 +159,7 @@ class _Search:
         if equations is None:
             return None, None
         work = _work(equations)
-        if self._solving + work > self._effort.solving:
+        if self._solving + work > self.effort.solving:
             return None, None
         self._spend(solving=work)
         state = np.empty(_STATE, np.uint32)
@@ -154,15 +178,45 @@ class _Search:
         telling = [way for ways in patterns[:2] for way in ways]
         # Making a word takes about as long as comparing it twice.
         work = self._drawn * (2 + sum(pattern.passes for _, pattern in telling))
-        numbers = dict.fromkeys((*_USUAL_SEEDS, *range(self._effort.seeds)))
-        for seed in list(numbers)[: self._effort.seeds]:
-            if not telling or self._comparing + work > self._effort.comparing:
+        numbers = dict.fromkeys((*_USUAL_SEEDS, *range(self.effort.seeds)))
+        for seed in list(numbers)[: self.effort.seeds]:
+            if not telling or self._comparing + work > self.effort.comparing:
                 return
             self._spend(comparing=work)
             self._search(seed, self._drawn, telling)
             if seed in self.seeds:
                 self.look_behind(seed, 0)
                 return
+
+    def try_every_seed(self, network: Network) -> None:
+        """Behind those tensors that tell the most, wherever the network may have drawn them."""
+        telling = [_telling(ways) for ways in self._left.values()]
+        chances = [
+            (way, Place(equations, skip))
+            for ways in [ways for ways in telling if ways][:_MOST_TENSORS]
+            for way, equations in ways
+            for skip in _usual_places(way, network)
+        ]
+        what = f"trying all seeds at {len(chances)} places"
+
+        def found(index: int, seed: int) -> bool:
+            way, place = chances[index]
+            if not self._found(way, seed, place.skip):
+                return False
+            self.look_behind(seed, place.skip)
+            # Those that tell too little to be looked for at every word.
+            for way in [way for ways in self._left.values() for way in ways]:
+                for skip in _usual_places(way, network):
+                    if way.tensor in self._left:
+                        self._found(way, seed, skip)
+            return True
+
+        search_seeds(
+            [place for _, place in chances],
+            self.effort.every,
+            found,
+            lambda share: self._progress(what, share),
+        )
 
     def look_behind(self, seed: int, skip: int) -> None:
         """All that is left, among the words of a seed up to those of a network after `skip`."""
@@ -197,15 +251,34 @@ class _Search:
     def _spend(self, solving: float = 0.0, comparing: int = 0) -> None:
         self._solving += solving
         self._comparing += comparing
-        effort = self._effort
+        effort = self.effort
         solving = self._solving / effort.solving if effort.solving else 1.0
         compared = self._comparing / effort.comparing if effort.comparing else 1.0
-        self._progress(min((solving + compared) / 2, 1.0))
+        self._progress("looking for seeds", min((solving + compared) / 2, 1.0))
 
 
 def _patterns(ways: Sequence[Hypothesis]) -> list[tuple[Hypothesis, Pattern]]:
     patterns = [(hypothesis, pattern_of(hypothesis.draws)) for hypothesis in ways]
     return [way for way in patterns if way[1].bits >= _TELLING]
+
+
+def _telling(ways: Sequence[Hypothesis]) -> list[tuple[Hypothesis, Equations]]:
+    """The ways that say enough of words to tell a seed by them."""
+    found = [(way, telling_equations(way.draws)) for way in ways]
+    return [(way, equations) for way, equations in found if equations is not None]
+
+
+def _usual_places(way: Hypothesis, network: Network) -> list[int]:
+    """How many words may lie before a tensor, drawn for the largest of its layers or the first."""
+    largest, *_ = layers = way.tensor.layers
+    places = [
+        skip
+        for layer in (largest, min(layers))
+        for skip in words_before(
+            network.drawn, network.places[layer], normal=is_normal(way.prototype)
+        )
+    ]
+    return [skip for skip in dict.fromkeys(places) if skip <= _GIVEN_DRAWN]
 
 
 def _places(ways: Sequence[Hypothesis], between: int) -> list[int]:

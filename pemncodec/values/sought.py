@@ -27,6 +27,7 @@ from pemncodec.values.recovery import Layer, SharedValues, comes_from, seeded_sc
 _LOOKED_AT = 1 << 17  # weights of a tensor, the first ones
 _MOST_USUAL = 2  # scales that are tried though nothing tells that they are right
 _FEW = 64  # weights whose distribution cannot be told from their magnitudes
+_COMMON = 24  # values that are used twice: where few are, all seem to agree
 _PRECISION = 2e-7  # of a scale that was rounded to binary32
 _EXACT = ("float32", "float64")
 _PEAK = 2.1  # of the largest magnitude to the mean square: 1.7 of uniform values, 3 of normal ones
@@ -88,7 +89,8 @@ class Hypothesis:
 def sought_tensors(layers: Sequence[Layer]) -> list[Sought]:
     """The tensors behind layers that have no fill, those with the most known values first."""
     rest = [index for index, layer in enumerate(layers) if layer.fill is None]
-    found = (_sought(shared) for shared in shared_values(layers, rest))
+    shared = shared_values(layers, rest, least_common=_COMMON)
+    found = (_sought(values) for values in shared)
     tensors = [tensor for tensor in found if tensor is not None]
     return sorted(tensors, key=lambda tensor: -tensor.known.values.size)
 
@@ -97,9 +99,11 @@ def _sought(shared: SharedValues) -> Sought | None:
     length, values, known = shared.known.size, shared.values, shared.known
     drawn: tuple[int, ...] = (length,)
     period = shortest_period(shared.bits, known)
-    if period <= length // 2:
+    folded = used_values(period, [(0, known)])
+    repeated = np.count_nonzero(known) - np.count_nonzero(folded)
+    if period <= length // 2 and repeated >= _COMMON:
         length, values = period, fold(shared.bits, known, period).view(values.dtype)
-        known = used_values(period, [(0, known)])
+        known = folded
         # Without values that are drawn again, the beginning of a tensor is like a tensor.
         drawn = (period,) if period % GROUP == 0 else (shared.known.size, period)
     weights = known_weights(values[:_LOOKED_AT], shared.dtype, known[:_LOOKED_AT], length)

@@ -1,0 +1,1 @@
+"""Masked weights that stay bits and a prototype while a network runs."""

@@ -1,0 +1,168 @@
+"""Bits and a prototype → dense weights, with the bits that `decode` gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pemncodec.contents import CARRIERS, Array, Fill, PackedMask, StoredPrototype
+from pemncodec.packed.recipe import Recipe
+from pemncodec.packed.workspace import Workspace
+from pemncodec.tensors import dtype_name, tensor_to_array
+from pemncodec.values.fill import RepeatedValues, SeededValues, tensor_values
+from pemncodec.values.on_device import Values, fill_where, repeated, values_on
+from pemncodec.values.rounding import round_to
+
+_AT_ONCE = 1 << 16  # weights made at one time where they need a step more; a multiple of 8
+
+
+def expand(
+    recipe: Recipe,
+    bits: Tensor,
+    prototype: Tensor | None,
+    dtype: torch.dtype,
+    workspace: Workspace | None = None,
+) -> Tensor:
+    """Effective weights [n], on the device of the bits.
+
+    Args:
+        recipe: how they are made.
+        bits: uint8 [ceil(n / 8)], of the mask.
+        prototype: of any float dtype [length]; uint8 [ceil(length / 8)] of signs, 1 for +1; None
+            where the recipe has a seed.
+        dtype: of the result.
+        workspace: whose memory the result takes, on the CPU.
+    """
+    if bits.device.type != "cpu":
+        return expand_on_device(recipe, bits, prototype, dtype)
+    if workspace is None:
+        out = torch.empty(recipe.count, dtype=dtype)
+    else:
+        out = workspace.empty(recipe.count, dtype)
+    fill_weights(recipe, bits, prototype, out)
+    return out
+
+
+def fill_weights(recipe: Recipe, bits: Tensor, prototype: Tensor | None, out: Tensor) -> None:
+    """As `expand`, on the CPU into `out` [n]."""
+    values, packed = values_of(recipe, prototype), bits.numpy()
+    if dtype_name(out) == recipe.dtype:
+        values.fill_masked(0, packed, array_of(out))
+        return
+    stored = torch.empty(min(_AT_ONCE, recipe.count), dtype=getattr(torch, recipe.dtype))
+    for start in range(0, recipe.count, _AT_ONCE):
+        part = out[start : start + _AT_ONCE]
+        own = stored[: part.numel()]
+        values.fill_masked(start, packed[start // 8 : (start + _AT_ONCE) // 8], array_of(own))
+        part.copy_(own)
+
+
+def expand_on_device(
+    recipe: Recipe, bits: Tensor, prototype: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """As `expand`, on any device."""
+    out = torch.empty(recipe.count, dtype=getattr(torch, recipe.dtype), device=bits.device)
+    fill_where(bits, _values_on(bits.device, recipe, prototype), out)
+    return out.to(dtype)
+
+
+def _values_on(device: torch.device, recipe: Recipe, prototype: Tensor | None) -> Values:
+    if recipe.seeded is not None:
+        fill = Fill(0, recipe.offset, recipe.scale)
+        return values_on(device, recipe.seeded, fill, recipe.dtype, recipe.count)
+    assert prototype is not None
+    offset = recipe.offset
+    if recipe.signs:
+        return _signed_on(recipe, prototype)
+    if offset + recipe.count <= prototype.numel():
+        values, offset = prototype[offset : offset + recipe.count], 0
+    else:
+        values = prototype
+    return repeated(scale_on(values, recipe), offset)
+
+
+def _signed_on(recipe: Recipe, signs: Tensor) -> Values:
+    negative, positive = scale_on(torch.tensor([-1.0, 1.0], device=signs.device), recipe)
+
+    def taken(start: int, size: int) -> Tensor:
+        places = torch.arange(size, device=signs.device) + (recipe.offset + start)
+        return torch.where(bits_at(signs, places % recipe.signs), positive, negative)
+
+    return taken
+
+
+def bits_at(packed: Tensor, places: Tensor) -> Tensor:
+    """Some of packed bits, bool of the shape of their places."""
+    return ((packed[places // 8] >> (places % 8).to(torch.uint8)) & 1).bool()
+
+
+def scale_on(values: Tensor, recipe: Recipe) -> Tensor:
+    """Values of a prototype, scaled, in the dtype of the recipe: the bits of `scale_values`."""
+    dtype = getattr(torch, recipe.dtype)
+    if recipe.scale == 1.0 and values.dtype == dtype:
+        return values
+    scale = torch.tensor(recipe.scale, dtype=torch.float32, device=values.device)
+    scaled = values.to(torch.float32) * scale
+    return torch.where(scaled.isnan(), torch.nan, scaled).to(dtype)
+
+
+def array_of(tensor: Tensor) -> Array:
+    """The memory of a contiguous tensor on the CPU, in the carrier dtype."""
+    if not tensor.numel():
+        return np.empty(0, CARRIERS[dtype_name(tensor)])
+    return tensor.view(torch.uint8).numpy().view(CARRIERS[dtype_name(tensor)])
+
+
+def values_of(
+    recipe: Recipe, prototype: Tensor | None
+) -> RepeatedValues | SeededValues | SignedValues:
+    """What makes the values of a weight, in the dtype of the recipe, on the CPU."""
+    fill = Fill(0, recipe.offset, recipe.scale)
+    if recipe.seeded is not None:
+        return SeededValues(recipe.seeded, fill, recipe.dtype)
+    assert prototype is not None
+    if recipe.signs:
+        return SignedValues(recipe, prototype.numpy())
+    stored = StoredPrototype(tensor_to_array(prototype, "prototype"), dtype_name(prototype))
+    return tensor_values(stored, fill, recipe.dtype, recipe.count)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SignedValues:
+    """The values of a weight that are a constant with signs.
+
+    Attributes:
+        recipe: of the weight.
+        signs: uint8 [ceil(length / 8)], 1 for the constant itself.
+    """
+
+    recipe: Recipe
+    signs: PackedMask
+
+    def fill_masked(self, start: int, packed_mask: PackedMask, out: Array) -> None:
+        """As `RepeatedValues.fill_masked`."""
+        constant = np.array([-self.recipe.scale, self.recipe.scale], np.float32)
+        negative, positive = round_to(constant, self.recipe.dtype)
+        for done in range(0, out.size, _AT_ONCE):
+            part = out[done : done + _AT_ONCE]
+            positives = self._signs(self.recipe.offset + start + done, part.size)
+            values = np.where(positives, positive, negative)
+            RepeatedValues(values, 0).fill_masked(
+                0, packed_mask[done // 8 : (done + _AT_ONCE) // 8], part
+            )
+
+    def _signs(self, start: int, count: int) -> PackedMask:
+        """So many signs, one a byte."""
+        length, parts = self.recipe.signs, []
+        while count:
+            start %= length
+            stop = min(start + count, length)
+            packed = self.signs[start // 8 : -(-stop // 8)]
+            unpacked = np.unpackbits(packed, bitorder="little")
+            parts.append(unpacked[start % 8 :][: stop - start])
+            count -= stop - start
+            start = stop
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,110 @@
+"""Masked tensors of a file → packed weights, where that makes them smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pemncodec.contents import CARRIERS, Array, Prototype, Seeded, StoredPrototype, numel
+from pemncodec.format.masked_sections import MaskedValues
+from pemncodec.packed.recipe import Recipe
+from pemncodec.packed.weight import PackedWeight
+from pemncodec.tensors import array_to_tensor
+from pemncodec.values.fill import prototype_values
+from pemncodec.values.generators import generator_of, seeded_slice
+from pemncodec.values.rounding import widen
+
+_HELD_SHARE = 8  # a prototype whose values can be made again is held if it is so much smaller
+_SMALLER = 2  # how much smaller packed weights are at least
+_SLICE = 1 << 16  # values looked at together; a multiple of 8
+
+
+def pack_weights(masked: Sequence[MaskedValues]) -> dict[str, PackedWeight]:
+    """Packed weights by name, on the CPU; not those that would hardly be smaller than dense ones.
+
+    Args:
+        masked: tensors of one file.
+    """
+    users: dict[int, list[MaskedValues]] = {}
+    for values in masked:
+        users.setdefault(values.row.fill.prototype, []).append(values)
+    packed: dict[str, PackedWeight] = {}
+    for together in users.values():
+        count = sum(numel(values.row.shape) for values in together)
+        source = _source_of(together[0].prototype(), count)
+        dense = sum(
+            numel(values.row.shape) * CARRIERS[values.row.dtype].itemsize for values in together
+        )
+        if _SMALLER * (count / 8 + source.nbytes) <= dense:
+            packed |= {values.row.name: _packed(values, source) for values in together}
+    return {v.row.name: packed[v.row.name] for v in masked if v.row.name in packed}
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where several weights take their values from: a tensor, or a seed."""
+
+    prototype: Tensor | None = None
+    signs: int = 0
+    magnitude: float = 1.0
+    seeded: Seeded | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.prototype is None else self.prototype.nbytes
+
+
+def _source_of(prototype: Prototype, taken: int) -> _Source:
+    signed = _signed_source(prototype)
+    if signed is not None and signed.nbytes <= taken:
+        return signed
+    if isinstance(prototype, StoredPrototype):
+        return _Source(array_to_tensor(prototype.values, prototype.dtype))
+    large = 4 * prototype.length * _HELD_SHARE > 4 * taken
+    if large and generator_of(prototype).is_sliceable(prototype):
+        return _Source(seeded=prototype)
+    return _Source(torch.from_numpy(prototype_values(prototype)))
+
+
+def _signed_source(prototype: Prototype) -> _Source | None:
+    """The signs of a prototype of which all values are one constant with signs; None of another."""
+    magnitude, signs = None, []
+    for values in _slices(prototype):
+        if magnitude is None:
+            magnitude = np.abs(values[:1])
+            if not (np.isfinite(magnitude[0]) and magnitude[0] > 0):
+                return None
+        if not (np.abs(values) == magnitude).all():
+            return None
+        signs.append(np.packbits(values > 0, bitorder="little"))
+    if magnitude is None:
+        return None
+    packed = torch.from_numpy(np.concatenate(signs))
+    return _Source(packed, prototype.length, float(magnitude[0]))
+
+
+def _slices(prototype: Prototype) -> Iterator[Array]:
+    """All values of a prototype that may be signs, as binary32."""
+    if isinstance(prototype, StoredPrototype):
+        if prototype.dtype == "float64":
+            return  # one that binary32 does not hold is no product in it
+        for start in range(0, prototype.length, _SLICE):
+            yield widen(prototype.values[start : start + _SLICE], prototype.dtype)
+    elif "sign" in prototype.distribution:
+        for start in range(0, prototype.length, _SLICE):
+            yield seeded_slice(prototype, start, min(start + _SLICE, prototype.length))
+
+
+def _packed(values: MaskedValues, source: _Source) -> PackedWeight:
+    row = values.row
+    scale = row.fill.scale
+    if source.signs:
+        scale = float(np.float32(source.magnitude) * np.float32(scale))
+    recipe = Recipe(row.shape, row.dtype, row.fill.offset, scale, source.signs, source.seeded)
+    mask = values.packed_mask()
+    bits = torch.from_numpy(mask if mask.flags.writeable else mask.copy())
+    return PackedWeight(bits, source.prototype, recipe, getattr(torch, row.dtype))

@@ -1,0 +1,61 @@
+"""Inputs times a packed matrix, from its bits: for few inputs, for which expanding does not pay."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pemncodec import kernels
+from pemncodec.packed.recipe import Recipe
+
+_MOST_INPUTS = 4  # from here on a dense product is faster, with the time to expand
+
+
+def multiplies(recipe: Recipe, prototype: Tensor | None, inputs: Tensor) -> bool:
+    """Whether `multiply` takes these inputs and weights, and is faster than to expand them."""
+    return (
+        inputs.device.type == "cpu"
+        and inputs.dtype == torch.float32
+        and recipe.dtype == "float32"
+        and 0 < inputs.shape[0] <= _MOST_INPUTS
+        and recipe.count > 0
+        and prototype is not None
+        and (recipe.signs > 0 or prototype.dtype == torch.float32)
+    )
+
+
+def multiply(recipe: Recipe, bits: Tensor, prototype: Tensor, inputs: Tensor) -> Tensor:
+    """Inputs times the transposed weight, float32 [batch, rows].
+
+    Each result is a sum of n products of an input, the scale and a value of the prototype: within
+    (n + 2) * 2^-24 / (1 - (n + 2) * 2^-24) of the exact one, times the sum of their magnitudes.
+
+    Args:
+        recipe: of a weight [rows, columns] that `multiplies` agrees to.
+        bits: of the weight.
+        prototype: of the weight.
+        inputs: float32 [batch, columns].
+    """
+    rows, columns = recipe.shape
+    out = torch.empty(inputs.shape[0], rows)
+    threads = torch.get_num_threads()
+    packed, values = bits.numpy(), prototype.numpy()
+    if recipe.signs:
+        kernels.signed_product(
+            packed,
+            values,
+            recipe.signs,
+            recipe.offset,
+            np.array([recipe.scale], np.float32),
+            columns,
+            inputs.contiguous().numpy(),
+            out.numpy(),
+            threads,
+        )
+    else:
+        scaled = (inputs * recipe.scale).contiguous()
+        kernels.packed_product(
+            packed, values, recipe.offset, columns, scaled.numpy(), out.numpy(), threads
+        )
+    return out

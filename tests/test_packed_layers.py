@@ -1,0 +1,133 @@
+"""Single layers that work on the bits of their weights: products of few inputs, embeddings."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_packed import PROTOTYPES, stored
+from torch import Tensor, nn
+
+import pemncodec
+from pemncodec.contents import Contents, Fill, MaskedTensor, TorchPrototype
+from pemncodec.decoding import load_tensors
+from pemncodec.format.writer import encode_contents
+from pemncodec.packed import weight as weight_module
+from pemncodec.packed.modules import install_weights
+from pemncodec.packed.packing import pack_weights
+
+KINDS = {
+    **PROTOTYPES,
+    "torch normal": TorchPrototype("normal", 3, 100_003, 5),
+    "long stored half": stored("float16", 500),
+}
+
+
+def weights(
+    prototype: Any, shape: tuple[int, ...], *, offset: int = 7, dtype: str = "float32"
+) -> tuple[Any, Tensor]:
+    """A packed weight, and the dense one."""
+    mask = np.random.default_rng(0).random(shape) < 0.5
+    fill = Fill(0, offset % prototype.length, float(np.float32(0.3)))
+    contents = Contents((prototype,), (MaskedTensor("weight", dtype, shape, fill, mask),))
+    with pemncodec.open(io.BytesIO(b"".join(encode_contents(contents)))) as file:
+        packed = pack_weights([file.masked_values("weight")])
+        return packed["weight"], load_tensors(file, "cpu")["weight"]
+
+
+def installed(layer: Any, weight: Tensor) -> Any:
+    install_weights(layer, {"weight": weight}, ["weight"])
+    return layer.eval()
+
+
+@pytest.fixture
+def no_expansion(monkeypatch: pytest.MonkeyPatch) -> None:
+    def expand(*_: object) -> None:
+        raise AssertionError("expanded")
+
+    monkeypatch.setattr(weight_module, "expand", expand)
+
+
+HELD = ["short seed", "shuffled", "torch", "stored", "constant", "long constant", "torch signs"]
+
+
+@pytest.mark.parametrize("which", HELD)
+@pytest.mark.parametrize("shape", [(40, 64), (170, 13), (1600, 1), (3, 700)])
+@pytest.mark.usefixtures("no_expansion")
+def test_products_of_few_inputs(which: str, shape: tuple[int, int]) -> None:
+    packed, dense = weights(KINDS[which], shape)
+    rows, columns = shape
+    layer = installed(nn.Linear(columns, rows), packed)
+    torch.manual_seed(0)
+    for inputs in (torch.randn(columns), torch.randn(1, columns), torch.randn(2, 2, columns)):
+        exact = inputs.double() @ dense.double().t() + layer.bias.double()
+        magnitude = inputs.double().abs() @ dense.double().abs().t() + layer.bias.double().abs()
+        with torch.no_grad():
+            error = (layer(inputs).double() - exact).abs()
+        unit = (columns + 3) * 2.0**-24  # one more for the bias
+        assert (error <= unit / (1 - unit) * magnitude).all()
+    transposed = torch.randn(columns, 3).t()
+    assert torch.allclose(layer(transposed), layer(transposed.contiguous()))
+
+
+@pytest.mark.parametrize(
+    ("which", "dtype", "batch"),
+    [
+        ("short seed", torch.float32, 65),
+        ("long seed", torch.float32, 1),
+        ("stored half", torch.float32, 1),
+        ("short seed", torch.float64, 1),
+        ("constant", torch.float32, 65),
+        ("constant", torch.bfloat16, 1),
+    ],
+)
+def test_other_products_are_those_of_dense_weights(
+    which: str, dtype: torch.dtype, batch: int
+) -> None:
+    packed, dense = weights(KINDS[which], (24, 16))
+    layer = installed(nn.Linear(16, 24), packed).to(dtype)
+    inputs = torch.randn(batch, 16, dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(layer(inputs), nn.functional.linear(inputs, dense.to(dtype), layer.bias))
+        assert torch.equal(inputs[:, :1] @ layer.weight[:1], inputs[:, :1] @ dense.to(dtype)[:1])
+
+
+@pytest.mark.parametrize("scale", [(0.5, 1), (1, 0.5)])
+def test_scaled_sums(scale: tuple[float, float]) -> None:
+    packed, dense = weights(KINDS["stored"], (24, 16))
+    alpha, beta = scale
+    bias, inputs = torch.randn(24), torch.randn(2, 16)
+    expected = torch.addmm(bias, inputs, dense.t(), alpha=alpha, beta=beta)
+    assert torch.equal(torch.addmm(bias, inputs, packed.t(), alpha=alpha, beta=beta), expected)
+
+
+def test_gradients_pass_through_a_product() -> None:
+    packed, dense = weights(KINDS["stored"], (24, 16))
+    inputs = torch.randn(2, 16, requires_grad=True)
+    (inputs @ packed.t()).sum().backward()
+    assert torch.allclose(inputs.grad, dense.sum(0).expand(2, 16))
+
+
+@pytest.mark.parametrize("which", KINDS)
+@pytest.mark.parametrize("columns", [8, 13])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("no_expansion")
+def test_rows_of_an_embedding(which: str, columns: int, dtype: str) -> None:
+    packed, dense = weights(KINDS[which], (700, columns), dtype=dtype)
+    layer = installed(nn.Embedding(700, columns, padding_idx=3), packed)
+    for indices in (torch.tensor([[3, 699, 3], [0, 1, 350]]), torch.tensor(5, dtype=torch.int32)):
+        assert torch.equal(layer(indices), dense[indices.long()])
+    assert layer(torch.empty(0, dtype=torch.int64)).shape == (0, columns)
+    for wrong in (-1, 700):
+        with pytest.raises(IndexError, match="index out of range in self"):
+            layer(torch.tensor([1, wrong]))
+
+
+def test_many_rows_of_an_embedding() -> None:
+    for which in ("stored", "long seed", "constant"):
+        packed, dense = weights(KINDS[which], (70, 8))
+        indices = torch.randint(70, (9, 30))
+        assert torch.equal(nn.functional.embedding(indices, packed), dense[indices])
