@@ -103,6 +103,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "format/reader": _FILES,
     "format/sections": _FILES,
     "format/weights": _FILES,
+    "saving": ("saving",),
     "format/writer": _FILES,
     "architecture/arguments": _DESCRIPTION,
     "architecture/composites": _DESCRIPTION,

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pemncodec.cli.options import force_option, json_option, max_memory_option, quiet_option
+from pemncodec.cli.state_dict import save_state_dict
 from pemncodec.cli.streams import STDIO, FileName, check_output, named, opened, output_target
 from pemncodec.cli.terminal import Step, print_json, steps
-from pemncodec.errors import EncodeError
-from pemncodec.format.atomic import write_file
 from pemncodec.limits import limits_within
+from pemncodec.saving import plain_names
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 _STATE_DICT_SUFFIXES = (".safetensors", ".pt", ".pth")
 _EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")
@@ -90,16 +90,9 @@ def decode(
     if batch is not None or packed or trust:
         known = ", ".join(_EXPORT_SUFFIXES)
         raise click.UsageError(f"--batch, --packed and --trust are for {known}")
-    with steps(quiet=quiet) as step:
-        step("loading torch", None)
-        from pemncodec.decoding import load_state
-
-        with opened(source, max_memory) as file, named(source):
-            state = load_state(file, device, lambda share: step("decoding", share))
-            metadata = file.metadata
-        step("writing", None)
-        _save_state_dict(state, metadata, output)
-    count = len(state)
+    with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
+        count = len(plain_names(file))
+        save_state_dict(file, output, device, step)
     _say(output, {"tensors": count}, f"{count} tensors", quiet=quiet, as_json=as_json)
 
 
@@ -139,23 +132,3 @@ def _lines(dense: Mapping[str, str]) -> list[str]:
     for name, reason in dense.items():
         by_reason.setdefault(reason, []).append(name)
     return [f"dense, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
-
-
-def _save_state_dict(state: dict[str, Tensor], metadata: dict[str, str], output: str) -> None:
-    import safetensors.torch
-    import torch
-
-    if output != STDIO and Path(output).suffix != ".safetensors":
-        # In memory first: torch reports a full disk as an error of its own.
-        stream = io.BytesIO()
-        torch.save(state, stream)
-        write_file([stream.getbuffer()], output)
-        return
-    # safetensors refuses tensors that share memory: a tied one is written under each name.
-    distinct = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    try:
-        data = safetensors.torch.save(distinct, {**metadata, "format": "pt"})
-    except (KeyError, ValueError, safetensors.SafetensorError) as error:
-        raise EncodeError(f"{output}: safetensors cannot hold this: {error}; use .pt") from None
-    with output_target(output) as target:
-        write_file([data], target)
