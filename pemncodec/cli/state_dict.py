@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pemncodec.cli.streams import STDIO, output_target
 from pemncodec.cli.terminal import Step
+from pemncodec.contents import Array
 from pemncodec.format.atomic import atomic_path, named_errors, write_file
 from pemncodec.format.reader import PemnFile
 from pemncodec.saving import Values, safetensors_pieces
@@ -32,16 +35,21 @@ def save_state_dict(file: PemnFile, output: str, device: str, step: Step) -> Non
     if not to_safetensors or device != "cpu":
         step("loading torch", None)
         from pemncodec.decoding import load_state
-        from pemncodec.tensors import tensor_to_array
 
         state = load_state(file, device, lambda share: step("decoding", share))
         if not to_safetensors:
             step("writing", None)
             _save_torch(state, output)
             return
-        values = lambda names: (tensor_to_array(state[name], name) for name in names)  # noqa: E731
+        values = partial(_arrays, state)
     with output_target(output) as target:
         write_file(safetensors_pieces(file, values, lambda share: step("writing", share)), target)
+
+
+def _arrays(state: dict[str, Tensor], names: list[str]) -> Iterator[Array]:
+    from pemncodec.tensors import tensor_to_array
+
+    return (tensor_to_array(state[name], name) for name in names)
 
 
 def _save_torch(state: dict[str, Tensor], output: str) -> None:
