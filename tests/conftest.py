@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -209,6 +210,16 @@ def small() -> MaskedNet:
     return MaskedNet(module, random_masks(module), torch.randn(2, 3, 8, 8))
 
 
+def pemn_process(
+    *arguments: object, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """`pemn` in a process of its own, which imports torch first: most tests need none."""
+    return subprocess.run(
+        [sys.executable, "-m", "pemncodec", *map(str, arguments)],
+        cwd=cwd, input=stdin, capture_output=True, check=False, env={**os.environ, **(env or {})},
+    )  # fmt: skip
+
+
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
@@ -216,15 +227,17 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> Run:
-    """`pemn` in this process, which has torch already, in an empty folder."""
+    """`pemn` in this process, which has torch already, in an empty folder or another one."""
     from pemncodec.cli import main
 
-    def call(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        monkeypatch.chdir(tmp_path)
+    def call(
+        *arguments: object, cwd: Path = tmp_path, stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[bytes]:
+        monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["pemn", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         monkeypatch.setattr(sys, "path", list(sys.path))
-        for file in tmp_path.glob("*.py"):
+        for file in cwd.glob("*.py"):
             monkeypatch.delitem(sys.modules, file.stem, raising=False)
         importlib.invalidate_caches()
         status: Any = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import fails
+from conftest import Run, fails, pemn_process
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
@@ -24,24 +23,15 @@ ARCH = [
 ]  # fmt: skip
 
 
-def pemn(
-    *arguments: object, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "pemncodec", *map(str, arguments)],
-        cwd=cwd, input=stdin, capture_output=True, check=False, env={**os.environ, **(env or {})},
-    )  # fmt: skip
-
-
-def test_options_are_checked_before_the_checkpoint_is_read(tmp_path: Path) -> None:
-    result = pemn("encode", "nothing.pt", "--no-manifest", "--max-drop", "0.1", cwd=tmp_path)
+def test_options_are_checked_before_the_checkpoint_is_read(run: Run, tmp_path: Path) -> None:
+    result = run("encode", "nothing.pt", "--no-manifest", "--max-drop", "0.1", cwd=tmp_path)
     fails(result, 2, "needs --accuracy")
 
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("net") / "net.pemn"
-    result = pemn("encode", EXAMPLE, *ARCH, "-o", path, cwd=path.parent)
+    result = pemn_process("encode", EXAMPLE, *ARCH, "-o", path, cwd=path.parent)
     assert result.returncode == 0, result.stderr
     return path
 
@@ -56,7 +46,7 @@ def masked_state(tmp_path: Path) -> Path:
 
 
 def test_encode_prints_what_the_file_costs(tmp_path: Path) -> None:
-    result = pemn("encode", EXAMPLE, *ARCH, "-o", "net.pemn", cwd=tmp_path)
+    result = pemn_process("encode", EXAMPLE, *ARCH, "-o", "net.pemn", cwd=tmp_path)
     assert result.returncode == 0
     size = (tmp_path / "net.pemn").stat().st_size
     assert f"{size:,} bytes" in result.stdout.decode()
@@ -64,12 +54,12 @@ def test_encode_prints_what_the_file_costs(tmp_path: Path) -> None:
     assert result.stderr == b""
 
 
-def test_presets(net: Path, tmp_path: Path) -> None:
+def test_presets(run: Run, net: Path, tmp_path: Path) -> None:
     """What is not said is `default`; `fast` decodes to the same tensors from more bytes."""
     for preset in ("fast", "default", "max"):
         arguments = ["encode", EXAMPLE, *ARCH, "--preset", preset, "-o", f"{preset}.pemn"]
-        assert pemn(*arguments, cwd=tmp_path).returncode == 0
-        result = pemn("verify", f"{preset}.pemn", "--against", EXAMPLE, cwd=tmp_path)
+        assert run(*arguments, cwd=tmp_path).returncode == 0
+        result = run("verify", f"{preset}.pemn", "--against", EXAMPLE, cwd=tmp_path)
         assert result.returncode == 0
     assert (tmp_path / "default.pemn").read_bytes() == net.read_bytes()
     sizes = [(tmp_path / f"{name}.pemn").stat().st_size for name in ("max", "default", "fast")]
@@ -77,8 +67,8 @@ def test_presets(net: Path, tmp_path: Path) -> None:
     assert sizes[1] < sizes[2]
 
 
-def test_inspect_json_adds_up(net: Path) -> None:
-    result = pemn("inspect", net, "--json", cwd=net.parent)
+def test_inspect_json_adds_up(run: Run, net: Path) -> None:
+    result = run("inspect", net, "--json", cwd=net.parent)
     info = json.loads(result.stdout)
     parts = ("header", "manifest", "prototype", "dense", "mask")
     assert sum(info[f"{part}_bytes"] for part in parts) == info["file_bytes"] == net.stat().st_size
@@ -106,26 +96,28 @@ def test_inspect_does_not_import_torch(net: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_verify_against(net: Path) -> None:
-    result = pemn("verify", net, "--against", EXAMPLE, cwd=net.parent)
+def test_verify_against(run: Run, net: Path) -> None:
+    result = run("verify", net, "--against", EXAMPLE, cwd=net.parent)
     assert (result.returncode, result.stderr) == (0, b"")
-    fails(pemn("verify", net, "--against", EXAMPLE, "--keep", 0.5, cwd=net.parent), 2, "leave")
+    fails(run("verify", net, "--against", EXAMPLE, "--keep", 0.5, cwd=net.parent), 2, "leave")
 
 
-def test_verify_against_official_scores(masked_state: Path) -> None:
+def test_verify_against_official_scores(run: Run, masked_state: Path) -> None:
     folder = masked_state.parent
     options = ["--keep", 0.5, "--no-manifest", "-o", "net.pemn"]
-    assert pemn("encode", masked_state, *options, cwd=folder).returncode == 0
+    assert run("encode", masked_state, *options, cwd=folder).returncode == 0
     against = ["verify", "net.pemn", "--against", masked_state]
-    assert pemn(*against, "--keep", 0.5, cwd=folder).returncode == 0
-    fails(pemn(*against, "--keep", 0.4, cwd=folder), 1, "differs")
-    fails(pemn("verify", "net.pemn", "--keep", 0.5, cwd=folder), 2, "--against")
+    assert run(*against, "--keep", 0.5, cwd=folder).returncode == 0
+    fails(run(*against, "--keep", 0.4, cwd=folder), 1, "differs")
+    fails(run("verify", "net.pemn", "--keep", 0.5, cwd=folder), 2, "--against")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
-def test_decode_writes_the_plain_state_dict(net: Path, tmp_path: Path, suffix: str) -> None:
+def test_decode_writes_the_plain_state_dict(
+    run: Run, net: Path, tmp_path: Path, suffix: str
+) -> None:
     output = tmp_path / f"out{suffix}"
-    assert pemn("decode", net, "-o", output, cwd=tmp_path).returncode == 0
+    assert run("decode", net, "-o", output, cwd=tmp_path).returncode == 0
     if suffix == ".safetensors":
         state = safetensors.torch.load_file(output)
     else:
@@ -136,27 +128,27 @@ def test_decode_writes_the_plain_state_dict(net: Path, tmp_path: Path, suffix: s
     assert set(state) == trained | {f"{module}.weight" for module in masked}
     assert torch.equal(state["2.bias"], original["2.bias"])
     assert float((state["0.weight"] == 0).float().mean()) == 0.5
-    result = pemn("verify", net, "--against", output, cwd=tmp_path)
+    result = run("verify", net, "--against", output, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
 def test_pipes(net: Path, masked_state: Path, tmp_path: Path) -> None:
     data = net.read_bytes()
-    decoded = pemn("decode", "-", "-o", "-", cwd=tmp_path, stdin=data)
+    decoded = pemn_process("decode", "-", "-o", "-", cwd=tmp_path, stdin=data)
     assert len(safetensors.torch.load(decoded.stdout)) == 55
-    assert pemn("verify", "-", cwd=tmp_path, stdin=data).returncode == 0
-    assert pemn("inspect", "-", "--json", cwd=tmp_path, stdin=data).returncode == 0
-    encoded = pemn(
+    assert pemn_process("verify", "-", cwd=tmp_path, stdin=data).returncode == 0
+    assert pemn_process("inspect", "-", "--json", cwd=tmp_path, stdin=data).returncode == 0
+    encoded = pemn_process(
         "encode", "-", "--keep", 0.5, "--no-manifest", cwd=tmp_path, stdin=masked_state.read_bytes()
     )
     assert encoded.returncode == 0
-    assert pemn("verify", "-", cwd=tmp_path, stdin=encoded.stdout).returncode == 0
+    assert pemn_process("verify", "-", cwd=tmp_path, stdin=encoded.stdout).returncode == 0
 
 
 def test_encode_twice_gives_the_same_bytes(net: Path, tmp_path: Path) -> None:
     environment = {"PYTHONHASHSEED": "7"}
     output = tmp_path / "again.pemn"
-    pemn("encode", EXAMPLE, *ARCH, "-o", output, cwd=tmp_path, env=environment)
+    pemn_process("encode", EXAMPLE, *ARCH, "-o", output, cwd=tmp_path, env=environment)
     assert output.read_bytes() == net.read_bytes()
 
 
@@ -182,15 +174,15 @@ def test_encode_twice_gives_the_same_bytes(net: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_write_nothing(
-    masked_state: Path, options: list[str], status: int, words: list[str]
+    run: Run, masked_state: Path, options: list[str], status: int, words: list[str]
 ) -> None:
     before = masked_state.read_bytes()
-    fails(pemn("encode", masked_state, *options, cwd=masked_state.parent), status, *words)
+    fails(run("encode", masked_state, *options, cwd=masked_state.parent), status, *words)
     assert [path.name for path in masked_state.parent.iterdir()] == ["model.pt"]
     assert masked_state.read_bytes() == before
 
 
-def test_bad_data_writes_nothing(tmp_path: Path) -> None:
+def test_bad_data_writes_nothing(run: Run, tmp_path: Path) -> None:
     cases = {
         "nan.pt": {"a.weight": torch.ones(3), "a.scores": torch.tensor([1.0, torch.nan, 2.0])},
         "shape.pt": {"a.weight": torch.ones(3), "a.scores": torch.ones(4)},
@@ -200,41 +192,41 @@ def test_bad_data_writes_nothing(tmp_path: Path) -> None:
     }
     for name, state in cases.items():
         torch.save(state, tmp_path / name)
-        fails(pemn("encode", name, "--keep", 0.5, "--no-manifest", cwd=tmp_path), 1, "")
+        fails(run("encode", name, "--keep", 0.5, "--no-manifest", cwd=tmp_path), 1, "")
     (tmp_path / "text.pt").write_text("not a checkpoint")
-    fails(pemn("encode", "text.pt", "--keep", 0.5, "--no-manifest", cwd=tmp_path), 1, "text.pt")
-    fails(pemn("encode", "none.pt", "--keep", 0.5, "--no-manifest", cwd=tmp_path), 1, "none.pt")
+    fails(run("encode", "text.pt", "--keep", 0.5, "--no-manifest", cwd=tmp_path), 1, "text.pt")
+    fails(run("encode", "none.pt", "--keep", 0.5, "--no-manifest", cwd=tmp_path), 1, "none.pt")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
-    result = pemn("encode", "module.pt", "--keep", 0.5, "--no-manifest", cwd=tmp_path)
+    result = run("encode", "module.pt", "--keep", 0.5, "--no-manifest", cwd=tmp_path)
     fails(result, 1, "--trust-pickle")
     assert not list(tmp_path.glob("*.pemn"))
 
 
-def test_nothing_is_overwritten_without_force(net: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_without_force(run: Run, net: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.pt"
     output.write_bytes(b"precious")
-    fails(pemn("decode", net, "-o", output, cwd=tmp_path), 2, "-f")
+    fails(run("decode", net, "-o", output, cwd=tmp_path), 2, "-f")
     assert output.read_bytes() == b"precious"
-    assert pemn("decode", net, "-o", output, "-f", cwd=tmp_path).returncode == 0
+    assert run("decode", net, "-o", output, "-f", cwd=tmp_path).returncode == 0
     assert output.read_bytes() != b"precious"
 
 
-def test_damaged_files(net: Path, tmp_path: Path) -> None:
+def test_damaged_files(run: Run, net: Path, tmp_path: Path) -> None:
     data = bytearray(net.read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "bad.pemn").write_bytes(data)
     (tmp_path / "cut.pemn").write_bytes(data[:1000])
     for name in ("bad.pemn", "cut.pemn"):
-        fails(pemn("verify", name, cwd=tmp_path), 1, name)
-        fails(pemn("decode", name, "-o", "out.pt", cwd=tmp_path), 1, name)
+        fails(run("verify", name, cwd=tmp_path), 1, name)
+        fails(run("decode", name, "-o", "out.pt", cwd=tmp_path), 1, name)
     assert not (tmp_path / "out.pt").exists()
-    fails(pemn("inspect", EXAMPLE, cwd=tmp_path), 1, "not a .pemn file")
-    fails(pemn("decode", net, "-o", "out.pt", "--max-memory", "1K", cwd=tmp_path), 1, "limit")
-    fails(pemn("decode", net, "-o", "out.bin", cwd=tmp_path), 2, ".safetensors")
-    fails(pemn("decode", net, "-o", "out.pt", "--device", "abacus", cwd=tmp_path), 2, "--device")
+    fails(run("inspect", EXAMPLE, cwd=tmp_path), 1, "not a .pemn file")
+    fails(run("decode", net, "-o", "out.pt", "--max-memory", "1K", cwd=tmp_path), 1, "limit")
+    fails(run("decode", net, "-o", "out.bin", cwd=tmp_path), 2, ".safetensors")
+    fails(run("decode", net, "-o", "out.pt", "--device", "abacus", cwd=tmp_path), 2, "--device")
 
 
-def test_pruned_module_needs_trust(tmp_path: Path) -> None:
+def test_pruned_module_needs_trust(run: Run, tmp_path: Path) -> None:
     from torch.nn.utils import prune
 
     torch.manual_seed(0)
@@ -242,9 +234,9 @@ def test_pruned_module_needs_trust(tmp_path: Path) -> None:
     prune.random_unstructured(model[0], "weight", 0.5)
     torch.save(model, tmp_path / "pruned.pt")
     options = ["--trust-pickle", "--example-shape", "4"]
-    result = pemn("encode", "pruned.pt", *options, cwd=tmp_path)
+    result = run("encode", "pruned.pt", *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    result = pemn("verify", "pruned.pemn", "--against", "pruned.pt", "--trust-pickle", cwd=tmp_path)
+    result = run("verify", "pruned.pemn", "--against", "pruned.pt", "--trust-pickle", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
@@ -260,13 +252,13 @@ def test_demo_images_are_classified(net: Path, tmp_path: Path) -> None:
     assert correct == 127
 
 
-def test_without_arguments_it_explains_itself(tmp_path: Path) -> None:
-    result = pemn(cwd=tmp_path)
+def test_without_arguments_it_explains_itself(run: Run, tmp_path: Path) -> None:
+    result = run(cwd=tmp_path)
     assert result.returncode == 2
     assert b"Commands:" in result.stderr
 
 
-def test_verify_refuses_what_decode_refuses(tmp_path: Path) -> None:
+def test_verify_refuses_what_decode_refuses(run: Run, tmp_path: Path) -> None:
     """A manifest that does not fit the tensors of its file."""
     from pemncodec.contents import Contents, DenseTensor
     from pemncodec.format.atomic import write_file
@@ -278,22 +270,22 @@ def test_verify_refuses_what_decode_refuses(tmp_path: Path) -> None:
     }
     tensor = DenseTensor("a", "float32", (1,), np.ones(1, np.float32))
     write_file(encode_contents(Contents((), (tensor,), manifest)), tmp_path / "bad.pemn")
-    fails(pemn("verify", "bad.pemn", cwd=tmp_path), 1, "weight")
+    fails(run("verify", "bad.pemn", cwd=tmp_path), 1, "weight")
 
 
-def test_inspect_prints_json_of_standard_input_to_standard_output(net: Path) -> None:
-    result = pemn("inspect", "-", "--json", cwd=net.parent, stdin=net.read_bytes())
+def test_inspect_prints_json_of_standard_input_to_standard_output(run: Run, net: Path) -> None:
+    result = run("inspect", "-", "--json", cwd=net.parent, stdin=net.read_bytes())
     assert json.loads(result.stdout)["file_bytes"] == net.stat().st_size
 
 
-def test_impossible_example_shapes_and_devices(masked_state: Path, net: Path) -> None:
+def test_impossible_example_shapes_and_devices(run: Run, masked_state: Path, net: Path) -> None:
     options = ["--keep", 0.5, "--arch", "torch.nn:Identity", "--example-shape", "999999,999999,99"]
     folder = masked_state.parent
-    fails(pemn("encode", masked_state, *options, cwd=folder), 2, "--example-shape")
-    fails(pemn("decode", net, "-o", "x.pt", "--device", "meta", cwd=folder), 2, "meta")
+    fails(run("encode", masked_state, *options, cwd=folder), 2, "--example-shape")
+    fails(run("decode", net, "-o", "x.pt", "--device", "meta", cwd=folder), 2, "meta")
 
 
-def test_prefixes_and_ties_on_the_command_line(tmp_path: Path) -> None:
+def test_prefixes_and_ties_on_the_command_line(run: Run, tmp_path: Path) -> None:
     torch.manual_seed(0)
     weight = torch.randn(6, 6)
     state = {f"model.{n}.{k}": torch.randn(6, 6) for n in ("0", "1") for k in ("weight", "scores")}
@@ -306,11 +298,11 @@ def test_prefixes_and_ties_on_the_command_line(tmp_path: Path) -> None:
         "    return nn.Sequential(*layers)\n"
     )
     options = ["m.safetensors", "--keep", 0.5, "--arch", "nets.py:net", "-o", "m.pemn"]
-    fails(pemn("encode", *options[:3], "--prefix", "x", "--no-manifest", cwd=tmp_path), 2, "x.")
-    result = pemn("encode", *options, "--prefix", "model.", cwd=tmp_path)
+    fails(run("encode", *options[:3], "--prefix", "x", "--no-manifest", cwd=tmp_path), 2, "x.")
+    result = run("encode", *options, "--prefix", "model.", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert b"note: left out, since their names do not begin with model.: loss" in result.stdout
     against = ["verify", "m.pemn", "--against", "m.safetensors", "--keep", 0.5]
-    result = pemn(*against, "--prefix", "model.", cwd=tmp_path)
+    result = run(*against, "--prefix", "model.", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    fails(pemn("verify", "m.pemn", "--prefix", "model.", cwd=tmp_path), 2, "--against")
+    fails(run("verify", "m.pemn", "--prefix", "model.", cwd=tmp_path), 2, "--against")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from test_cli import pemn
+from conftest import Run
 
 from pemncodec.report.form import FormBytes, largest_error, network_of
 from pemncodec.report.forms import measure_forms
@@ -96,11 +95,10 @@ def test_a_broken_peer_costs_its_own_row(installed: Path, code: str, failure: st
     assert failure in failures[CODED]
 
 
-def test_the_report_has_a_row_for_each(installed: Path, tmp_path: Path) -> None:
+def test_the_report_has_a_row_for_each(run: Run, installed: Path, tmp_path: Path) -> None:
     torch.save({"w": torch.linspace(-7e4, 7e4, 99)}, tmp_path / "m.pt")
     (installed / "zipnn.py").write_text("raise ImportError('\\x1b[2Jno core')")
-    env = {"PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
-    result = pemn("report", "m.pt", "--json", cwd=tmp_path, env=env)
+    result = run("report", "m.pt", "--json")
     assert result.returncode == 0
     (model,) = json.loads(result.stdout)["models"]
     assert model["forms"][LOSSY]["bytes"] > 0
@@ -110,7 +108,7 @@ def test_the_report_has_a_row_for_each(installed: Path, tmp_path: Path) -> None:
     said = result.stderr.decode()
     assert "m.pt: no safetensors + zipnn: zipnn: ImportError: \\x1b[2Jno core" in said
     assert "m.pt: no safetensors fp16: a value became infinite" in said
-    table = pemn("report", "m.pt", cwd=tmp_path, env=env).stdout.decode()
+    table = run("report", "m.pt", "--forms", LOSSY).stdout.decode()
     assert "nncodec qp -32 (lossy): error" in table
 
 

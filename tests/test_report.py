@@ -18,9 +18,9 @@ from xml.etree import ElementTree
 import pytest
 import safetensors.torch
 import torch
-from conftest import MaskedNet, Run, fails, pruned_net
+from conftest import MaskedNet, Run, fails, pemn_process, pruned_net
 from PIL import Image
-from test_cli import ARCH, EXAMPLE, pemn
+from test_cli import ARCH, EXAMPLE
 from torch import nn
 
 import pemncodec
@@ -38,7 +38,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not in
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """net.pemn, an official-style checkpoint, a dense file, and one with a hostile name."""
     path = tmp_path_factory.mktemp("models")
-    assert pemn("encode", EXAMPLE, *ARCH, "-o", "net.pemn", cwd=path).returncode == 0
+    assert pemn_process("encode", EXAMPLE, *ARCH, "-o", "net.pemn", cwd=path).returncode == 0
     torch.manual_seed(0)
     weight, scores = torch.randn(2, 60, 40)
     torch.save({"fc.weight": weight, "fc.scores": scores, "fc.bias": torch.ones(60)}, path / "a.pt")

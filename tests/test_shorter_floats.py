@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Run, fails
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import ARCH, EXAMPLE, fails, pemn
+from test_cli import ARCH, EXAMPLE
 from torch import Tensor, nn
 
 import pemncodec
@@ -362,26 +363,26 @@ def test_options_that_make_no_sense(options: dict[str, object], message: str) ->
         encoded(**options)
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "metric.py").write_text(
         "def weights(model):\n    return float(len(list(model.parameters())))\n"
         "def fails(model):\n    raise ValueError('no data\\nhere')\nnumber = 3\n"
     )
-    result = pemn(
+    result = run(
         "encode", EXAMPLE, *ARCH, "--dense", "q8", "--dense", "*.bias=fp16", "--fold-bn",
-        "--accuracy", "metric.py:weights", "--max-drop", "0.1", "-o", "net.pemn", cwd=tmp_path,
+        "--accuracy", "metric.py:weights", "--max-drop", "0.1", "-o", "net.pemn",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     printed = result.stdout.decode()
     assert "inference only: batch norms were folded" in printed
     assert "accuracy: 28 before, 28 after" in printed
     assert (tmp_path / "net.pemn").stat().st_size < 14_000
-    shown = json.loads(pemn("inspect", "net.pemn", "--json", cwd=tmp_path).stdout)
+    shown = json.loads(run("inspect", "net.pemn", "--json").stdout)
     assert shown["inference_only"]
     coders = {tensor["name"]: tensor["coder"] for tensor in shown["tensors"]}
     assert coders["2.weight"] == "q8"
     assert coders["2.bias"] == "fp16"
-    table = pemn("inspect", "net.pemn", "-v", cwd=tmp_path).stdout.decode()
+    table = run("inspect", "net.pemn", "-v").stdout.decode()
     assert "max error" in table
     for options, words in (
         (["--dense", "q9"], ["q9"]),
@@ -390,7 +391,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         (["--accuracy", "metric.py:fails"], ["failed", "ValueError: no data"]),
         (["--accuracy", "metric.py:number"], ["function"]),
     ):
-        fails(pemn("encode", EXAMPLE, *ARCH, *options, "-o", "x.pemn", cwd=tmp_path), 2, *words)
+        fails(run("encode", EXAMPLE, *ARCH, *options, "-o", "x.pemn"), 2, *words)
         assert not (tmp_path / "x.pemn").exists()
 
 
