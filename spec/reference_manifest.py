@@ -110,9 +110,8 @@ class Tree:
             if isinstance(child, dict):
                 name = child.get("name", name)
             naming(is_name(name), f"a module called {name}")
-            naming(
-                name not in {**module.children, **module.params, **module.buffers}, f"second {name}"
-            )
+            taken = (module.children, module.params, module.buffers)
+            naming(not any(name in names for names in taken), f"second {name}")
             module.children[name] = self.check(child, below + name)
             module.count += module.children[name].count
         if module.kind == "composite":
@@ -140,8 +139,9 @@ class Tree:
         for key, shapes in (("params", module.params), ("buffers", module.buffers)):
             for pair in array(node, key):
                 schema(isinstance(pair, list) and len(pair) == 2, f"{key}: not a pair")
-                new = is_name(pair[0]) and pair[0] not in {**module.params, **module.buffers}
-                naming(new, f"tensor {pair[0]}")
+                naming(is_name(pair[0]), f"tensor {pair[0]}")
+                taken = pair[0] in module.params or pair[0] in module.buffers
+                naming(not taken, f"second tensor {pair[0]}")
                 check_shape(pair[1])
                 shapes[pair[0]] = pair[1]
                 if key == "buffers":

@@ -45,8 +45,8 @@ def masked_state(tmp_path: Path) -> Path:
     return path
 
 
-def test_encode_prints_what_the_file_costs(tmp_path: Path) -> None:
-    result = pemn_process("encode", EXAMPLE, *ARCH, "-o", "net.pemn", cwd=tmp_path)
+def test_encode_prints_what_the_file_costs(run: Run, tmp_path: Path) -> None:
+    result = run("encode", EXAMPLE, *ARCH, "-o", "net.pemn")
     assert result.returncode == 0
     size = (tmp_path / "net.pemn").stat().st_size
     assert f"{size:,} bytes" in result.stdout.decode()
@@ -132,17 +132,17 @@ def test_decode_writes_the_plain_state_dict(
     assert result.returncode == 0, result.stderr
 
 
-def test_pipes(net: Path, masked_state: Path, tmp_path: Path) -> None:
+def test_pipes(run: Run, net: Path, masked_state: Path, tmp_path: Path) -> None:
     data = net.read_bytes()
     decoded = pemn_process("decode", "-", "-o", "-", cwd=tmp_path, stdin=data)
     assert len(safetensors.torch.load(decoded.stdout)) == 55
-    assert pemn_process("verify", "-", cwd=tmp_path, stdin=data).returncode == 0
-    assert pemn_process("inspect", "-", "--json", cwd=tmp_path, stdin=data).returncode == 0
+    assert run("verify", "-", stdin=data).returncode == 0
+    assert run("inspect", "-", "--json", stdin=data).returncode == 0
     encoded = pemn_process(
         "encode", "-", "--keep", 0.5, "--no-manifest", cwd=tmp_path, stdin=masked_state.read_bytes()
     )
     assert encoded.returncode == 0
-    assert pemn_process("verify", "-", cwd=tmp_path, stdin=encoded.stdout).returncode == 0
+    assert run("verify", "-", stdin=encoded.stdout).returncode == 0
 
 
 def test_encode_twice_gives_the_same_bytes(net: Path, tmp_path: Path) -> None:
