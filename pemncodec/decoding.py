@@ -55,7 +55,7 @@ def decode(
     file's bytes, so that `encode` takes it with its masks and seeds.
 
     Args:
-        source: a path, a binary file object, or the bytes of a file.
+        source: a path, a URL, a binary file object, or the bytes of a file.
         into: a module of yours, which is filled and returned; all else of it stays as it is. Needs
             no architecture in the file.
         device: where every tensor goes; "meta" reads shapes and dtypes alone.
@@ -252,6 +252,7 @@ def load_tensors(
         }
         return _converted(file, state, dtype)
     dense = dense or (dense_on_cpu if device.type == "cpu" else partial(dense_on_device, device))
+    file.expect()
     masked = [file.masked_values(name) for name in file.masked_keys()]
     state = dense(masked, progress or (lambda _: None))
     for row in file.header.tensors:

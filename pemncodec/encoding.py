@@ -28,6 +28,8 @@ from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.packed.modules import unpacked_copy
 from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensors
+from pemncodec.remote.stores import check_target
+from pemncodec.remote.urls import is_url, shown
 from pemncodec.seeds import seeds_note
 
 Progress = Callable[[str, float | None], None]
@@ -74,7 +76,7 @@ def encode(
             module that was decoded, or an open .pemn file, comes with its masks, seeds, shortened
             tensors, architecture and metadata: where nothing has changed, the same bytes are
             written.
-        target: a path, replaced atomically, or a binary file object.
+        target: a path or a URL, replaced atomically, or a binary file object.
         masks: bool [*shape] by name of the parameter, for weights whose masks `source` lacks.
         masks_from: "zeros" for more masks: weights that are 0 are masked out, in all tensors of
             two or more dimensions that hold zeros.
@@ -162,7 +164,9 @@ def encode_with(
 ) -> Report:
     """What `encode` does, by options as one value."""
     step = _logged(progress)
-    if isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():
+    if is_url(target):
+        check_target(target)
+    elif isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(target).parent))
     step("reading masks", None)
     origin = origin_of(source)
@@ -211,7 +215,8 @@ def encode_with(
     write_file(pieces, target)
     for note in notes:
         _LOG.info("%s", note)
-    _LOG.info("wrote %s: %r", target if isinstance(target, str | os.PathLike) else "", report)
+    name = shown(os.fspath(target)) if isinstance(target, str | os.PathLike) else ""
+    _LOG.info("wrote %s: %r", name, report)
     return report
 
 

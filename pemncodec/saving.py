@@ -70,6 +70,7 @@ def safetensors_pieces(
     # Wide items first, so that all of them are aligned.
     names = sorted(plain_names(file), key=lambda name: -CARRIERS[file.dtype(name)].itemsize)
     yield _header(file, names)
+    file.expect()
     total, done = sum(_bytes_of(file, name) for name in names), 0
     for array in values(names) if values is not None else arrays_in_turn(file, names):
         if array.size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pemncodec.cli.streams import checkpoint_path, named
 from pemncodec.format.reader import PemnFile
 from pemncodec.options import MaskChoices
+from pemncodec.remote.urls import shown
 
 
 def compare_files(
@@ -38,7 +39,7 @@ def compare_files(
     from pemncodec.proof import compare_states
 
     with checkpoint_path(against) as path:
-        loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=against)
+        loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=shown(against))
     source = loaded.source
     with named(against):
         if isinstance(source, PemnFile):

@@ -15,6 +15,8 @@ from pemncodec.cli.state_dict import save_state_dict
 from pemncodec.cli.streams import STDIO, FileName, check_output, named, opened, output_target
 from pemncodec.cli.terminal import Step, print_json, steps
 from pemncodec.limits import limits_within
+from pemncodec.remote.stores import stored_bytes
+from pemncodec.remote.urls import is_url, shown
 from pemncodec.saving import plain_names
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def decode(
     suffix = Path(output).suffix
     if output != STDIO and suffix not in (*_STATE_DICT_SUFFIXES, *_EXPORT_SUFFIXES):
         known = ", ".join((*_STATE_DICT_SUFFIXES, *_EXPORT_SUFFIXES))
-        raise click.BadParameter(f"{output} must end in {known}", param_hint="-o")
+        raise click.BadParameter(f"{shown(output)} must end in {known}", param_hint="-o")
     check_output(output, source, force=force)
     if device.startswith("meta"):
         raise click.BadParameter("meta holds no data", param_hint="--device")
@@ -83,7 +85,7 @@ def decode(
         with steps(quiet=quiet) as step:
             options = {"batch": batch, "packed": packed, "trust": trust}
             dense = _export(source, output, options, max_memory, step)
-        written = Path(output).stat().st_size
+        written = stored_bytes(output) if is_url(output) else Path(output).stat().st_size
         text = "\n".join([f"{written:,} bytes", *_lines(dense)])
         _say(output, {"bytes": written, "dense": dense}, text, quiet=quiet, as_json=as_json)
         return
@@ -98,9 +100,9 @@ def decode(
 
 def _say(output: str, written: dict[str, Any], text: str, *, quiet: bool, as_json: bool) -> None:
     if as_json:
-        print_json({"output": output, **written}, to_stderr=output == STDIO)
+        print_json({"output": shown(output), **written}, to_stderr=output == STDIO)
     elif not quiet:
-        click.echo(f"{output}: {text}", err=True)
+        click.echo(f"{shown(output)}: {text}", err=True)
 
 
 def _export(

@@ -37,6 +37,7 @@ from pemncodec.cli.user_code import load_architecture, load_object, no_exit, use
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.format.atomic import write_file
 from pemncodec.options import EncodeOptions, FindSeed
+from pemncodec.remote.urls import is_url, last_part, shown
 
 
 @click.command()
@@ -137,8 +138,10 @@ def encode(
     pemn encode model.pt --keep 0.5 --arch models.py:convmixer \\
         --arch-kwargs '{"dim": 128, "depth": 4}' --example-shape 3,32,32 -o model.pemn
     """
-    piped = source == STDIO or Path(source).is_fifo()
-    output = output or (STDIO if piped else str(Path(source).with_suffix(".pemn")))
+    piped = source == STDIO or (not is_url(source) and Path(source).is_fifo())
+    # Beside a checkpoint that lies here; what is downloaded, to where we are.
+    beside = last_part(source) if is_url(source) else source
+    output = output or (STDIO if piped else str(Path(beside).with_suffix(".pemn")))
     check_output(output, source, force=force)
     kwargs = parse_kwargs(arch_kwargs, arch)
     argv = parse_argv(arch_argv, arch, builder=builder)
@@ -179,8 +182,8 @@ def encode(
             metadata=parse_metadata(metadata),
         )
         step("reading the checkpoint", None)
-        with checkpoint_path(source) as path, no_exit(f"code of {source}"):
-            loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=source)
+        with checkpoint_path(source) as path, no_exit(f"code of {shown(source)}"):
+            loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=shown(source))
         with named(source), no_exit("the model's own code"):
             options = replace(options, **with_recorded(loaded, given))
             target = written if output == STDIO else output
@@ -191,4 +194,4 @@ def encode(
     if as_json:
         print_json(report_json(report), to_stderr=output == STDIO)
     elif not quiet:
-        print_report(output, report, verbose=verbose, to_stderr=output == STDIO)
+        print_report(shown(output), report, verbose=verbose, to_stderr=output == STDIO)

@@ -9,15 +9,29 @@ from pemncodec.cli.options import json_option, max_memory_option
 from pemncodec.cli.streams import FileName, named, opened
 from pemncodec.cli.terminal import print_info, print_json
 from pemncodec.errors import ManifestError
+from pemncodec.remote.urls import is_url, shown
 
 
 @click.command()
 @click.argument("source", metavar="FILE", type=FileName())
 @click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")
+@click.option(
+    "--decode/--front",
+    default=None,
+    help="Decode the masks to count their ones, or read nothing but the front of the file.  "
+    "[default: --front for URLs, else --decode]",
+)
 @click.option("--architecture", is_flag=True, help="The network instead, as print(model) does.")
 @max_memory_option
 @json_option
-def inspect(source: str, verbose: bool, architecture: bool, max_memory: int, as_json: bool) -> None:
+def inspect(
+    source: str,
+    verbose: bool,
+    decode: bool | None,
+    architecture: bool,
+    max_memory: int,
+    as_json: bool,
+) -> None:
     """Show what a file holds and what every part of it costs."""
     with opened(source, max_memory) as file, named(source):
         if architecture:
@@ -29,8 +43,8 @@ def inspect(source: str, verbose: bool, architecture: bool, max_memory: int, as_
             else:
                 click.echo("\n".join(render_architecture(file.manifest, shapes)))
             return
-        info = file.info()
+        info = file.info(decode=not is_url(source) if decode is None else decode)
     if as_json:
         print_json(info.to_json())
     else:
-        print_info(source, info, verbose=verbose)
+        print_info(shown(source), info, verbose=verbose)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import click
 
 from pemncodec.cli.options import only_one
-from pemncodec.cli.streams import named
+from pemncodec.cli.streams import checkpoint_path, named
 from pemncodec.options import MaskChoices
+from pemncodec.remote.urls import shown
 
 Keep = float | dict[str, float]
 
@@ -69,9 +70,9 @@ class MaskArguments:
         if self.masks is not None:
             from pemncodec.checkpoints.files import load_masks
 
-            with named(self.masks):
-                choices["masks"] = load_masks(Path(self.masks))
-            choices["masks_are"] = f"from {Path(self.masks).name}"
+            with named(self.masks), checkpoint_path(self.masks) as path:
+                choices["masks"] = load_masks(path)
+            choices["masks_are"] = f"from {Path(shown(self.masks)).name}"
         return choices
 
 

@@ -25,6 +25,7 @@ from pemncodec.cli.terminal import Step, print_json, steps, visible
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.atomic import write_file
 from pemncodec.limits import limits_within
+from pemncodec.remote.urls import is_url, shown
 
 if TYPE_CHECKING:
     from pemncodec.report.costs import CostOptions, ModelCosts
@@ -165,7 +166,7 @@ def _measure(
 
     models = []
     for number, source in enumerate(sources, 1):
-        place = f"{visible(source)} ({number} of {len(sources)})"
+        place = f"{visible(shown(source))} ({number} of {len(sources)})"
 
         def show(what: str, share: float | None, place: str = place) -> None:
             step(f"{place}: {what}", share)
@@ -173,7 +174,7 @@ def _measure(
         show("reading", None)
         with _named(source), checkpoint_path(source) as path:
             keep = keep_of.get(source)
-            models.append(model_costs(path, options, keep=keep, name=source, progress=show))
+            models.append(model_costs(path, options, keep=keep, name=shown(source), progress=show))
     names = _names(sources)
     return [replace(model, name=name) for model, name in zip(models, names, strict=True)]
 
@@ -208,6 +209,8 @@ def _check_outputs(
 ) -> None:
     """Refuses what cannot be written before anything is measured."""
     if figures is not None:
+        if is_url(figures):
+            raise click.UsageError("--figures is a folder here, no URL")
         if find_spec("matplotlib") is None:
             raise click.UsageError("--figures needs matplotlib: pip install 'pemncodec[figures]'")
         folder = Path(figures)
@@ -226,10 +229,13 @@ def _check_outputs(
 
 def _names(sources: Sequence[str]) -> list[str]:
     """The names of files, with their folders where several have the same."""
-    names = [Path(source).name if source != STDIO else "standard input" for source in sources]
+    names = [
+        Path(shown(source)).name if source != STDIO else "standard input" for source in sources
+    ]
     counts = Counter(names)
     return [
-        name if counts[name] == 1 else source for name, source in zip(names, sources, strict=True)
+        name if counts[name] == 1 else shown(source)
+        for name, source in zip(names, sources, strict=True)
     ]
 
 
@@ -240,4 +246,4 @@ def _named(source: str) -> Iterator[None]:
         with named(source):
             yield
     except EncodeArgumentError as error:
-        raise EncodeArgumentError(f"{source}: {error}") from None
+        raise EncodeArgumentError(f"{shown(source)}: {error}") from None

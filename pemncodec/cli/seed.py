@@ -20,6 +20,7 @@ from pemncodec.cli.terminal import print_json, steps, visible
 from pemncodec.cli.user_code import no_exit
 from pemncodec.format.reader import PemnFile
 from pemncodec.options import EncodeOptions, FindSeed
+from pemncodec.remote.urls import shown
 
 if TYPE_CHECKING:
     from pemncodec.contents import SeededFill
@@ -63,11 +64,11 @@ def seed(
             **given, prefix=prefix, manifest=False, find_seed=find_seed, seed=seed
         )
         step("reading the checkpoint", None)
-        with checkpoint_path(source) as path, no_exit(f"code of {source}"):
-            loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=source)
+        with checkpoint_path(source) as path, no_exit(f"code of {shown(source)}"):
+            loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=shown(source))
         given_tensors = loaded.source
         if isinstance(given_tensors, PemnFile):
-            raise click.UsageError(f"a .pemn file says it itself: pemn inspect {source}")
+            raise click.UsageError(f"a .pemn file says it itself: pemn inspect {shown(source)}")
         with named(source):
             options = replace(options, **with_recorded(loaded, given))
             try:

@@ -13,6 +13,7 @@ from pemncodec.cli.terminal import Step
 from pemncodec.contents import Array
 from pemncodec.format.atomic import atomic_path, named_errors, write_file
 from pemncodec.format.reader import PemnFile
+from pemncodec.remote.urls import shown
 from pemncodec.saving import Values, safetensors_pieces
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _save_torch(state: dict[str, Tensor], output: str) -> None:
     import torch
 
     with (
-        named_errors(output),
+        named_errors(shown(output)),
         atomic_path(output) as path,
         _Writer(path.open("wb", buffering=0)) as stream,
     ):

@@ -1,4 +1,4 @@
-"""Files and standard streams that commands read and write, and how they fail."""
+"""Files, URLs and standard streams that commands read and write, and how they fail."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, NotPemnEr
 from pemncodec.format.atomic import named_errors
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import limits_within
+from pemncodec.remote.downloads import download
+from pemncodec.remote.stores import stored_bytes
+from pemncodec.remote.urls import is_url, last_part, shown
 
 STDIO = "-"
 _STANDARD = {
@@ -27,7 +30,7 @@ _STANDARD = {
 
 
 class FileName(click.ParamType[str]):
-    """The name of a file; - also for the names that systems have for standard input and output.
+    """The name or URL of a file; - for the names that systems have for standard input and output.
 
     A file behind standard output is then written where it stands, not replaced.
     """
@@ -53,6 +56,12 @@ def check_output(output: str, source: str, *, force: bool) -> None:
         if sys.stdout.isatty():
             raise click.UsageError("will not write binary data to a terminal: give -o FILE")
         return
+    if is_url(output):
+        if output == source:
+            raise click.UsageError(f"{shown(output)} is the input: give another name with -o")
+        if stored_bytes(output) is not None and not force:
+            raise click.UsageError(f"{shown(output)} exists: -f overwrites it")
+        return
     path = Path(output)
     if source != STDIO and path.exists() and Path(source).exists() and path.samefile(source):
         raise click.UsageError(f"{output} is the input: give another name with -o")
@@ -66,7 +75,14 @@ def check_output(output: str, source: str, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def checkpoint_path(source: str) -> Iterator[Path]:
-    """A checkpoint's path; what comes from a pipe is spooled to a file, as its readers need one."""
+    """A checkpoint's path; what is in a pipe or at a URL becomes a file, as readers need one."""
+    if is_url(source):
+        with tempfile.TemporaryDirectory() as folder:
+            # By its own name, since suffixes say what a file is.
+            downloaded = Path(folder, f"checkpoint{Path(last_part(source)).suffix}")
+            download(source, downloaded)
+            yield downloaded
+        return
     path = Path(source)
     if source != STDIO and not path.is_fifo():
         yield path
@@ -93,14 +109,15 @@ def output_target(output: str) -> Iterator[str | BinaryIO]:
 def opened(source: str, max_memory: int) -> Iterator[PemnFile]:
     """A .pemn file, or standard input; errors name it."""
     limits = limits_within(max_memory)
-    if source != STDIO and Path(source).is_dir():
+    local = source != STDIO and not is_url(source)
+    if local and Path(source).is_dir():
         raise click.UsageError(f"{source} is a folder: name a file in it")
     with named(source):
         try:
             file = open_file(sys.stdin.buffer if source == STDIO else source, limits=limits)
         except NotPemnError as error:
-            what = advice(Path(source)) if Path(source).is_file() else ""
-            raise BadDataError(f"{source}: {error}{f'; {what}' if what else ''}") from None
+            what = advice(Path(source)) if local and Path(source).is_file() else ""
+            raise BadDataError(f"{shown(source)}: {error}{f'; {what}' if what else ''}") from None
     with file:
         yield file
 
@@ -113,8 +130,9 @@ def named(source: str) -> Iterator[None]:
     except (DecodeArgumentError, EncodeArgumentError):
         raise
     except PemnError as error:
-        named_already = str(error).startswith(f"{source}: ")
-        raise BadDataError(str(error) if named_already else f"{source}: {error}") from None
+        name = shown(source)
+        named_already = str(error).startswith(f"{name}: ")
+        raise BadDataError(str(error) if named_already else f"{name}: {error}") from None
 
 
 class BadDataError(click.ClickException):

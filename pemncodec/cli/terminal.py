@@ -92,8 +92,8 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
     for left_out in range(len(_OPTIONAL_COLUMNS) + 1):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         rows = [_tensor_row(tensor) for tensor in info.tensors]
-        if not any(tensor.max_error for tensor in info.tensors):
-            rows = [{k: v for k, v in row.items() if k != "max error (relative)"} for row in rows]
+        empty = {title for title in (rows[0] if rows else ()) if not any(r[title] for r in rows)}
+        rows = [{k: v for k, v in row.items() if k not in empty} for row in rows]
         for title in rows[0] if rows else ():
             if title not in _OPTIONAL_COLUMNS[:left_out]:
                 right = title in ("density", "bytes", "order-0", "max error (relative)")
@@ -139,10 +139,15 @@ def _tensor_row(tensor: TensorInfo) -> dict[str, str]:
         "coder": tensor.coder or "",
         "bytes": f"{tensor.bytes:,}",
         "order-0": "" if tensor.order0_bytes is None else f"{tensor.order0_bytes:,.1f}",
-        "max error (relative)": f"{tensor.max_error:.1e} ({tensor.relative_error:.1e})"
-        if tensor.max_error
-        else "",
+        "max error (relative)": _describe_error(tensor),
     }
+
+
+def _describe_error(tensor: TensorInfo) -> str:
+    if not tensor.max_error:
+        return ""
+    relative = "" if tensor.relative_error is None else f" ({tensor.relative_error:.1e})"
+    return f"{tensor.max_error:.1e}{relative}"
 
 
 def _describe_prototypes(prototypes: Sequence[str]) -> str:
@@ -155,10 +160,10 @@ def _describe_prototypes(prototypes: Sequence[str]) -> str:
 def _describe_masks(info: FileInfo) -> str:
     if info.bits_per_weight is None:
         return "none"
-    return (
-        f"{info.masked_weights:,} weights, {info.bits_per_weight:.4f} bits each; "
-        f"order-0 entropy is {info.order0_bytes:,.0f} bytes"
-    )
+    coded = f"{info.masked_weights:,} weights, {info.bits_per_weight:.4f} bits each"
+    if info.order0_bytes is None:
+        return coded
+    return f"{coded}; order-0 entropy is {info.order0_bytes:,.0f} bytes"
 
 
 def visible(text: str) -> str:

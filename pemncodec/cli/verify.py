@@ -16,6 +16,7 @@ from pemncodec.cli.options import (
 )
 from pemncodec.cli.streams import FileName, named, opened
 from pemncodec.cli.terminal import print_json, steps
+from pemncodec.remote.urls import shown
 
 
 @click.command()
@@ -54,7 +55,8 @@ def verify(
             build_empty_module(file)
         count = len(file.keys())
     if as_json:
-        print_json({"file": source, "valid": True, "tensors": count, "against": against})
+        against = against and shown(against)
+        print_json({"file": shown(source), "valid": True, "tensors": count, "against": against})
     elif not quiet:
-        compared = f", every one bit for bit as in {against}" if against else ""
-        click.echo(f"{source}: valid, {count} tensors{compared}")
+        compared = f", every one bit for bit as in {shown(against)}" if against else ""
+        click.echo(f"{shown(source)}: valid, {count} tensors{compared}")

@@ -39,7 +39,7 @@ def to_program(
     """The network as an exported program, inputs as the file describes them.
 
     Args:
-        source: a path, or a binary file object.
+        source: a path, a URL, or a binary file object.
         packed: masks as bits, of which the program makes the weights when it is called; False
             holds the weights.
         batch: batch size to fix; None lets it vary, and so every size that may.

@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole and on disk."""
+"""Files that appear under their name, or their URL, only when they are whole."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from pemncodec.remote.stores import upload
+from pemncodec.remote.urls import is_url, shown
+
 
 def write_file(
     pieces: Iterable[bytes | memoryview], target: str | os.PathLike[str] | BinaryIO
 ) -> None:
-    """Writes to a path atomically, or to a binary file object.
+    """Writes to a path or URL atomically, or to a binary file object.
 
-    A file appears under its name only when it is whole and on disk; what was there before stays
-    until then.
+    A file appears under its name only when it is whole and on disk, or in the store; what was there
+    before stays until then.
     """
     if not isinstance(target, str | os.PathLike):
         for piece in pieces:
             target.write(piece)
         return
-    with named_errors(os.fspath(target)), atomic_path(target) as path, path.open("wb") as stream:
+    with (
+        named_errors(shown(os.fspath(target))),
+        atomic_path(target) as path,
+        path.open("wb") as stream,
+    ):
         for piece in pieces:
             stream.write(piece)
 
@@ -40,7 +47,16 @@ def named_errors(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its name when the block ends without error."""
+    """A temporary path beside `target` that takes its name when the block ends without error.
+
+    The file of a URL is written to this machine first.
+    """
+    if is_url(target):
+        with tempfile.TemporaryDirectory(prefix="pemn-") as folder:
+            path = Path(folder, "whole")
+            yield path
+            upload(path, target)
+        return
     path = Path(target)
     if path.exists() and not path.is_file():
         yield path  # a device or a pipe: nothing to replace, and a folder refuses by itself

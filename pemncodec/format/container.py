@@ -6,12 +6,11 @@ what is there before anything is read.
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from pemncodec.coders.varint import decode_varint, encode_varint
 from pemncodec.coders.zstd import decode_zstd, encode_zstd
@@ -26,6 +25,13 @@ from pemncodec.limits import Limits
 
 SIGNATURE = b"\x89PMN\r\n\x1a\n"
 MAJOR = 0
+
+
+class Readable(Protocol):
+    """What gives the next bytes, none only at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
 
 _PREFIX = struct.Struct("<8sBBIII")  # signature, major, minor, header, frame and table bytes
 _CRC = struct.Struct("<I")
@@ -70,7 +76,7 @@ def encode_container(header: bytes, sections: Sequence[bytes], minor: int) -> by
     return front + _CRC.pack(zlib.crc32(front))
 
 
-def decode_container(stream: BinaryIO, limits: Limits) -> Container:
+def decode_container(stream: Readable, limits: Limits) -> Container:
     """Reads and checks the front of a file, of which the stream is at the first byte.
 
     Raises:
@@ -115,14 +121,18 @@ def read_section(stream: BinaryIO, entry: SectionEntry, index: int) -> bytes:
     """
     stream.seek(entry.offset)
     data = _read(stream, entry.length, entry.offset, f"section {index}")
-    if zlib.crc32(data) != entry.crc:
-        raise CorruptError("checksum", "the checksum does not match", section=index)
+    check_section(data, entry, index)
     return data
 
 
-def check_file_size(stream: BinaryIO, container: Container) -> None:
+def check_section(data: bytes, entry: SectionEntry, index: int) -> None:
+    """Raises CorruptError where the checksum does not match."""
+    if zlib.crc32(data) != entry.crc:
+        raise CorruptError("checksum", "the checksum does not match", section=index)
+
+
+def check_file_size(actual: int, container: Container) -> None:
     """Raises TruncatedError or CorruptError unless the file ends where its last section does."""
-    actual = stream.seek(0, os.SEEK_END)
     if actual < container.file_size:
         raise TruncatedError(
             "truncated", f"the file has {actual} bytes, its header says {container.file_size}"
@@ -161,7 +171,7 @@ def _decode_table(table: bytes, front_size: int, limits: Limits) -> tuple[Sectio
     return tuple(entries)
 
 
-def _read(stream: BinaryIO, size: int, offset: int, what: str) -> bytes:
+def _read(stream: Readable, size: int, offset: int, what: str) -> bytes:
     data = read_up_to(stream, size)
     if len(data) < size:
         short = size - len(data)
@@ -171,7 +181,7 @@ def _read(stream: BinaryIO, size: int, offset: int, what: str) -> bytes:
     return data
 
 
-def read_up_to(stream: BinaryIO, size: int) -> bytes:
+def read_up_to(stream: Readable, size: int) -> bytes:
     """Bytes of the stream, fewer than `size` only where it ends."""
     # In steps, so that a length that is a lie costs no more memory than the file has bytes.
     parts, missing = [], size

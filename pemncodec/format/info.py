@@ -32,14 +32,15 @@ class TensorInfo:
 
     Attributes:
         kind: "masked", "dense", "constant" or "alias".
-        density: share of ones in the mask; None unless masked.
-        coder: name of the mask's or the group's coder; None where there is no section.
+        density: share of ones in the mask; None unless masked and decoded.
+        coder: name of the mask's or the group's coder; None where there is no section, or where it
+            was not read.
         bytes: of its section; of one that is shared, in proportion to the tensor's items.
-        order0_bytes: n·H(p)/8 of the mask; None unless masked.
+        order0_bytes: n·H(p)/8 of the mask; None unless masked and decoded.
         max_error: the largest difference of a value from what was encoded, as the file says; 0
             where nothing was lost.
         relative_error: the same relative to the tensor's largest magnitude; 1 where all of it was
-            lost.
+            lost; None where it was not decoded.
     """
 
     name: str
@@ -51,7 +52,7 @@ class TensorInfo:
     bytes: int
     order0_bytes: float | None
     max_error: float = 0.0
-    relative_error: float = 0.0
+    relative_error: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -60,7 +61,8 @@ class FileInfo:
 
     Attributes:
         header_bytes: signature, header, section table and their checksum.
-        order0_bytes: Σ n·H(p)/8 over masks: what coders that treat bits as independent need.
+        order0_bytes: Σ n·H(p)/8 over masks: what coders that treat bits as independent need; None
+            where they were not decoded.
         masked_weights: number of weights under a mask.
         bits_per_weight: mask bits per masked weight; None without masks.
         dense_model_bytes: the same tensors uncompressed, as a dense file holds them.
@@ -74,7 +76,7 @@ class FileInfo:
     prototype_bytes: int
     dense_bytes: int
     mask_bytes: int
-    order0_bytes: float
+    order0_bytes: float | None
     masked_weights: int
     bits_per_weight: float | None
     dense_model_bytes: int
@@ -125,9 +127,14 @@ def share_bytes(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def file_info(
-    container: Container, header: Header, dense: DenseSections, masked: MaskedSections
+    container: Container,
+    header: Header,
+    dense: DenseSections,
+    masked: MaskedSections,
+    *,
+    decode: bool,
 ) -> FileInfo:
-    """The costs of an open file; decodes its masks to count their ones.
+    """The costs of an open file; see `PemnFile.info`.
 
     Raises:
         DecodeError: a section is damaged.
@@ -136,16 +143,19 @@ def file_info(
     for kind, entry in zip(header.sections, container.sections, strict=True):
         by_kind[kind] += entry.length
     sharers: dict[int, Sequence[DenseRow | MaskedRow]] = {**dense.groups, **masked.sharers}
-    coders = {section: dense.coder(section) for section in dense.groups}
-    coders |= {section: masked.coder(section).name for section in masked.sharers}
-    costs: dict[str, tuple[str, int]] = {}
+    coders: dict[int, str] = {}
+    if decode:
+        coders |= {section: dense.coder(section) for section in dense.groups}
+        coders |= {section: masked.coder(section).name for section in masked.sharers}
+    costs: dict[str, tuple[str | None, int]] = {}
     for section, rows in sharers.items():
         size = container.sections[section].length
         shares = share_bytes(size, [numel(row.shape) for row in rows])
         for row, share in zip(rows, shares, strict=True):
-            costs[row.name] = coders[section], share
+            costs[row.name] = coders.get(section), share
     placed = {row.name: row for row in header.tensors if not isinstance(row, AliasRow)}
-    tensors = [_tensor_info(row, placed, costs, dense, masked) for row in header.tensors]
+    decoders = (dense, masked) if decode else None
+    tensors = [_tensor_info(row, placed, costs, decoders) for row in header.tensors]
     own = [tensor for tensor in tensors if tensor.kind != "alias"]
     weights = sum(numel(tensor.shape) for tensor in own if tensor.kind == "masked")
     return FileInfo(
@@ -155,7 +165,7 @@ def file_info(
         prototype_bytes=by_kind["prototype"],
         dense_bytes=by_kind["dense"],
         mask_bytes=by_kind["mask"],
-        order0_bytes=sum(tensor.order0_bytes or 0.0 for tensor in own),
+        order0_bytes=sum(tensor.order0_bytes or 0.0 for tensor in own) if decode else None,
         masked_weights=weights,
         bits_per_weight=8 * by_kind["mask"] / weights if weights else None,
         dense_model_bytes=sum(numel(t.shape) * CARRIERS[t.dtype].itemsize for t in own),
@@ -170,9 +180,8 @@ def file_info(
 def _tensor_info(
     row: TensorRow,
     placed: Mapping[str, MaskedRow | DenseRow | ConstantRow],
-    costs: Mapping[str, tuple[str, int]],
-    dense: DenseSections,
-    masked: MaskedSections,
+    costs: Mapping[str, tuple[str | None, int]],
+    decoders: tuple[DenseSections, MaskedSections] | None,
 ) -> TensorInfo:
     if isinstance(row, AliasRow):
         target = placed[row.target]
@@ -180,14 +189,22 @@ def _tensor_info(
     if isinstance(row, ConstantRow):
         return TensorInfo(row.name, row.shape, row.dtype, "constant", None, None, 0, None)
     coder, size = costs[row.name]
+    kind = "masked" if isinstance(row, MaskedRow) else "dense"
+    if decoders is None:
+        error = 0.0 if isinstance(row, MaskedRow) else row.error
+        relative = None if error else 0.0
+        return TensorInfo(
+            row.name, row.shape, row.dtype, kind, None, None, size, None, error, relative
+        )
+    dense, masked = decoders
     if isinstance(row, MaskedRow):
         count = numel(row.shape)
         ones = int(np.bitwise_count(masked.packed_mask(row)).sum(dtype=np.int64))
         density = ones / count if count else 0.0
         order0 = order0_bits(ones, count) / 8
-        return TensorInfo(row.name, row.shape, row.dtype, "masked", density, coder, size, order0)
+        return TensorInfo(row.name, row.shape, row.dtype, kind, density, coder, size, order0)
     largest = float(np.abs(dense.values(row)).max(initial=0)) if row.error else 0.0
     relative = row.error / largest if largest else float(row.error > 0)
     return TensorInfo(
-        row.name, row.shape, row.dtype, "dense", None, coder, size, None, row.error, relative
+        row.name, row.shape, row.dtype, kind, None, coder, size, None, row.error, relative
     )

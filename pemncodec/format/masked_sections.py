@@ -80,6 +80,16 @@ class MaskedSections:
         """The section of a tensor's mask."""
         return self._section_of[row.name]
 
+    def needed(self, row: MaskedRow) -> set[int]:
+        """The sections that a tensor's values are made of, as far as rows alone tell."""
+        prototype = self._header.prototypes[row.fill.prototype]
+        needed = {self._section_of[row.name]}
+        if isinstance(prototype, StoredRow):
+            needed.add(prototype.section)
+            if prototype.used == "masks":
+                needed |= {self._section_of[user.name] for user in self._users[row.fill.prototype]}
+        return needed
+
     def coder(self, section: int) -> MaskCoder:
         """The coder that made a section."""
         with in_section(section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -26,8 +26,10 @@ from pemncodec.format.header import (
 from pemncodec.format.info import FileInfo, file_info
 from pemncodec.format.masked_sections import MaskedSections, MaskedValues
 from pemncodec.format.notebook import html_table
+from pemncodec.format.remote_sections import RemoteSections
 from pemncodec.format.sections import SectionSource, Source, StreamSections, in_section
 from pemncodec.limits import Limits
+from pemncodec.remote.urls import is_url, shown
 
 
 class PemnFile:
@@ -48,16 +50,22 @@ class PemnFile:
         source: Source | SectionSource,
         limits: Limits | None = None,
     ) -> None:
-        """Opens a path, a binary file object, which stays the caller's to close, or other sections.
+        """Opens a path or URL, a binary file object, which stays the caller's, or other sections.
 
         Raises:
             DecodeError: not a file that this reader can read.
-            OSError: from the file system.
+            OSError: from the file system, or from the server.
         """
         self.limits = limits or Limits()
-        self._name = f"{os.fspath(source)!r}: " if isinstance(source, str | os.PathLike) else ""
+        self._name = ""
         if not isinstance(source, SectionSource):
-            source = StreamSections(source, self.limits)
+            if isinstance(source, str | os.PathLike):
+                source = os.fspath(source)
+                self._name = f"{shown(source)!r}: "
+            if is_url(source):
+                source = RemoteSections(source, self.limits)
+            else:
+                source = StreamSections(source, self.limits)
         self._source = source
         self.container = source.container
         try:
@@ -101,8 +109,23 @@ class PemnFile:
 
     def data(self) -> bytes | None:
         """All bytes of the file; None where its sections are not in one."""
-        source = self._source
-        return source.data() if isinstance(source, StreamSections) else None
+        return self._source.data()
+
+    def expect(self, names: Collection[str] | None = None) -> None:
+        """Says which tensors are read next, so that a remote file is asked for them together.
+
+        Args:
+            names: of the tensors; None for everything in the file.
+        """
+        if names is None:
+            self._source.expect(range(len(self.container.sections)))
+            return
+        for name in names:
+            row = self.placed_row(name)
+            if isinstance(row, MaskedRow):
+                self._source.expect(self.masked.needed(row))
+            elif isinstance(row, DenseRow):
+                self._source.expect([row.section])
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -209,6 +232,7 @@ class PemnFile:
             fits = target.shape == row.shape and target.dtype == carrier
             if not (fits and target.flags.c_contiguous and target.flags.writeable):
                 raise ValueError(f"{name} needs a writable C-ordered {carrier} array {row.shape}")
+        self.expect(targets)
         values = [(self.masked_values(name), target) for name, target in targets.items()]
         fill_tensors(values, progress)
 
@@ -221,6 +245,7 @@ class PemnFile:
         Raises:
             DecodeError: the first rule of the format that is found broken.
         """
+        self.expect()
         own = [row for row in self.header.tensors if not isinstance(row, AliasRow)]
         count, done = sum(numel(row.shape) for row in own), 0
         for row in own:
@@ -236,20 +261,29 @@ class PemnFile:
         for index in self.masked.unused_prototypes():
             self.prototype(index)
 
-    def info(self) -> FileInfo:
-        """Bytes of every part and tensor; decodes the masks to count their ones."""
-        return file_info(self.container, self.header, self.dense, self.masked)
+    def info(self, *, decode: bool = True) -> FileInfo:
+        """Bytes of every part and tensor.
+
+        Args:
+            decode: decodes the masks to count their ones. False reads nothing but the front of the
+                file, and leaves out what that does not say: densities, entropies, coders and
+                relative errors.
+        """
+        if decode:
+            self.expect()
+        return file_info(self.container, self.header, self.dense, self.masked, decode=decode)
 
 
 def open_file(source: Source, *, limits: Limits | None = None) -> PemnFile:
     """Opens a .pemn file for reading, without torch.
 
     Args:
-        source: a path, a binary file object, or the bytes of a file.
+        source: a path, a URL, of which only what is needed is fetched, a binary file object, or the
+            bytes of a file.
         limits: bounds on what the file may decode to.
 
     Raises:
         DecodeError: not a file that this reader can read.
-        OSError: from the file system.
+        OSError: from the file system, or from the server.
     """
     return PemnFile(source, limits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ from pemncodec.format.container import (
 from pemncodec.limits import Limits
 
 Source = str | os.PathLike[str] | BinaryIO | bytes | memoryview
-"""A path, a binary file object, or the bytes of a file."""
+"""A path, a URL (`scheme://…`), a binary file object, or the bytes of a file."""
 
 
 @runtime_checkable
@@ -33,8 +33,14 @@ class SectionSource(Protocol):
     def container(self) -> Container:
         """The front, checked."""
 
+    def expect(self, indices: Iterable[int]) -> None:
+        """Says which sections are read next: where requests are dear, several are one request."""
+
     def read(self, index: int) -> bytes:
         """One section's bytes, its checksum verified; raises `DecodeError` where it is damaged."""
+
+    def data(self) -> bytes | None:
+        """All bytes of the file; None where its sections are not in one."""
 
     def close(self) -> None:
         """Gives back what the source has opened."""
@@ -58,16 +64,18 @@ class StreamSections:
         try:
             self._stream = _seekable(self._opened)
             self.container = decode_container(self._stream, limits)
-            check_file_size(self._stream, self.container)
+            check_file_size(self._stream.seek(0, os.SEEK_END), self.container)
         except BaseException:
             self.close()
             raise
+
+    def expect(self, indices: Iterable[int]) -> None:
+        pass
 
     def read(self, index: int) -> bytes:
         return read_section(self._stream, self.container.sections[index], index)
 
     def data(self) -> bytes:
-        """All bytes of the file."""
         self._stream.seek(0)
         return read_up_to(self._stream, self.container.file_size)
 

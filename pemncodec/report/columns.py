@@ -140,7 +140,7 @@ COLUMNS: Final[tuple[Column, ...]] = (
         "order0_bytes",
         "floor of independent bits",
         "count",
-        lambda info: round(info.order0_bytes),
+        lambda info: None if info.order0_bytes is None else round(info.order0_bytes),
         "parts",
     ),
     *(_of_file(f"{part}_bytes", part, "count", _part_bytes(part), "parts") for part in PARTS),

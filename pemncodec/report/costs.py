@@ -80,7 +80,7 @@ class ModelCosts:
         """Of any value of the .pemn file, relative to the largest of its tensor; 0 if lossless."""
         if self.info is None:
             return None
-        return max((tensor.relative_error for tensor in self.info.tensors), default=0.0)
+        return max((tensor.relative_error or 0.0 for tensor in self.info.tensors), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""

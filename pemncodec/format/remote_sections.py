@@ -1,0 +1,122 @@
+"""The sections of a file behind a URL: every byte is fetched once, what lies together at once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from typing import Final
+
+from pemncodec.errors import LimitError
+from pemncodec.format.container import (
+    SectionEntry,
+    check_file_size,
+    check_section,
+    decode_container,
+)
+from pemncodec.limits import Limits
+from pemncodec.remote.ranges import Ranges, open_ranges
+
+FIRST_BYTES: Final = 1 << 16
+"""Of a file, fetched when it is opened: they hold most fronts, and many files."""
+
+_REQUEST: Final = 1 << 24  # bytes at most, so that decoding starts before all is there
+_IN_MEMORY: Final = 1 << 26  # of fetched sections; what is more goes to a temporary file
+
+
+class RemoteSections:
+    """Fetches sections when they are read, with those behind them that are expected.
+
+    Keeps what it has fetched. Not safe for use by several threads at once.
+    """
+
+    def __init__(self, url: str, limits: Limits) -> None:
+        """Fetches and checks the front.
+
+        Raises:
+            DecodeError: not a file that this reader can read.
+            OSError: it cannot be fetched.
+        """
+        self._ranges = open_ranges(url, FIRST_BYTES)
+        self._beginning = _Beginning(self._ranges)
+        self._fetched = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 until close
+        self._places: dict[int, int] = {}  # of sections in it
+        self._expected: set[int] = set()
+        try:
+            self.container = decode_container(self._beginning, limits)
+            check_file_size(self._ranges.size, self.container)
+            # Coded tensors are hardly ever larger than decoded ones: so much is not downloaded.
+            most = limits.decoded_bytes + limits.header_bytes + limits.manifest_bytes
+            if self._ranges.size > most:
+                raise LimitError(
+                    "limit", f"a file of {self._ranges.size} bytes, the limit is {most}"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def expect(self, indices: Iterable[int]) -> None:
+        self._expected.update(indices)
+
+    def read(self, index: int) -> bytes:
+        if index not in self._places:
+            self._fetch(index)
+        entry = self.container.sections[index]
+        self._fetched.seek(self._places[index])
+        data = self._fetched.read(entry.length)
+        check_section(data, entry, index)
+        return data
+
+    def data(self) -> bytes:
+        count = len(self.container.sections)
+        self.expect(range(count))
+        front = bytes(self._beginning.data[: self.container.size])
+        return b"".join([front, *map(self.read, range(count))])
+
+    def close(self) -> None:
+        self._fetched.close()
+        self._ranges.close()
+
+    def _fetch(self, index: int) -> None:
+        """Fetches a section, and those that follow it as far as they are expected."""
+        sections = self.container.sections
+        start, stop, behind = sections[index].offset, _stop(sections[index]), index + 1
+        while (
+            behind < len(sections)
+            and behind in self._expected
+            and behind not in self._places
+            and _stop(sections[behind]) - start <= _REQUEST
+        ):
+            stop = _stop(sections[behind])
+            behind += 1
+        place = self._fetched.seek(0, os.SEEK_END)
+        for piece in range(start, stop, _REQUEST):
+            self._fetched.write(self._bytes(piece, min(piece + _REQUEST, stop)))
+        for fetched in range(index, behind):
+            self._places[fetched] = place + sections[fetched].offset - start
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        here = bytes(self._beginning.data[start:stop])
+        rest = start + len(here)
+        return here + self._ranges.read(rest, stop) if rest < stop else here
+
+
+def _stop(entry: SectionEntry) -> int:
+    return entry.offset + entry.length
+
+
+class _Beginning:
+    """As much of a file, from its first byte, as was asked for."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self.data = bytearray(ranges.head)
+        self._ranges = ranges
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        stop = min(self._position + size, self._ranges.size)
+        if stop > len(self.data):
+            self.data += self._ranges.read(len(self.data), stop)
+        part = bytes(self.data[self._position : stop])
+        self._position = stop
+        return part

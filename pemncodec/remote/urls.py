@@ -1,0 +1,44 @@
+"""What is a URL, and what of one may be shown."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, TypeGuard
+from urllib.parse import unquote, urlsplit
+
+_URL: Final = re.compile(r"([a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def is_url(name: object) -> TypeGuard[str]:
+    """Whether a name is of the form `scheme://…`, which no path is taken for.
+
+    A file of such a name in the working folder is `./scheme://…`.
+    """
+    return isinstance(name, str) and _URL.match(name) is not None
+
+
+def shown(name: str) -> str:
+    """A name without what may be secret in a URL: user, password, and what is behind `?` or `#`."""
+    if not is_url(name):
+        return name
+    public = re.sub(r"://[^/]*@", "://", name)
+    return re.sub(r"[?#].*?(?=::|$)", "?…", public)
+
+
+def redacted(text: str, url: str) -> str:
+    """Text of other code without what `shown` leaves out of the URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return text.replace(url, shown(url))
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    values = [value.partition("=")[2] for value in re.split("[&;]", parts.query)]
+    for secret in (url, user, password, parts.query, parts.fragment, *values):
+        for form in {secret, unquote(secret)} - {""}:
+            text = text.replace(form, shown(url) if form == url else "…")
+    return text
+
+
+def last_part(url: str) -> str:
+    """The name of the file at a URL."""
+    return shown(url).removesuffix("?…").rstrip("/").rpartition("/")[2]

@@ -1,0 +1,216 @@
+"""http:// and https:// by ranges, with what Python has.
+
+The client of fsspec wants aiohttp, asks for the size in a request of its own, takes in all that a
+server sends where it ignores ranges, and does not notice that a file changes.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import re
+from email.message import Message
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from typing import Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+)
+
+from pemncodec.remote.ranges import failure, no_such_file
+from pemncodec.remote.urls import redacted, shown
+
+_SECONDS: Final = 30.0  # without a byte from the server
+_ATTEMPTS: Final = 4  # for one range
+_CHUNK: Final = 1 << 20
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_EMPTY_FILE: Final = "bytes */0"
+_IN_PATHS: Final = "%/:@!$&'()*+,;=~[]"
+
+
+class WebRanges:
+    """A file of a web server; see `Ranges`."""
+
+    def __init__(self, url: str, head_bytes: int) -> None:
+        self.name = shown(url)
+        self._given = url
+        self._url, self._authorization = _without_login(url, self.name)
+        self._opener = OpenerDirector()
+        for handler in (
+            ProxyHandler(),
+            HTTPHandler(),
+            HTTPSHandler(),
+            HTTPRedirectHandler(),
+            HTTPErrorProcessor(),
+            HTTPDefaultErrorHandler(),
+        ):
+            self._opener.add_handler(handler)
+        self._version: tuple[int, str | None] | None = None
+        self.size = head_bytes  # until a server says it
+        self.head = self.read(0, head_bytes)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """As `Ranges` has it; a connection that breaks is tried again, from where it broke."""
+        data = bytearray()
+        cause = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                self._take(start + len(data), stop, data)
+                cause = "less came than the server said"
+            except (HTTPException, ConnectionError) as error:
+                cause = _named(error)
+            if len(data) == min(stop, self.size) - start:
+                return bytes(data)
+        raise self._failed(errno.ECONNABORTED, f"the connection broke ({cause}): try again")
+
+    def close(self) -> None:
+        self._opener.close()
+
+    def _take(self, start: int, stop: int, data: bytearray) -> None:
+        """Appends what one request brings."""
+        request = Request(
+            self._url,
+            headers={
+                "Range": f"bytes={start}-{stop - 1}",
+                "Accept-Encoding": "identity",
+                "User-Agent": "pemncodec",
+            },
+        )
+        if self._authorization:  # for this server, and none that it sends us to
+            request.add_unredirected_header("Authorization", self._authorization)
+        try:
+            answer = self._opener.open(request, timeout=_SECONDS)
+        except HTTPError as error:
+            with error:
+                if error.code == 416 and error.headers.get("Content-Range") == _EMPTY_FILE:
+                    self._check_version(0, error.headers)
+                    return
+                raise self._refused(error.code) from None
+        except TimeoutError:
+            raise self._slow() from None
+        except URLError as error:
+            raise self._unreachable(error) from None
+        assert isinstance(answer, HTTPResponse)
+        with answer:
+            missing = self._checked(answer, start, stop)
+            try:
+                while missing:
+                    chunk = answer.read(min(missing, _CHUNK))
+                    if not chunk:
+                        return
+                    data += chunk
+                    missing -= len(chunk)
+            except TimeoutError:
+                raise self._slow() from None
+
+    def _checked(self, answer: HTTPResponse, start: int, stop: int) -> int:
+        """The number of bytes that an answer has, all of which were asked for."""
+        said = answer.headers.get("Content-Length") or ""
+        length = int(said) if re.fullmatch(r"\d{1,18}", said) else None
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise self._failed(
+                errno.EPROTO, "the server compresses what it was asked to send as it is"
+            )
+        if answer.status == HTTPStatus.OK and start == 0 and length is not None and length <= stop:
+            self._check_version(length, answer.headers)  # no ranges, and no need of any
+            return length
+        if answer.status != HTTPStatus.PARTIAL_CONTENT:
+            raise self._failed(
+                errno.EOPNOTSUPP,
+                "the server cannot send parts of a file: download it, and give its path",
+            )
+        given = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range") or "")
+        if given is None:
+            raise self._failed(
+                errno.EPROTO,
+                "the server does not say which part of the file it sends: download it, and give "
+                "its path",
+            )
+        first, last, size = map(int, given.groups())
+        if (first, last) != (start, min(stop, size) - 1) or length not in (None, last + 1 - first):
+            raise self._failed(
+                errno.EPROTO,
+                f"the server sends other bytes than {start} to {min(stop, size) - 1}, which it was "
+                "asked for: download the file, and give its path",
+            )
+        self._check_version(size, answer.headers)
+        return last + 1 - first
+
+    def _check_version(self, size: int, headers: Message) -> None:
+        version = (size, headers.get("ETag") or headers.get("Last-Modified"))
+        if self._version not in (None, version):
+            raise self._failed(
+                errno.ESTALE, "the file changed while it was read: open it once more"
+            )
+        self._version = version
+        self.size = size
+
+    def _refused(self, status: int) -> OSError:
+        try:
+            said = f"{status} {HTTPStatus(status).phrase}"
+        except ValueError:
+            said = f"{status}"
+        if status in (404, 410):
+            return no_such_file(self.name)
+        if status in (401, 403):
+            return self._failed(
+                errno.EACCES,
+                f"the server refuses access ({said}): has the URL a login, or expired?",
+            )
+        if status == 429 or status >= 500:
+            return self._failed(errno.EIO, f"the server cannot answer ({said}): try again later")
+        return self._failed(errno.EIO, f"the server says {said}: check the URL")
+
+    def _unreachable(self, error: URLError) -> OSError:
+        reason = error.reason
+        if isinstance(reason, TimeoutError):
+            return self._slow()
+        if isinstance(reason, ConnectionError) and not isinstance(reason, ConnectionRefusedError):
+            return reason  # to be tried again
+        what = (isinstance(reason, OSError) and reason.strerror) or str(reason)
+        what = redacted(what.partition("\n")[0], self._given)
+        return self._failed(errno.EHOSTUNREACH, f"cannot reach the server ({what}): check the URL")
+
+    def _slow(self) -> OSError:
+        return self._failed(
+            errno.ETIMEDOUT, f"the server sent nothing for {_SECONDS:.0f} seconds: try again later"
+        )
+
+    def _failed(self, code: int, text: str) -> OSError:
+        return failure(self.name, code, text)
+
+
+def _without_login(url: str, name: str) -> tuple[str, str | None]:
+    """The URL as a server is asked for it, and the header with user and password."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # checked here
+        host = parts.hostname
+    except ValueError:
+        host = port = None
+    if not host or port == 0:
+        raise failure(name, errno.EINVAL, "this is no URL: it needs a host, as https://host/file")
+    login, _, place = parts.netloc.rpartition("@")
+    parts = parts._replace(
+        netloc=place,
+        path=quote(parts.path, _IN_PATHS),
+        query=quote(parts.query, _IN_PATHS + "?"),
+        fragment="",
+    )
+    encoded = base64.b64encode(unquote(login).encode()).decode()
+    return parts.geturl(), f"Basic {encoded}" if login else None
+
+
+def _named(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return type(error).__name__
