@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pemncodec.contents import CARRIERS, Array, Fill, PackedMask, StoredPrototype
+from pemncodec.packed.devices import expand_on_device
 from pemncodec.packed.recipe import Recipe
 from pemncodec.packed.workspace import Workspace
 from pemncodec.tensors import dtype_name, tensor_to_array
 from pemncodec.values.fill import RepeatedValues, SeededValues, tensor_values
-from pemncodec.values.on_device import Values, fill_where, repeated, values_on
 from pemncodec.values.rounding import round_to
 
 _AT_ONCE = 1 << 16  # weights made at one time where they need a step more; a multiple of 8
@@ -58,55 +58,6 @@ def fill_weights(recipe: Recipe, bits: Tensor, prototype: Tensor | None, out: Te
         own = stored[: part.numel()]
         values.fill_masked(start, packed[start // 8 : (start + _AT_ONCE) // 8], array_of(own))
         part.copy_(own)
-
-
-def expand_on_device(
-    recipe: Recipe, bits: Tensor, prototype: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """As `expand`, on any device."""
-    out = torch.empty(recipe.count, dtype=getattr(torch, recipe.dtype), device=bits.device)
-    fill_where(bits, _values_on(bits.device, recipe, prototype), out)
-    return out.to(dtype)
-
-
-def _values_on(device: torch.device, recipe: Recipe, prototype: Tensor | None) -> Values:
-    if recipe.seeded is not None:
-        fill = Fill(0, recipe.offset, recipe.scale)
-        return values_on(device, recipe.seeded, fill, recipe.dtype, recipe.count)
-    assert prototype is not None
-    offset = recipe.offset
-    if recipe.signs:
-        return _signed_on(recipe, prototype)
-    if offset + recipe.count <= prototype.numel():
-        values, offset = prototype[offset : offset + recipe.count], 0
-    else:
-        values = prototype
-    return repeated(scale_on(values, recipe), offset)
-
-
-def _signed_on(recipe: Recipe, signs: Tensor) -> Values:
-    negative, positive = scale_on(torch.tensor([-1.0, 1.0], device=signs.device), recipe)
-
-    def taken(start: int, size: int) -> Tensor:
-        places = torch.arange(size, device=signs.device) + (recipe.offset + start)
-        return torch.where(bits_at(signs, places % recipe.signs), positive, negative)
-
-    return taken
-
-
-def bits_at(packed: Tensor, places: Tensor) -> Tensor:
-    """Some of packed bits, bool of the shape of their places."""
-    return ((packed[places // 8] >> (places % 8).to(torch.uint8)) & 1).bool()
-
-
-def scale_on(values: Tensor, recipe: Recipe) -> Tensor:
-    """Values of a prototype, scaled, in the dtype of the recipe: the bits of `scale_values`."""
-    dtype = getattr(torch, recipe.dtype)
-    if recipe.scale == 1.0 and values.dtype == dtype:
-        return values
-    scale = torch.tensor(recipe.scale, dtype=torch.float32, device=values.device)
-    scaled = values.to(torch.float32) * scale
-    return torch.where(scaled.isnan(), torch.nan, scaled).to(dtype)
 
 
 def array_of(tensor: Tensor) -> Array:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pemncodec import kernels
+from pemncodec.packed.devices import multiplies_on_device, multiply_on_device
 from pemncodec.packed.recipe import Recipe
 
 _MOST_INPUTS = 4  # from here on a dense product is faster, with the time to expand
@@ -14,9 +15,10 @@ _MOST_INPUTS = 4  # from here on a dense product is faster, with the time to exp
 
 def multiplies(recipe: Recipe, prototype: Tensor | None, inputs: Tensor) -> bool:
     """Whether `multiply` takes these inputs and weights, and is faster than to expand them."""
+    if inputs.device.type != "cpu":
+        return multiplies_on_device(recipe, prototype, inputs)
     return (
-        inputs.device.type == "cpu"
-        and inputs.dtype == torch.float32
+        inputs.dtype == torch.float32
         and recipe.dtype == "float32"
         and 0 < inputs.shape[0] <= _MOST_INPUTS
         and recipe.count > 0
@@ -37,6 +39,8 @@ def multiply(recipe: Recipe, bits: Tensor, prototype: Tensor, inputs: Tensor) ->
         prototype: of the weight.
         inputs: float32 [batch, columns].
     """
+    if inputs.device.type != "cpu":
+        return multiply_on_device(recipe, bits, prototype, inputs)
     rows, columns = recipe.shape
     out = torch.empty(inputs.shape[0], rows)
     threads = torch.get_num_threads()

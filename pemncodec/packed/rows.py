@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pemncodec.packed.expansion import array_of, bits_at, scale_on, values_of
+from pemncodec.packed.devices import bits_at, magnitude, scale_on
+from pemncodec.packed.expansion import array_of, values_of
 from pemncodec.packed.recipe import Recipe
 
 _SHARE, _SEEDED_SHARE = 16, 64
@@ -50,10 +51,9 @@ def take_rows(
     columns = torch.arange(recipe.shape[1], device=bits.device)
     places = indices.long()[..., None] * recipe.shape[1] + columns
     if recipe.signs:
-        pair = torch.tensor([-1.0, 1.0], device=bits.device)
-        negative, positive = scale_on(pair, recipe)
         signs = bits_at(prototype, (places + recipe.offset) % recipe.signs)
-        values = torch.where(signs, positive, negative)
+        constant = torch.full((), magnitude(recipe), dtype=dtype, device=bits.device)
+        values = torch.where(signs, constant, -constant)
     else:
         values = scale_on(prototype[(places + recipe.offset) % prototype.numel()], recipe)
     return torch.where(bits_at(bits, places), values, 0.0).to(dtype)

@@ -98,7 +98,7 @@ class PackedWeight(Tensor):
         """Inputs [batch, columns] times the transposed weight; NotImplemented if it is better
         expanded for that."""
         recipe, prototype = self.recipe, self.prototype
-        if self.dtype != torch.float32 or not multiplies(recipe, prototype, inputs):
+        if self.dtype != inputs.dtype or not multiplies(recipe, prototype, inputs):
             return NotImplemented
         assert prototype is not None
         if type(self.bits) is Tensor:

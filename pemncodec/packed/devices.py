@@ -1,0 +1,121 @@
+"""Packed weights on devices: by Triton where that is installed, else by PyTorch's operators."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from pemncodec.contents import Fill, SeededPrototype
+from pemncodec.packed.recipe import Recipe
+from pemncodec.values.on_device import Values, fill_where, repeated, values_on
+from pemncodec.values.philox import normal_quantiles
+
+_MOST_INPUTS = 8  # from here on tensor cores are faster on expanded weights
+
+
+def uses_triton(device: torch.device) -> bool:
+    """Whether there are kernels for a device."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def expand_on_device(
+    recipe: Recipe, bits: Tensor, prototype: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Effective weights [n], on the device of the bits; arguments as of `expand`."""
+    out = torch.empty(recipe.count, dtype=getattr(torch, recipe.dtype), device=bits.device)
+    if not (uses_triton(bits.device) and _expand_by_kernel(recipe, bits, prototype, out)):
+        fill_where(bits, _values_on(bits.device, recipe, prototype), out)
+    return out.to(dtype)
+
+
+def multiplies_on_device(recipe: Recipe, prototype: Tensor | None, inputs: Tensor) -> bool:
+    """As `pemncodec.packed.product.multiplies`."""
+    return (
+        uses_triton(inputs.device)
+        and inputs.dtype == getattr(torch, recipe.dtype)
+        and inputs.dtype != torch.float64
+        and 0 < inputs.shape[0] <= _MOST_INPUTS
+        and recipe.count > 0
+        and prototype is not None
+    )
+
+
+def multiply_on_device(recipe: Recipe, bits: Tensor, prototype: Tensor, inputs: Tensor) -> Tensor:
+    """As `pemncodec.packed.product.multiply`, of the dtype of the recipe; sums are of float32."""
+    from pemncodec.packed.triton_kernels import multiply_bits
+
+    values = prototype if recipe.signs else scale_on(prototype, recipe)
+    scale = magnitude(recipe) if recipe.signs else 1.0
+    return multiply_bits(
+        bits, values, recipe.signs, scale, recipe.offset, inputs.contiguous(), recipe.shape[0]
+    )
+
+
+def _expand_by_kernel(recipe: Recipe, bits: Tensor, prototype: Tensor | None, out: Tensor) -> bool:
+    """Expands into `out`, and returns False where no kernel does."""
+    from pemncodec.packed import triton_kernels
+
+    if recipe.dtype == "float64" or not recipe.count:
+        return False
+    if prototype is not None:
+        values = prototype if recipe.signs else scale_on(_needed(recipe, prototype), recipe)
+        offset = recipe.offset if recipe.signs or values.numel() == prototype.numel() else 0
+        triton_kernels.expand_bits(bits, values, recipe.signs, magnitude(recipe), offset, out)
+        return True
+    seeded = recipe.seeded
+    if not isinstance(seeded, SeededPrototype) or seeded.period:
+        return False
+    table = scale_on(torch.from_numpy(normal_quantiles().copy()).to(bits.device), recipe)
+    triton_kernels.expand_seeded(bits, seeded, table, recipe.scale, recipe.offset, out)
+    return True
+
+
+def _values_on(device: torch.device, recipe: Recipe, prototype: Tensor | None) -> Values:
+    if recipe.seeded is not None:
+        fill = Fill(0, recipe.offset, recipe.scale)
+        return values_on(device, recipe.seeded, fill, recipe.dtype, recipe.count)
+    assert prototype is not None
+    if recipe.signs:
+        return _signed_on(recipe, prototype)
+    values = _needed(recipe, prototype)
+    offset = recipe.offset if values.numel() == prototype.numel() else 0
+    return repeated(scale_on(values, recipe), offset)
+
+
+def _needed(recipe: Recipe, prototype: Tensor) -> Tensor:
+    """What a weight takes of a prototype, if that is one part of it, else all."""
+    stop = recipe.offset + recipe.count
+    return prototype[recipe.offset : stop] if stop < prototype.numel() else prototype
+
+
+def _signed_on(recipe: Recipe, signs: Tensor) -> Values:
+    dtype = getattr(torch, recipe.dtype)
+    positive = torch.tensor(magnitude(recipe), dtype=dtype, device=signs.device)
+
+    def taken(start: int, size: int) -> Tensor:
+        places = torch.arange(size, device=signs.device) + (recipe.offset + start)
+        return torch.where(bits_at(signs, places % recipe.signs), positive, -positive)
+
+    return taken
+
+
+def bits_at(packed: Tensor, places: Tensor) -> Tensor:
+    """Some of packed bits, bool of the shape of their places."""
+    return ((packed[places // 8] >> (places % 8).to(torch.uint8)) & 1).bool()
+
+
+def scale_on(values: Tensor, recipe: Recipe) -> Tensor:
+    """Values of a prototype, scaled, in the dtype of the recipe: the bits of `scale_values`."""
+    dtype = getattr(torch, recipe.dtype)
+    if recipe.scale == 1.0 and values.dtype == dtype:
+        return values
+    scale = torch.tensor(recipe.scale, dtype=torch.float32, device=values.device)
+    scaled = values.to(torch.float32) * scale
+    return torch.where(scaled.isnan(), torch.nan, scaled).to(dtype)
+
+
+def magnitude(recipe: Recipe) -> float:
+    """The constant of weights that are signs, as their dtype has it."""
+    return float(torch.tensor(recipe.scale).to(getattr(torch, recipe.dtype)))
