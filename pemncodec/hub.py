@@ -1,0 +1,208 @@
+"""Networks on the Hugging Face Hub, or in folders that are laid out as its repositories.
+
+By the conventions of `huggingface_hub`: the same names, arguments and cache. These are functions
+and no mixin, since a decoded module has no class of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from pemncodec.decoding import decode
+from pemncodec.encoding import encode
+from pemncodec.errors import EncodeArgumentError
+from pemncodec.format.atomic import write_file
+from pemncodec.format.info import FileInfo
+from pemncodec.format.reader import PemnFile
+from pemncodec.remote.urls import is_url
+
+try:
+    from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
+except ImportError:
+    raise ImportError("pemncodec.hub needs huggingface_hub: pip install 'pemncodec[hub]'") from None
+
+FILE_NAME: Final = "model.pemn"
+CARD_NAME: Final = "README.md"
+
+_PARTS: Final = {
+    "header": "header: names, shapes, seeds",
+    "manifest": "architecture",
+    "prototype": "stored values of frozen weights",
+    "dense": "trained tensors",
+    "mask": "masks",
+}
+
+
+def from_pretrained(
+    pretrained_model_name_or_path: str | os.PathLike[str],
+    *,
+    filename: str = FILE_NAME,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    **options: Any,
+) -> nn.Module:
+    """The network of a repository on the Hub, or of a folder; see `pemncodec.decode`.
+
+    Args:
+        pretrained_model_name_or_path: a folder, or "user/name" of a repository, whose file is kept
+            in the cache of `huggingface_hub`.
+        filename: of the .pemn file in it.
+        revision: branch, tag or commit of the repository.
+        cache_dir: another folder for the cache.
+        force_download: downloads also what is in the cache.
+        local_files_only: uses the cache alone, without a network.
+        token: for private repositories; None takes that of `hf auth login`.
+        **options: of `decode`, such as `device` or `into`.
+
+    Raises:
+        OSError: there is no such file or repository, or it cannot be reached.
+        DecodeError: as in `decode`.
+    """
+    name = os.fspath(pretrained_model_name_or_path)
+    if Path(name).is_dir():
+        return decode(Path(name, filename), **options)
+    path = hf_hub_download(
+        name,
+        filename,
+        revision=revision,
+        cache_dir=cache_dir,
+        force_download=force_download,
+        local_files_only=local_files_only,
+        token=token,
+        library_name="pemncodec",
+    )
+    return decode(path, **options)
+
+
+def save_pretrained(
+    source: nn.Module | Mapping[str, Tensor] | PemnFile,
+    save_directory: str | os.PathLike[str],
+    *,
+    card_data: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> FileInfo:
+    """Write a network as `model.pemn` into a folder, and a model card with its sizes.
+
+    A card that is there stays. The folder is made where there is none.
+
+    Args:
+        source: as in `pemncodec.encode`. An open file without options is written as it is.
+        save_directory: the folder.
+        card_data: fields of the card's head, such as `license` or `pipeline_tag`.
+        **options: of `encode`, such as `example_inputs` or `preset`.
+
+    Returns:
+        What the file costs, part by part.
+
+    Raises:
+        EncodeError: as in `encode`.
+    """
+    if is_url(save_directory):
+        raise EncodeArgumentError("save_directory is a folder of this machine; see push_to_hub")
+    folder = Path(save_directory)
+    return _save(source, folder, folder.resolve().name, card_data, options)
+
+
+def push_to_hub(
+    source: nn.Module | Mapping[str, Tensor] | PemnFile,
+    repo_id: str,
+    *,
+    commit_message: str = "Push model using pemncodec.",
+    private: bool | None = None,
+    token: str | None = None,
+    branch: str | None = None,
+    create_pr: bool | None = None,
+    card_data: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> str:
+    """Save a network as `save_pretrained` does, and put it into a repository on the Hub.
+
+    The repository is made where there is none. A card that is there stays.
+
+    Args:
+        source: as in `save_pretrained`.
+        repo_id: "user/name".
+        commit_message: of the commit.
+        private: whether a new repository is private; None leaves it to the Hub's settings.
+        token: None takes that of `hf auth login`.
+        branch: of the repository, "main" by default.
+        create_pr: opens a pull request.
+        card_data: as in `save_pretrained`.
+        **options: of `encode`.
+
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        EncodeError: as in `encode`; nothing was sent then.
+        OSError: the Hub cannot be reached, or refuses.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _save(source, Path(folder), repo_id, card_data, options)
+        api = HfApi(token=token, library_name="pemncodec")
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        known = api.file_exists(repository, CARD_NAME, revision=branch)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=branch,
+            create_pr=create_pr,
+            ignore_patterns=CARD_NAME if known else None,
+        )
+    return str(commit)
+
+
+def _save(
+    source: nn.Module | Mapping[str, Tensor] | PemnFile,
+    folder: Path,
+    title: str,
+    card_data: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> FileInfo:
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / FILE_NAME
+    if isinstance(source, PemnFile) and not options and (data := source.data()) is not None:
+        write_file([data], target)
+        info = source.info()
+    else:
+        info = encode(source, target, **options).info
+    card = folder / CARD_NAME
+    if not card.exists():
+        write_file([str(_card(title, info, card_data or {})).encode()], card)
+    return info
+
+
+def _card(title: str, info: FileInfo, data: Mapping[str, Any]) -> ModelCard:
+    fields = {"library_name": "pemncodec", "tags": ["pemncodec", "masked-network"], **data}
+    masked = "No weights are masked."
+    if info.bits_per_weight is not None:
+        masked = (
+            f"{info.masked_weights:,} weights are frozen, and a mask of {info.bits_per_weight:.2f} "
+            "bits for each says which of them are used."
+        )
+    lines = [
+        f"---\n{ModelCardData(**fields).to_yaml()}\n---\n",
+        f"# {title}\n",
+        f"A masked network in a `.pemn` file. {masked}\n",
+        "| | bytes |",
+        "|---|---:|",
+        f"| the same tensors, plain | {info.dense_model_bytes:,} |",
+        f"| **{FILE_NAME}** | **{info.file_bytes:,}** |",
+        *(f"| {_PARTS[part]} | {size:,} |" for part, size in info.parts.items()),
+        "\n```python",
+        "from pemncodec.hub import from_pretrained\n",
+        f'model = from_pretrained("{title if "/" in title else f"user/{title}"}")',
+        "```",
+        *(f"\n* {key}: {' '.join(text.split())}" for key, text in info.metadata.items()),
+    ]
+    return ModelCard("\n".join(lines) + "\n")

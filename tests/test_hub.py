@@ -1,0 +1,135 @@
+"""Networks in folders and caches as `huggingface_hub` lays them out; no network is needed."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import pruned_net
+from torch import nn
+
+import pemncodec
+
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+
+from pemncodec.hub import from_pretrained, push_to_hub, save_pretrained  # noqa: E402 where it is
+
+
+@pytest.fixture(scope="module")
+def network() -> bytes:
+    stream = io.BytesIO()
+    images = torch.randn(2, 3, 8, 8)
+    pemncodec.encode(pruned_net(), stream, example_inputs=images, metadata={"top1": "61\n| x"})
+    return stream.getvalue()
+
+
+def test_a_folder_and_back(network: bytes, tmp_path: Path) -> None:
+    module = pemncodec.decode(network)
+    info = save_pretrained(module, tmp_path / "of" / "mine")
+    written = tmp_path / "of" / "mine" / "model.pemn"
+    assert written.read_bytes() == network
+    assert info.file_bytes == len(network)
+    again = from_pretrained(tmp_path / "of" / "mine")
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(again(images), module(images))
+    own = copy.deepcopy(module)
+    assert from_pretrained(str(tmp_path / "of" / "mine"), into=own) is own
+    with pytest.raises(FileNotFoundError, match=r"other\.pemn"):
+        from_pretrained(tmp_path / "of" / "mine", filename="other.pemn")
+
+
+def test_an_open_file_is_written_as_it_is(network: bytes, tmp_path: Path) -> None:
+    file = pemncodec.open(network)
+    save_pretrained(file, tmp_path)
+    assert (tmp_path / "model.pemn").read_bytes() == network
+    info = save_pretrained(file, tmp_path, manifest=False)
+    assert info.manifest_bytes == 0
+    assert (tmp_path / "model.pemn").stat().st_size == info.file_bytes
+
+
+def test_the_card_has_the_sizes(network: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "small-net"
+    info = save_pretrained(pemncodec.open(network), folder, card_data={"license": "mit"})
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "pemncodec"
+    assert card.data.tags == ["pemncodec", "masked-network"]
+    assert card.data.license == "mit"
+    assert card.text.startswith("\n# small-net\n")
+    rows = [line.split("|")[1:3] for line in card.text.splitlines() if line.startswith("|")]
+    sizes = {name.strip(" *"): size.strip(" *") for name, size in rows}
+    assert sizes["model.pemn"] == f"{info.file_bytes:,}"
+    assert sizes["the same tensors, plain"] == f"{info.dense_model_bytes:,}"
+    assert sizes["masks"] == f"{info.mask_bytes:,}"
+    assert 'from_pretrained("user/small-net")' in card.text
+    assert "\n* top1: 61 | x\n" in card.text
+    (folder / "README.md").write_text("mine")
+    save_pretrained(pemncodec.open(network), folder)
+    assert (folder / "README.md").read_text() == "mine"
+
+
+def test_the_cache_is_used_without_a_network(network: bytes, tmp_path: Path) -> None:
+    repository = tmp_path / "models--someone--net"
+    for commit, name, content in (("1" * 40, "main", network), ("2" * 40, "old", b"")):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "model.pemn").write_bytes(content)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+    module = from_pretrained("someone/net", cache_dir=tmp_path, local_files_only=True)
+    assert isinstance(module, nn.Module)
+    with pytest.raises(pemncodec.NotPemnError):
+        from_pretrained("someone/net", cache_dir=tmp_path, local_files_only=True, revision="old")
+    with pytest.raises(FileNotFoundError):
+        from_pretrained("someone/other", cache_dir=tmp_path, local_files_only=True)
+
+
+@pytest.mark.parametrize("has_card", [False, True])
+def test_what_is_pushed(network: bytes, monkeypatch: pytest.MonkeyPatch, has_card: bool) -> None:
+    sent: dict[str, Any] = {}
+
+    def record(name: str, result: Any) -> Callable[..., Any]:
+        def call(_api: Any, *arguments: Any, **options: Any) -> Any:
+            sent[name] = arguments, options
+            if name == "upload_folder":
+                folder = Path(options["folder_path"])
+                sent["files"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+            return result
+
+        return call
+
+    api = huggingface_hub.HfApi
+    repository = SimpleNamespace(repo_id="someone/net")
+    monkeypatch.setattr(api, "create_repo", record("create_repo", repository))
+    monkeypatch.setattr(api, "file_exists", record("file_exists", has_card))
+    monkeypatch.setattr(api, "upload_folder", record("upload_folder", "https://hub/commit/1"))
+    url = push_to_hub(pemncodec.open(network), "net", private=True, branch="new")
+    assert url == "https://hub/commit/1"
+    assert sent["create_repo"] == (("net",), {"private": True, "exist_ok": True})
+    assert sent["files"]["model.pemn"] == network
+    assert b"# net\n" in sent["files"]["README.md"]
+    options = sent["upload_folder"][1]
+    assert (options["repo_id"], options["revision"]) == ("someone/net", "new")
+    assert options["ignore_patterns"] == ("README.md" if has_card else None)
+    sent.clear()
+    with pytest.raises(pemncodec.EncodeError):
+        push_to_hub(nn.Linear(2, 2), "net")
+    assert not sent
+
+
+def test_a_url_is_no_folder(network: bytes) -> None:
+    with pytest.raises(pemncodec.EncodeError, match="push_to_hub"):
+        save_pretrained(pemncodec.open(network), "hf://someone/net")
+
+
+def test_the_client_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(sys.modules, "pemncodec.hub")
+    with pytest.raises(ImportError, match=r"needs huggingface_hub: pip install 'pemncodec\[hub\]'"):
+        importlib.import_module("pemncodec.hub")
