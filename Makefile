@@ -10,8 +10,9 @@ STAMP := $(VENV)/installed
 demo: $(STAMP)  ## encode the example checkpoint, inspect it, decode it elsewhere, classify images
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
+# A process for each core, which takes one file of tests after the other; more threads would be in the way.
 test: $(STAMP)  ## the whole suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 zoo: $(STAMP)  ## timm and transformers, for tests that are skipped without them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --config-settings editable_mode=compat --editable '.[zoo]'
