@@ -87,9 +87,14 @@ def test_exports_name_no_files_of_this_machine(net: Path, tmp_path: Path, suffix
 
 def test_executorch(net: Path) -> None:
     pytest.importorskip("executorch", reason="ExecuTorch is not installed")
-    stream = io.BytesIO()
-    to_executorch(net, stream, batch=1)
-    assert stream.getvalue()[4:8] == b"ET12"
+    runtime = pytest.importorskip("executorch.runtime", reason="ExecuTorch has no runtime here")
+    images, expected = IMAGES[:1], pemncodec.decode(net)(IMAGES[:1])
+    for packed in (False, True):
+        stream = io.BytesIO()
+        to_executorch(net, stream, batch=1, packed=packed)
+        assert stream.getvalue()[4:8] == b"ET12"
+        method = runtime.Runtime.get().load_program(stream.getvalue()).load_method("forward")
+        torch.testing.assert_close(method.execute([images])[0], expected)
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".safetensors", ".pt"])

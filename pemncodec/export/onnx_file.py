@@ -71,7 +71,8 @@ def _packed_model(
     for name in made:
         target = aliases.get(name, name)
         if target in packing.packed:
-            masked.add(target, name)
+            rank = len(packing.packed[target].row.shape)
+            masked.add(target, *_take_transposed(model.graph, name, rank))
         else:
             dense[target](graph, name)
     nodes = [*graph.nodes, *model.graph.node]
@@ -79,6 +80,19 @@ def _packed_model(
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(graph.initializers)
     return model, packing.dense
+
+
+def _take_transposed(graph: GraphProto, name: str, rank: int) -> tuple[str, tuple[int, ...]]:
+    """The value that a graph needs in place of a tensor, and its order of the tensor's axes.
+
+    A Transpose that is all the graph does with the tensor is taken out.
+    """
+    users = [node for part in _graphs(graph) for node in part.node if name in node.input]
+    if len(users) != 1 or users[0].op_type != "Transpose" or users[0] not in graph.node:
+        return name, tuple(range(rank))
+    graph.node.remove(users[0])
+    axes = (tuple(attribute.ints) for attribute in users[0].attribute)
+    return users[0].output[0], next(axes, tuple(range(rank))[::-1])
 
 
 def _exported(

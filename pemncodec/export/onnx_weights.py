@@ -12,11 +12,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from pemncodec.coders.packed import unpack
 from pemncodec.contents import Array, SeededPrototype, numel
 from pemncodec.export.onnx_graph import DTYPES, OnnxGraph
 from pemncodec.export.onnx_philox import SeededValues
-from pemncodec.export.packing import PackedPrototype, Packing
+from pemncodec.export.packing import PackedPrototype, Packing, TwoValues
 from pemncodec.format.header import MaskedRow
+from pemncodec.values.rounding import widen
 
 _BITS_OF_BYTE: Final[Array] = np.unpackbits(
     np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"
@@ -35,12 +37,18 @@ class MaskedTensors:
             key, last = self._key(masked.row), _last(masked.row)
             self._most[key] = max(last, self._most.get(key, 0))
 
-    def add(self, name: str, under: str) -> None:
-        """Adds what makes the tensor `name`, under a name."""
+    def add(self, name: str, under: str, axes: tuple[int, ...]) -> None:
+        """Adds what makes the tensor `name`, under a name, with its axes in another order."""
         graph, masked = self._graph, self._packing.packed[name]
         row, dtype = masked.row, self._dtype(masked.row)
-        used = _mask(graph, masked.packed_mask(), row.shape)
-        inputs = used, self._values(row), graph.scalar(0, dtype)
+        bits, values = masked.packed_mask(), self._values(row)
+        if axes != tuple(range(len(row.shape))):
+            # Before they meet: layers of one shape share the values in this order, too.
+            mask = unpack(bits, numel(row.shape)).reshape(row.shape).transpose(axes)
+            bits = np.packbits(mask, bitorder="little")
+            values = graph.node("Transpose", values, perm=axes)
+        used = _mask(graph, bits, tuple(row.shape[axis] for axis in axes))
+        inputs = used, values, graph.scalar(0, dtype)
         if dtype == row.dtype:
             graph.output(under, "Where", *inputs)
         else:
@@ -64,10 +72,16 @@ class MaskedTensors:
 
     def _scaled(self, row: MaskedRow, prototype: PackedPrototype) -> str:
         graph, dtype = self._graph, self._dtype(row)
-        if isinstance(prototype.values, SeededPrototype):
-            values = self._seeded.add(prototype.values)
+        own = prototype.values
+        if isinstance(own, SeededPrototype):
+            values = self._seeded.add(own)
+        elif isinstance(own, TwoValues):
+            first, second = own.pair if dtype == "float64" else widen(own.pair, prototype.dtype)
+            which = _mask(graph, own.bits, (own.count,))
+            pair = graph.scalar(second, dtype), graph.scalar(first, dtype)
+            values = graph.node("Where", which, *pair)
         else:
-            values = graph.constant(prototype.values, prototype.dtype)
+            values = graph.constant(own, prototype.dtype)
             values = values if prototype.dtype == dtype else graph.cast(values, dtype)
         if row.fill.scale == 1:
             return values

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from pemncodec.contents import SeededPrototype, numel
-from pemncodec.export.packing import Packing
+from pemncodec.export.packing import Packing, TwoValues
 from pemncodec.format.header import MaskedRow
 from pemncodec.tensors import array_to_tensor
 from pemncodec.values.on_device import permutation_on, philox_on, values_of_words
@@ -68,11 +68,15 @@ class _Weights:
         for index, masked in enumerate(packing.packed.values()):
             self._keep(f"bits_{index}", torch.from_numpy(masked.packed_mask().copy()))
         for index, prototype in packing.prototypes.items():
-            if not isinstance(prototype.values, SeededPrototype):
-                values = array_to_tensor(prototype.values, prototype.dtype, _CPU)
-                self._keep(f"prototype_{index}", values)
-            elif prototype.values.distribution == "normal":
-                self._keep("quantiles", torch.from_numpy(normal_quantiles().copy()))
+            own = prototype.values
+            if isinstance(own, SeededPrototype):
+                if own.distribution == "normal":
+                    self._keep("quantiles", torch.from_numpy(normal_quantiles().copy()))
+                continue
+            if isinstance(own, TwoValues):
+                self._keep(f"signs_{index}", torch.from_numpy(own.bits))
+                own = own.pair
+            self._keep(f"prototype_{index}", array_to_tensor(own, prototype.dtype, _CPU))
 
     def _keep(self, name: str, values: Tensor) -> None:
         self._module.register_buffer(f"packed_{name}", values)
@@ -93,7 +97,11 @@ class _Weights:
         prototype = self._prototypes[index]
         seeded = prototype.values
         if not isinstance(seeded, SeededPrototype):
-            return self._kept(f"prototype_{index}")
+            values = self._kept(f"prototype_{index}")
+            if isinstance(seeded, TwoValues):
+                which = self._unpacked(self._kept(f"signs_{index}"), seeded.count)
+                return torch.where(which, values[1], values[0])
+            return values
         kind, seed, stream = seeded.distribution, seeded.seed, seeded.stream
         count = seeded.period or min(seeded.length, prototype.needed)
         words = philox_on(_CPU, seed, 0, count, stream=stream)
@@ -103,10 +111,13 @@ class _Weights:
             return values
         return values[permutation_on(_CPU, seed, count, seeded.length, stream=stream) % count]
 
+    def _unpacked(self, bits: Tensor, count: int) -> Tensor:
+        return ((bits[:, None] & self._kept("places")) != 0).reshape(-1)[:count]
+
     def _expanded(self, row: MaskedRow, bits: Tensor, values: Tensor) -> Tensor:
         """The weights of a tensor [*shape]; see spec section 5.3."""
         count, dtype = numel(row.shape), getattr(torch, row.dtype)
-        used = ((bits[:, None] & self._kept("places")) != 0).reshape(-1)[:count]
+        used = self._unpacked(bits, count)
         if values.dtype != dtype or row.fill.scale != 1:
             values = (values.to(torch.float32) * row.fill.scale).to(dtype)
         last = row.fill.offset + count

@@ -8,23 +8,43 @@ from typing import Final
 
 import numpy as np
 
+from pemncodec.coders.packed import unpack
 from pemncodec.contents import (
     CARRIERS,
     Array,
+    PackedMask,
     Prototype,
     SeededPrototype,
     StoredPrototype,
+    bits_of,
     numel,
 )
 from pemncodec.format.header import MaskedRow
 from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile
-from pemncodec.values.fill import prototype_values
+from pemncodec.values.fill import prototype_values, used_values
 
 OPERATOR_BYTES: Final = 1 << 14
 """What the operators that make seeded values take, with their table, in an ONNX file."""
 
 _TENSOR_BYTES: Final = 400  # names and operators of one packed tensor
+_KINDS: Final = 2  # of values that take a bit each
+_SAMPLE: Final = 1000  # values that tell nearly always that there are more
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TwoValues:
+    """Values of which only two are different.
+
+    Attributes:
+        bits: uint8 [ceil(values / 8)], 1 for the second of the two.
+        count: of the values.
+        pair: [2], in the carrier dtype of the prototype.
+    """
+
+    bits: PackedMask
+    count: int
+    pair: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,13 +52,14 @@ class PackedPrototype:
     """What the values of packed tensors are made of.
 
     Attributes:
-        values: [length], in the carrier dtype of `dtype`, or the seed that makes them.
+        values: [length] or as many as are needed, in the carrier dtype of `dtype`; or the seed that
+            makes them.
         dtype: of the values.
         length: number of values before they repeat.
         needed: how many values the largest tensor takes, from the first on.
     """
 
-    values: Array | SeededPrototype
+    values: Array | TwoValues | SeededPrototype
     dtype: str
     length: int
     needed: int
@@ -61,45 +82,58 @@ class Packing:
 
 def plan_packing(file: PemnFile) -> Packing:
     """What is worth packing of an open file."""
-    users: dict[int, list[MaskedRow]] = {}
+    users: dict[int, list[MaskedValues]] = {}
     dense: dict[str, str] = {}
     for name in file.masked_keys():
-        row = file.masked_row(name)
-        if _dense_bytes(row) <= _packed_bytes(row):
+        masked = file.masked_values(name)
+        if _dense_bytes(masked.row) <= _packed_bytes(masked.row):
             dense[name] = "weights so few are smaller than operators that make them"
         else:
-            users.setdefault(row.fill.prototype, []).append(row)
+            users.setdefault(masked.row.fill.prototype, []).append(masked)
     found = {index: file.masked.prototype(index) for index in users}
-    seeded = {i for i, prototype in found.items() if isinstance(prototype, SeededPrototype)}
-    vectors = sum(4 * min(found[i].length, _needed(users[i])) for i in seeded)
-    by_operators = seeded if vectors > OPERATOR_BYTES else set()
+    seeded = {i: own for i, own in found.items() if isinstance(own, SeededPrototype)}
+    vectors = sum(4 * min(own.length, _needed(users[i])) for i, own in seeded.items())
+    by_operators = seeded if vectors > OPERATOR_BYTES else {}
     prototypes: dict[int, PackedPrototype] = {}
     for index, prototype in found.items():
-        rows = users[index]
-        packed = _packed_prototype(prototype, _needed(rows), by_operators=index in by_operators)
-        size = packed.values.nbytes if isinstance(packed.values, np.ndarray) else 0
-        if size + sum(map(_packed_bytes, rows)) < sum(map(_dense_bytes, rows)):
-            prototypes[index] = packed
+        rows = [masked.row for masked in users[index]]
+        values = by_operators.get(index) or _shortest(prototype, users[index])
+        if _bytes_of(values) + sum(map(_packed_bytes, rows)) < sum(map(_dense_bytes, rows)):
+            dtype = prototype.dtype if isinstance(prototype, StoredPrototype) else "float32"
+            needed = _needed(users[index])
+            prototypes[index] = PackedPrototype(values, dtype, prototype.length, needed)
         else:
             why = "values so many, of no seed that operators know, are no smaller than weights"
             dense |= {row.name: why for row in rows}
-    return Packing(
-        {row.name: file.masked_values(row.name) for index in prototypes for row in users[index]},
-        prototypes,
-        dense,
-    )
+    packed = {m.row.name: m for index in prototypes for m in users[index]}
+    return Packing(packed, prototypes, dense)
 
 
-def _needed(rows: Sequence[MaskedRow]) -> int:
-    return max(row.fill.offset + numel(row.shape) for row in rows)
+def _shortest(prototype: Prototype, users: Sequence[MaskedValues]) -> Array | TwoValues:
+    """The values of a prototype that tensors need; those that no mask uses may be others."""
+    values = prototype_values(prototype)[: _needed(users)]
+    bits = bits_of(values)
+    if np.unique(bits[:_SAMPLE]).size > _KINDS + 1:
+        return values
+    kinds = np.unique(bits)
+    if kinds.size == _KINDS + 1 and kinds[0] == 0:  # +0.0 where no mask uses a stored one
+        fills = ((m.row.fill.offset, unpack(m.packed_mask(), numel(m.row.shape))) for m in users)
+        if not (bits[used_values(prototype.length, fills)[: values.size]] == 0).any():
+            kinds = kinds[1:]
+    if kinds.size != _KINDS:
+        return values
+    packed = np.packbits(bits == kinds[1], bitorder="little")
+    return TwoValues(packed, values.size, kinds.view(values.dtype))
 
 
-def _packed_prototype(prototype: Prototype, needed: int, *, by_operators: bool) -> PackedPrototype:
-    dtype = prototype.dtype if isinstance(prototype, StoredPrototype) else "float32"
-    if by_operators and isinstance(prototype, SeededPrototype):
-        return PackedPrototype(prototype, dtype, prototype.length, needed)
-    values = prototype_values(prototype)[:needed]
-    return PackedPrototype(values, dtype, prototype.length, needed)
+def _needed(users: Sequence[MaskedValues]) -> int:
+    return max(m.row.fill.offset + numel(m.row.shape) for m in users)
+
+
+def _bytes_of(values: Array | TwoValues | SeededPrototype) -> int:
+    if isinstance(values, TwoValues):
+        return values.bits.nbytes
+    return values.nbytes if isinstance(values, np.ndarray) else 0
 
 
 def _dense_bytes(row: MaskedRow) -> int:
