@@ -99,6 +99,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "format/contexts": ("mixing", "container", "encode"),
     "format/dense_sections": ("shorter_floats", "dense", "container", "encode"),
     "format/header": _FILES,
+    "format/in_turn": ("saving",),
     "format/masked_sections": _FILES,
     "format/reader": _FILES,
     "format/remote_sections": ("remote",),

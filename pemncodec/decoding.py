@@ -121,8 +121,9 @@ def load_module(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     packed: bool = False,
+    dense: Dense | None = None,
 ) -> nn.Module:
-    """The module of an open file; see `decode`."""
+    """The module of an open file; see `decode`, and for `dense` `load_tensors`."""
     manifest = file.manifest or {}
     frozen = [*manifest.get("frozen", ()), *file.masked_keys()]
     device = check_device(device)
@@ -132,7 +133,6 @@ def load_module(
     built = manifest.get("format") == BUILDER_FORMAT
     empty = build_empty_module(file) if not built else None
     module = empty or build_trusted(manifest, trust).to(device, dtype)
-    dense = None
     if packed:
         parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         dense = partial(_packed_on, device, parameters)

@@ -41,7 +41,6 @@ class Network:
     Attributes:
         module: as the caller gave it.
         state: its tensors in its order, batch norms folded where that was asked for.
-        effective: `state.effective()`.
         inputs: what it takes.
         trace: its manifest.
         original: a plain copy with the weights as they were given, for comparisons.
@@ -50,7 +49,6 @@ class Network:
 
     module: nn.Module
     state: MaskedState
-    effective: Mapping[str, Tensor]
     inputs: ExampleInputs
     trace: Trace
     original: Reference
@@ -72,8 +70,7 @@ def describe_network(
         EncodeArgumentError: options that do not fit the module.
         UnsupportedModelError: the manifest cannot describe it, or it cannot be run.
     """
-    effective = state.effective()
-    plain = plain_module(module, state, effective)
+    plain = plain_module(module, state, state.effective())
     notes: tuple[str, ...] = ()
     given, axes = options.example_inputs, options.dynamic_axes
     if isinstance(given, Mapping):
@@ -92,8 +89,7 @@ def describe_network(
         if not folded:
             raise EncodeArgumentError("fold_bn: the module has no batch norm to fold")
         state = state.replaced(folded)
-        effective = state.effective()
-        plain = plain_module(module, state, effective)
+        plain = plain_module(module, state, state.effective())
     if origin is not None and origin.training:  # decoding has left that mode
         plain.train()
     masked = list(state.masks)
@@ -111,9 +107,8 @@ def describe_network(
             masked=masked,
         )
     state = in_module_order(state, plain)
-    effective = {name: effective[name] for name in state.tensors}
     notes += (_CACHED,) * cached
-    return Network(module, state, effective, inputs, trace, original, notes)
+    return Network(module, state, inputs, trace, original, notes)
 
 
 def _guessed(batch: Tensor) -> str:

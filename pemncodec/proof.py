@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ from pemncodec.architecture.example import VERIFIED_BATCH_SIZES
 from pemncodec.architecture.outputs import Reference, compare_outputs
 from pemncodec.architecture.rebuild import named_tensors
 from pemncodec.checkpoints.plain_module import plain_module
-from pemncodec.decoding import load_module, load_tensors
+from pemncodec.decoding import load_module
 from pemncodec.describing import Network
 from pemncodec.errors import (
     EncodeArgumentError,
@@ -25,12 +26,14 @@ from pemncodec.errors import (
     UnsupportedModelError,
     named_line,
 )
+from pemncodec.format.in_turn import arrays_in_turn
 from pemncodec.format.info import FileInfo
+from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import UNLIMITED
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
-from pemncodec.tensors import same_bits
+from pemncodec.tensors import array_to_tensor, same_bits
 
 _ROUNDING = 1e-6  # of the largest output
 
@@ -95,8 +98,14 @@ def prove_tensors(
         EncodeError: a tensor differs.
     """
     with open_file(stream, limits=UNLIMITED) as file:
-        tensors = load_tensors(file, "cpu", lambda share: step("verifying", share / 2))
-        compare_states(tensors, state.effective(), lambda share: step("verifying", 0.5 + share / 2))
+        expected = state.effective()
+        _compare_names(file.keys(), expected)
+        count, done = sum(tensor.numel() for tensor in state.tensors.values()), 0
+        for name, array in zip(expected, arrays_in_turn(file, expected), strict=True):
+            _compare(name, array_to_tensor(array, file.dtype(name)), expected[name])
+            done += array.size
+            step("verifying", done / max(count, 1))
+        file.verify_rest()
         return Report(file.info(), "every tensor bit for bit")
 
 
@@ -122,20 +131,17 @@ def prove_network(
         UnsupportedModelError: an output differs, or readers would refuse the module.
     """
     with open_file(stream, limits=UNLIMITED) as file:
-        rebuilt = _rebuilt(file, options, lambda share: step("verifying", share / 2))
+        rebuilt = _rebuilt(file, network, options, lambda share: step("verifying", share / 2))
         info = file.info()
     own = rebuilt.state_dict() if options.builder else named_tensors(rebuilt)
-    expected = network.effective if state is network.state else state.effective()
-    compare_states(
-        own,
-        {**expected, **network.trace.tensors},
-        lambda share: step("verifying", 0.5 + share / 2),
-    )
+    described = replace(state, tensors={**state.tensors, **network.trace.tensors})
+    compare_states(own, described.effective(), lambda share: step("verifying", 0.5 + share / 2))
     step("comparing outputs", None)
     as_written = network.original
     lossy = state is not network.state or options.fold_bn
     if lossy:
-        as_written = Reference(plain_module(network.module, state, expected), network.inputs)
+        plain = plain_module(network.module, state, state.effective())
+        as_written = Reference(plain, network.inputs)
     rounding = compare_outputs(
         as_written,
         rebuilt,
@@ -178,15 +184,33 @@ def prove_own_masks(network: Network, state: MaskedState) -> None:
 
 
 def _rebuilt(
-    file: PemnFile, options: EncodeOptions, progress: Callable[[float], None]
+    file: PemnFile, network: Network, options: EncodeOptions, progress: Callable[[float], None]
 ) -> nn.Module:
+    dense = partial(_shared_where_equal, file, network.original.original)
     try:
-        return load_module(file, "cpu", options.trust, progress=progress)
+        return load_module(file, "cpu", options.trust, progress=progress, dense=dense)
     except ManifestError as error:
         raise UnsupportedModelError(
             f"readers would refuse the rebuilt module: {error}; "
             "--no-manifest (manifest=False) stores the tensors alone"
         ) from None
+
+
+def _shared_where_equal(
+    file: PemnFile,
+    original: nn.Module,
+    masked: Sequence[MaskedValues],
+    progress: Callable[[float], None],
+) -> dict[str, Tensor]:
+    """Masked tensors of a file: the original's memory where they are its own bit for bit."""
+    own = original.state_dict()
+    names = [values.row.name for values in masked]
+    tensors: dict[str, Tensor] = {}
+    for name, array in zip(names, arrays_in_turn(file, names), strict=True):
+        made = array_to_tensor(array, file.dtype(name))
+        tensors[name] = own[name].data if name in own and same_bits(made, own[name]) else made
+        progress(len(tensors) / len(names))
+    return tensors
 
 
 def _in_words(network: Network, rounding: float) -> str:
@@ -211,18 +235,26 @@ def compare_states(
     Raises:
         EncodeError: they differ; names the first difference.
     """
+    _compare_names(actual, expected)
+    count, done = sum(tensor.numel() for tensor in actual.values()), 0
+    for name in expected:
+        _compare(name, actual[name], expected[name])
+        done += actual[name].numel()
+        if progress is not None and count:
+            progress(done / count)
+
+
+def _compare_names(actual: Collection[str], expected: Collection[str]) -> None:
     if list(actual) != list(expected):
         missing = [name for name in expected if name not in actual]
         extra = [name for name in actual if name not in expected]
         cause = f"missing {missing[0]}" if missing else f"unexpected {extra[0]}" if extra else ""
         raise EncodeError(f"tensor names differ: {cause or 'other order'}")
-    count, done = sum(tensor.numel() for tensor in expected.values()), 0
-    for name in expected:
-        if not same_bits(actual[name], expected[name]):
-            raise EncodeError(f"{name} differs")
-        done += expected[name].numel()
-        if progress is not None and count:
-            progress(done / count)
+
+
+def _compare(name: str, actual: Tensor, expected: Tensor) -> None:
+    if not same_bits(actual, expected):
+        raise EncodeError(f"{name} differs")
 
 
 def _accuracy(

@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from pemncodec.contents import CARRIERS, Array, numel
+from pemncodec.contents import CARRIERS, Array
 from pemncodec.errors import EncodeError
-from pemncodec.format.header import MaskedRow
+from pemncodec.format.in_turn import arrays_in_turn, bytes_of
 from pemncodec.format.reader import PemnFile
 
 Values = Callable[[list[str]], Iterable[Array]]
@@ -39,7 +39,6 @@ _DTYPES: Final = {
 }
 _METADATA: Final = "__metadata__"
 _ALIGNED: Final = 8  # bytes, to a multiple of which the header is filled up
-_BATCH_BYTES: Final = 1 << 25  # of values that are made at one time, unless one tensor has more
 
 
 def plain_names(file: PemnFile) -> list[str]:
@@ -71,7 +70,7 @@ def safetensors_pieces(
     names = sorted(plain_names(file), key=lambda name: -CARRIERS[file.dtype(name)].itemsize)
     yield _header(file, names)
     file.expect()
-    total, done = sum(_bytes_of(file, name) for name in names), 0
+    total, done = sum(bytes_of(file, name) for name in names), 0
     for array in values(names) if values is not None else arrays_in_turn(file, names):
         if array.size:
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
@@ -79,34 +78,6 @@ def safetensors_pieces(
         if progress is not None and total:
             progress(done / total)
     file.verify_rest()
-
-
-def arrays_in_turn(file: PemnFile, names: list[str]) -> Iterator[Array]:
-    """Values of tensors, masks applied; by several threads, and few of them in memory at a time."""
-    batch: list[str] = []
-    room = _BATCH_BYTES
-    for name in names:
-        room -= _bytes_of(file, name)
-        if room < 0 and batch:
-            yield from _arrays(file, batch)
-            batch, room = [], _BATCH_BYTES - _bytes_of(file, name)
-        batch.append(name)
-    yield from _arrays(file, batch)
-
-
-def _arrays(file: PemnFile, names: list[str]) -> Iterator[Array]:
-    masked = {
-        name: np.empty(file.shape(name), CARRIERS[file.dtype(name)])
-        for name in names
-        if isinstance(file.placed_row(name), MaskedRow)
-    }
-    file.read_masked(masked)
-    for name in names:
-        yield masked.pop(name) if name in masked else file.tensor(name)
-
-
-def _bytes_of(file: PemnFile, name: str) -> int:
-    return numel(file.shape(name)) * CARRIERS[file.dtype(name)].itemsize
 
 
 def _header(file: PemnFile, names: list[str]) -> bytes:
@@ -117,7 +88,7 @@ def _header(file: PemnFile, names: list[str]) -> bytes:
         if name == _METADATA or dtype not in _DTYPES:
             what = f"the name {name}" if name == _METADATA else f"{dtype}, as {name} is"
             raise EncodeError(f"safetensors cannot hold {what}; use .pt")
-        stop = start + _bytes_of(file, name)
+        stop = start + bytes_of(file, name)
         header[name] = {
             "dtype": _DTYPES[dtype],
             "shape": file.shape(name),

@@ -441,3 +441,23 @@ def test_checkpoints_that_are_cut_off_are_named(tmp_path: Path) -> None:
         said.add(str(caught.value).partition("cannot load this: ")[2])
     assert "it is damaged or cut off" in said
     assert not any("Errno" in cause for cause in said)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_checkpoints_are_mapped(tmp_path: Path, suffix: str) -> None:
+    """Their values are no memory of the process."""
+    state = {"a": torch.ones(1 << 24), "b": torch.zeros(3)}
+    path = tmp_path / f"x{suffix}"
+    torch.save(state, path) if suffix == ".pt" else safetensors.torch.save_file(state, path)
+    del state
+    before = anonymous_bytes()
+    loaded = load_checkpoint(path)
+    assert isinstance(loaded, dict)
+    assert float(loaded["a"].sum()) == 1 << 24
+    assert anonymous_bytes() - before < 1 << 24
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))

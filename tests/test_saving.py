@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import pemncodec
 from pemncodec.errors import CorruptError, EncodeError
-from pemncodec.saving import arrays_in_turn, safetensors_pieces
+from pemncodec.format.in_turn import arrays_in_turn
+from pemncodec.saving import safetensors_pieces
 
 SIZE = 1 << 22
 

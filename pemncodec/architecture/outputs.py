@@ -188,7 +188,12 @@ def compare_outputs(
     Raises:
         UnsupportedModelError: outputs differ, or a module cannot be run.
     """
-    written = {name: tensor._version for name, tensor in rebuilt.named_parameters()}
+    # Parameters that are equal may be the same memory.
+    written = {
+        f"{which} {name}": tensor._version
+        for which, module in (("original", original.original), ("rebuilt", rebuilt))
+        for name, tensor in module.named_parameters()
+    }
     traced = not (exported or builder)
     evaluated = _calls(rebuilt, original.inputs, training=False)
     comparison = _Comparison(exported, builder)
@@ -255,7 +260,10 @@ def _check_parameters(original: nn.Module, rebuilt: nn.Module, versions: Mapping
     others = dict(rebuilt.named_parameters())
     for name, parameter in original.named_parameters():
         other = others.get(name, parameter)
-        written = other._version != versions.get(name, other._version)
+        written = any(
+            tensor._version != versions.get(f"{which} {name}", tensor._version)
+            for which, tensor in (("original", parameter), ("rebuilt", other))
+        )
         if written or not same_bits(parameter, other):
             raise UnsupportedModelError(
                 f"forward changes the parameter {name}; --no-manifest (manifest=False) stores the "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +128,19 @@ def _load_arrays(path: Path, name: str) -> StateDict:
 
 
 def _load_pickle(path: Path, name: str, *, trust_pickle: bool) -> Any:
-    stream = path.open("rb")  # a path's suffix would mean more to torch than its content
     try:
-        with stream:
+        with path.open("rb") as stream:
+            # Mapped, so that values are read where they are needed. Torch maps only archives, and
+            # takes the suffix of a path for its content.
+            mapped = zipfile.is_zipfile(stream) and path.suffix != ".safetensors"
+            stream.seek(0)
+            load = partial(
+                torch.load, str(path) if mapped else stream, map_location="cpu", mmap=mapped
+            )
             if trust_pickle:
-                return torch.load(stream, map_location="cpu", weights_only=False)
+                return load(weights_only=False)
             try:
-                return torch.load(stream, map_location="cpu", weights_only=True)
+                return load(weights_only=True)
             except pickle.UnpicklingError:
                 return load_inert(path)
     except OSError as error:

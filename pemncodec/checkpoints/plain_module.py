@@ -25,7 +25,7 @@ def plain_module(source: Any, state: MaskedState, effective: Mapping[str, Tensor
     Args:
         source: a masked model, or its architecture.
         state: its weights and masks.
-        effective: `state.effective()`, copied.
+        effective: `state.effective()`; no memory of `state` becomes the copy's.
 
     Raises:
         EncodeError: tensors of `state` do not fit `source`.
@@ -47,12 +47,13 @@ def plain_module(source: Any, state: MaskedState, effective: Mapping[str, Tensor
         _remove_pruning(child)
         restore_order(child)
     own = module.state_dict(keep_vars=True)
-    for name, tensor in effective.items():
+    for name in effective:
         if name not in own:
             raise EncodeError(f"the checkpoint has {name}, the architecture has not")
-        if own[name].shape != tensor.shape:
+        shape = state.tensors[name].shape
+        if own[name].shape != shape:
             raise EncodeError(
-                f"{name} has shape {tuple(tensor.shape)} in the checkpoint, "
+                f"{name} has shape {tuple(shape)} in the checkpoint, "
                 f"{tuple(own[name].shape)} in the architecture"
             )
     for name in own:
@@ -68,7 +69,9 @@ def plain_module(source: Any, state: MaskedState, effective: Mapping[str, Tensor
             )
         # In C order, and frozen where masked, as a decoded module has it: kernels of other strides,
         # or for weights that want a gradient, may round differently.
-        target.data = effective[name].clone()
+        values = effective[name]
+        is_given = values.data_ptr() == state.tensors[name].data_ptr()
+        target.data = values.clone() if is_given else values
         if name in state.masks:
             target.requires_grad_(False)
     return module

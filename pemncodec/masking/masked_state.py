@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,12 +40,13 @@ class MaskedState:
     beside: dict[str, str] = field(default_factory=dict)
     shortened: dict[str, tuple[DenseMode, float]] = field(default_factory=dict)
 
-    def effective(self) -> StateDict:
+    def effective(self) -> Mapping[str, Tensor]:
         """The plain model's state dict: masks applied, masked-out weights +0.0, in C order.
 
-        Every name by itself, ties not considered, so that comparing with it proves them too.
+        Tensors are made each time they are asked for. Every name by itself, ties not considered, so
+        that comparing with it proves them too.
         """
-        return {name: self._effective(name) for name in self.tensors}
+        return _Effective(self)
 
     def mode_before(self, name: str) -> DenseMode:
         """How a file has shortened a tensor before."""
@@ -60,12 +61,24 @@ class MaskedState:
         kept = {name: how for name, how in self.shortened.items() if name not in tensors}
         return replace(self, tensors=new, shortened=kept)
 
-    def _effective(self, name: str) -> Tensor:
-        shape = self.tensors[name].shape
+
+class _Effective(Mapping[str, Tensor]):
+    def __init__(self, state: MaskedState) -> None:
+        self._state = state
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state.tensors)
+
+    def __len__(self) -> int:
+        return len(self._state.tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        state = self._state
+        shape = state.tensors[name].shape
         # Flat first: a dimension of size 1 may keep a stride that makes kernels round anew.
-        tensor = self.tensors[name].detach().cpu().contiguous().reshape(-1)
-        if name in self.masks:
-            used = torch.from_numpy(self.masks[name].reshape(-1))
+        tensor = state.tensors[name].detach().cpu().contiguous().reshape(-1)
+        if name in state.masks:
+            used = torch.from_numpy(state.masks[name].reshape(-1))
             zero = torch.zeros((), dtype=tensor.dtype, device="cpu")
             tensor = torch.where(used, tensor, zero)
         return tensor.reshape(shape)
