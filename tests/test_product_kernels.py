@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_builds import ARITHMETIC, KERNELS
 from numpy.typing import NDArray
 from torch.nn.functional import linear
 
@@ -23,6 +27,11 @@ SHAPES = [
     (9, 1056, 17), (33, 2049, 1), (4, 4111, 7),
 ]  # fmt: skip
 PERIODS = [1, 7, 64, 1009, 30_000, 400_000]
+
+SOURCES_OF_PRODUCTS = [
+    *("product", "signed_product", "parallel", "expand", "generator", "mersenne", "pages"),
+    "torch_values",
+]
 
 Case = dict[str, Any]
 
@@ -41,18 +50,25 @@ def case(rows: int, columns: int, batch: int, period: int, offset: int, seed: in
     }
 
 
-def product(kernel: ModuleType, name: str, case: Case, threads: int = 1) -> NDArray[np.float32]:
-    bits = np.packbits(case["mask"], bitorder="little")
+def arguments_of(name: str, case: Case) -> Case:
     batch, columns = case["inputs"].shape
-    out = np.full((batch, case["rows"]), 7, np.float32)
-    common = (columns, case["inputs"], out, threads)
+    arguments = {key: case[key] for key in ("offset", "inputs")} | {
+        "bits": np.packbits(case["mask"], bitorder="little"),
+        "columns": columns,
+        "out": np.full((batch, case["rows"]), 7, np.float32),
+        "threads": 1,
+    }
     if name == "packed_product":
-        kernel.packed_product(bits, case["values"], case["offset"], *common)
-    else:
-        signs = np.packbits(case["positive"], bitorder="little")
-        kernel.signed_product(
-            bits, signs, case["positive"].size, case["offset"], CONSTANT.reshape(1), *common
-        )
+        return arguments | {"values": case["values"]}
+    signs = np.packbits(case["positive"], bitorder="little")
+    constant = CONSTANT.reshape(1)
+    return arguments | {"signs": signs, "period": case["positive"].size, "constant": constant}
+
+
+def product(kernel: ModuleType, name: str, case: Case, threads: int = 1) -> NDArray[np.float32]:
+    arguments = arguments_of(name, case) | {"threads": threads}
+    getattr(kernel, name)(**arguments)
+    out: NDArray[np.float32] = arguments["out"]
     return out
 
 
@@ -209,3 +225,30 @@ def test_products_refuse(kernel: ModuleType, name: str, wrong: Case, message: st
         return
     with pytest.raises(ValueError, match=f"^{message}$"):
         getattr(kernel, name)(**good | wrong)
+
+
+@pytest.mark.parametrize("machine", ["aarch64"])
+def test_products_of_an_emulated_processor(machine: str, tmp_path: Path) -> None:
+    compiler, emulator = f"{machine}-linux-gnu-gcc", f"qemu-{machine}"
+    if shutil.which(compiler) is None or shutil.which(emulator) is None:
+        pytest.skip(f"there is no {compiler}, or no {emulator}")
+    driver = Path(__file__).with_name("product_driver.c")
+    sources = [KERNELS / f"{name}.c" for name in SOURCES_OF_PRODUCTS]
+    command = [compiler, "-static", "-O2", *ARITHMETIC, f"-I{KERNELS}", driver, *sources]
+    subprocess.run([*command, "-o", tmp_path / "driver"], check=True)
+    calls, expected = b"", b""
+    for name in NAMES:
+        for shape in SHAPES:
+            given = case(*shape, 1009, offset=700)
+            arguments = arguments_of(name, given)
+            values = arguments.get("values", arguments.get("signs"))
+            constant = arguments.get("constant", b"")
+            parts = [arguments["bits"], values, constant, arguments["inputs"]]
+            sizes = [memoryview(part).nbytes for part in [*parts, arguments["out"]]]
+            numbers = [name == "signed_product", 1009, 700, arguments["columns"], *sizes]
+            calls += np.array(numbers, np.uint64).tobytes() + b"".join(map(bytes, parts))
+            expected += product(twins, name, given).tobytes()
+    result = subprocess.run(
+        [emulator, tmp_path / "driver"], input=calls, capture_output=True, check=True
+    )
+    assert result.stdout == expected

@@ -27,24 +27,23 @@ static inline uint64_t word_at(const unsigned char *bytes)
 
 /* Copies `count` bits from bit `start` on to the lowest bits of words; what is left of the last word
  * is 0. */
-static ALWAYS_INLINE void copy_bits(uint64_t *words, Bytes from, uint64_t start, size_t count)
+static ALWAYS_INLINE void copy_bits(uint64_t *restrict words, Bytes from, uint64_t start, size_t count)
 {
     const unsigned char *bytes = from.at + start / 8;
-    size_t size = from.size - (size_t)(start / 8), whole = count / 64;
+    size_t left = from.size - (size_t)(start / 8), whole = count / 64;
     unsigned shift = (unsigned)(start % 8);
-    if (count == 0)
-        return;
     if (shift == 0)
         for (size_t i = 0; i < whole; i++)
             words[i] = word_at(bytes + 8 * i);
-    else
-        for (size_t i = 0; i < whole; i++) /* the last bits of a word are in a ninth byte */
-            words[i] = word_at(bytes + 8 * i) >> shift | (uint64_t)bytes[8 * i + 8] << (64 - shift);
+    else /* the last bits of a word are in a ninth byte */
+        for (size_t i = 0; i < whole; i++)
+            words[i] = word_at(bytes + 8 * i) >> shift | word_at(bytes + 8 * i + 1) << (8 - shift);
     if (count % 64 > 0) {
-        size_t left = size - 8 * whole;
-        uint64_t word = load64(bytes + 8 * whole, smaller(left, 8)) >> shift;
+        bytes += 8 * whole;
+        left -= 8 * whole;
+        uint64_t word = load64(bytes, smaller(left, 8)) >> shift;
         if (shift > 0 && left > 8)
-            word |= (uint64_t)bytes[8 * whole + 8] << (64 - shift);
+            word |= (uint64_t)bytes[8] << (64 - shift);
         words[whole] = word & (((uint64_t)1 << count % 64) - 1);
     }
 }

@@ -1,4 +1,6 @@
 /* Products of inputs and masked weights, from the mask's bits. */
+#include "product.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,63 +8,156 @@
 #include "kernels.h"
 #include "parallel.h"
 #include "processor.h"
-#include "product.h"
-#include "words.h"
 
 enum {
     LANES = 16,     /* sums of a row that are kept apart */
-    ROWS = 4,       /* computed together, so that inputs are loaded once for all of them */
-    INPUTS = 16,    /* likewise */
-    COLUMNS = 1024, /* whose inputs stay in the nearest cache meanwhile */
+    ROWS = 8,       /* of a part, which share inputs */
+    INPUTS = 16,    /* that share masks */
+    COLUMNS = 1024, /* whose inputs and values stay in the nearest cache meanwhile */
 };
+
+typedef struct {
+    const unsigned char *weights[ROWS]; /* float, before they are masked */
+    uint64_t masks[ROWS][COLUMNS / 64];
+    float sums[INPUTS][ROWS][LANES];
+} Tile;
+
+/* Adds the products of so many times LANES columns. Inputs are `stride` apart. */
+typedef void Multiply(Tile *tile, const float *inputs, size_t stride, size_t batch, size_t steps);
 
 typedef struct {
     Bytes bits;
     const unsigned char *values; /* float */
-    float *edge;                 /* values from `edge_from` on, again and again: a row that would go on
-                                    with the first value is here without a gap */
-    float *inputs;               /* each of `stride`, a multiple of LANES: zeros follow the columns */
+    float *edge;                 /* values from `edge_from` on, again and again: here are the rows that
+                                    would go on with the first value */
+    float *inputs;               /* with zeros behind the last column */
     unsigned char *out;          /* float */
     Shape shape;
     uint64_t period, offset, edge_from;
-    size_t stride;
+    size_t stride; /* a multiple of LANES */
+    Multiply *multiply;
 } Product;
 
-typedef struct {
-    float sums[INPUTS][ROWS][LANES];
-    uint64_t masks[ROWS][COLUMNS / 64];
-    const unsigned char *weights[ROWS]; /* float, of the column where the masks begin */
-} Tile;
+/* ---- Sums ---- */
 
-typedef void Multiply(Tile *tile, const float *inputs, size_t stride, size_t batch, size_t steps);
+/* Compilers make vectors of it. */
+static ALWAYS_INLINE void multiply_8(float *restrict sums, const float *restrict inputs,
+                                     const unsigned char *restrict weights, uint64_t mask)
+{
+    for (size_t i = 0; i < 8; i++) {
+        uint32_t word;
+        float weight;
+        memcpy(&word, weights + i * sizeof word, sizeof word);
+        word &= kept_words[mask & 255][i];
+        memcpy(&weight, &word, sizeof weight);
+        sums[i] += inputs[i] * weight;
+    }
+}
 
-/* Adds the products of so many times LANES columns. */
 static void multiply(Tile *tile, const float *inputs, size_t stride, size_t batch, size_t steps)
 {
-    float weights[LANES];
-    for (size_t r = 0; r < ROWS; r++)
-        for (size_t step = 0; step < steps; step++) {
-            uint64_t mask = tile->masks[r][step / 4] >> LANES * (step % 4);
-            uint32_t words[LANES];
-            memcpy(words, tile->weights[r] + step * sizeof words, sizeof words);
-            for (size_t i = 0; i < LANES; i++)
-                words[i] &= kept_words[mask >> i / 8 * 8 & 255][i % 8];
-            memcpy(weights, words, sizeof weights);
-            for (size_t b = 0; b < batch; b++) {
-                const float *numbers = inputs + b * stride + step * LANES;
-                for (size_t i = 0; i < LANES; i++)
-                    tile->sums[b][r][i] += numbers[i] * weights[i];
+    for (size_t b = 0; b < batch; b++, inputs += stride)
+        for (size_t r = 0; r < ROWS; r++) {
+            float lower[LANES / 2], upper[LANES / 2]; /* two arrays, which stay in registers */
+            memcpy(lower, tile->sums[b][r], sizeof lower);
+            memcpy(upper, tile->sums[b][r] + LANES / 2, sizeof upper);
+            for (size_t step = 0; step < steps; step++) {
+                const float *numbers = inputs + step * LANES;
+                const unsigned char *weights = tile->weights[r] + 4 * step * LANES;
+                uint64_t mask = tile->masks[r][step / 4] >> LANES * (step % 4);
+                multiply_8(lower, numbers, weights, mask);
+                multiply_8(upper, numbers + LANES / 2, weights + 2 * LANES, mask >> LANES / 2);
             }
+            memcpy(tile->sums[b][r], lower, sizeof lower);
+            memcpy(tile->sums[b][r] + LANES / 2, upper, sizeof upper);
         }
 }
 
-/* Where the weights of a row are, not masked. */
-static const unsigned char *weights_of(const Product *all, uint64_t row)
+#ifdef HAVE_X86
+/* Multiplies `count` inputs by `rows` rows, as many as there are registers for. */
+AVX512 static ALWAYS_INLINE void multiply_inputs_avx512(Tile *tile, size_t first, size_t count,
+                                                        size_t row, size_t rows, const float *inputs,
+                                                        size_t stride, size_t steps)
 {
-    uint64_t start = start_of(row, all->shape.columns, all->offset, all->period);
-    return start < all->edge_from ? all->values + 4 * start
-                                  : (const unsigned char *)(all->edge + (start - all->edge_from));
+    __m512 sums[4][ROWS];
+    for (size_t b = 0; b < count; b++)
+        for (size_t r = 0; r < rows; r++)
+            sums[b][r] = _mm512_loadu_ps(tile->sums[first + b][row + r]);
+    for (size_t step = 0; step < steps; step++) {
+        __m512 weights[ROWS];
+        for (size_t r = 0; r < rows; r++) {
+            uint16_t mask;
+            memcpy(&mask, (const char *)tile->masks[row + r] + step * sizeof mask, sizeof mask);
+            weights[r] = _mm512_maskz_loadu_ps(mask, tile->weights[row + r] + 4 * step * LANES);
+        }
+        for (size_t b = 0; b < count; b++) {
+            __m512 numbers = _mm512_loadu_ps(inputs + (first + b) * stride + step * LANES);
+            for (size_t r = 0; r < rows; r++)
+                sums[b][r] = _mm512_add_ps(sums[b][r], _mm512_mul_ps(numbers, weights[r]));
+        }
+    }
+    for (size_t b = 0; b < count; b++)
+        for (size_t r = 0; r < rows; r++)
+            _mm512_storeu_ps(tile->sums[first + b][row + r], sums[b][r]);
 }
+
+AVX512 static void multiply_avx512(Tile *tile, const float *inputs, size_t stride, size_t batch,
+                                   size_t steps)
+{
+    size_t b = 0;
+    for (; batch - b >= 4; b += 4)
+        for (size_t row = 0; row < ROWS; row += 4)
+            multiply_inputs_avx512(tile, b, 4, row, 4, inputs, stride, steps);
+    for (; batch - b >= 2; b += 2)
+        multiply_inputs_avx512(tile, b, 2, 0, ROWS, inputs, stride, steps);
+    if (b < batch)
+        multiply_inputs_avx512(tile, b, 1, 0, ROWS, inputs, stride, steps);
+}
+
+/* As above, for the lower or the upper half of the lanes. */
+AVX2 static ALWAYS_INLINE void multiply_half_avx2(Tile *tile, size_t half, size_t first, size_t count,
+                                                  size_t row, size_t rows, const float *inputs,
+                                                  size_t stride, size_t steps)
+{
+    __m256 sums[4][ROWS];
+    for (size_t b = 0; b < count; b++)
+        for (size_t r = 0; r < rows; r++)
+            sums[b][r] = _mm256_loadu_ps(tile->sums[first + b][row + r] + 8 * half);
+    for (size_t step = half; step < 2 * steps; step += 2) {
+        __m256 weights[ROWS];
+        for (size_t r = 0; r < rows; r++) {
+            unsigned char mask = ((const unsigned char *)tile->masks[row + r])[step];
+            weights[r] = _mm256_and_ps(
+                _mm256_loadu_ps((const float *)(tile->weights[row + r] + 4 * 8 * step)),
+                _mm256_loadu_ps((const float *)kept_words[mask]));
+        }
+        for (size_t b = 0; b < count; b++) {
+            __m256 numbers = _mm256_loadu_ps(inputs + (first + b) * stride + 8 * step);
+            for (size_t r = 0; r < rows; r++)
+                sums[b][r] = _mm256_add_ps(sums[b][r], _mm256_mul_ps(numbers, weights[r]));
+        }
+    }
+    for (size_t b = 0; b < count; b++)
+        for (size_t r = 0; r < rows; r++)
+            _mm256_storeu_ps(tile->sums[first + b][row + r] + 8 * half, sums[b][r]);
+}
+
+AVX2 static void multiply_avx2(Tile *tile, const float *inputs, size_t stride, size_t batch,
+                               size_t steps)
+{
+    for (size_t half = 0; half < 2; half++) {
+        size_t b = 0;
+        for (; batch - b >= 4; b += 4)
+            for (size_t row = 0; row < ROWS; row += 2)
+                multiply_half_avx2(tile, half, b, 4, row, 2, inputs, stride, steps);
+        for (; batch - b >= 2; b += 2)
+            for (size_t row = 0; row < ROWS; row += 4)
+                multiply_half_avx2(tile, half, b, 2, row, 4, inputs, stride, steps);
+        if (b < batch)
+            multiply_half_avx2(tile, half, b, 1, 0, ROWS, inputs, stride, steps);
+    }
+}
+#endif
 
 static float sum_of_lanes(float *lanes)
 {
@@ -72,36 +167,60 @@ static float sum_of_lanes(float *lanes)
     return lanes[0];
 }
 
-/* Computes ROWS rows for INPUTS inputs, or as many as there are. */
-static void multiply_tile(const Product *all, uint64_t row, size_t input)
+/* ---- Rows ---- */
+
+static const unsigned char *weights_of(const Product *all, uint64_t row)
 {
-    Tile tile = {0};
-    size_t rows = (size_t)(all->shape.rows - row < ROWS ? all->shape.rows - row : ROWS);
-    size_t batch = smaller(INPUTS, all->shape.batch - input), taken;
-    for (uint64_t column = 0; column < all->shape.columns; column += taken) {
-        taken = (size_t)(all->shape.columns - column < COLUMNS ? all->shape.columns - column : COLUMNS);
-        for (size_t r = 0; r < ROWS; r++) /* those behind the last have masks of zeros */
-            tile.weights[r] = weights_of(all, row + (r < rows ? r : 0)) + 4 * column;
-        for (size_t r = 0; r < rows; r++)
-            copy_bits(tile.masks[r], all->bits, (row + r) * all->shape.columns + column, taken);
-        multiply(&tile, all->inputs + input * all->stride + column, all->stride, batch,
-                 (taken + LANES - 1) / LANES);
+    uint64_t start = start_of(row, all->shape.columns, all->offset, all->period);
+    if (start < all->edge_from)
+        return all->values + 4 * start;
+    return (const unsigned char *)(all->edge + (start - all->edge_from));
+}
+
+/* Copies the masks of some columns, and fetches those of the rows that come next. */
+static void copy_masks(const Product *all, Tile *tile, uint64_t row, size_t rows, uint64_t column,
+                       size_t columns)
+{
+    for (size_t r = 0; r < rows; r++) {
+        uint64_t start = (row + r) * all->shape.columns + column;
+        const unsigned char *next = all->bits.at + (start + ROWS * all->shape.columns) / 8;
+        for (size_t byte = 0; byte < columns / 8; byte += LINE)
+            PREFETCH(next + byte); /* perhaps of nothing, which is no error */
+        copy_bits(tile->masks[r], all->bits, start, columns);
     }
-    for (size_t b = 0; b < batch; b++)
-        for (size_t r = 0; r < rows; r++) {
-            float sum = sum_of_lanes(tile.sums[b][r]);
-            memcpy(all->out + 4 * ((input + b) * all->shape.rows + row + r), &sum, sizeof sum);
-        }
 }
 
 static void multiply_part(void *product, size_t part)
 {
     const Product *all = product;
-    for (size_t input = 0; input < all->shape.batch; input += INPUTS)
-        multiply_tile(all, (uint64_t)part * ROWS, input);
+    Tile tile;
+    uint64_t row = (uint64_t)part * ROWS;
+    size_t rows = up_to(all->shape.rows - row, ROWS), taken;
+    if (rows < ROWS) /* those that are not there have no bits */
+        memset(tile.masks, 0, sizeof tile.masks);
+    for (size_t input = 0; input < all->shape.batch; input += INPUTS) {
+        size_t batch = up_to(all->shape.batch - input, INPUTS);
+        memset(tile.sums, 0, batch * sizeof *tile.sums);
+        for (size_t r = 0; r < ROWS; r++)
+            tile.weights[r] = weights_of(all, row + (r < rows ? r : 0));
+        for (uint64_t column = 0; column < all->shape.columns; column += taken) {
+            taken = up_to(all->shape.columns - column, COLUMNS);
+            copy_masks(all, &tile, row, rows, column, taken);
+            all->multiply(&tile, all->inputs + input * all->stride + column, all->stride, batch,
+                          (taken + LANES - 1) / LANES);
+            for (size_t r = 0; r < ROWS; r++)
+                tile.weights[r] += 4 * taken;
+        }
+        for (size_t b = 0; b < batch; b++)
+            for (size_t r = 0; r < rows; r++) {
+                float sum = sum_of_lanes(tile.sums[b][r]);
+                memcpy(all->out + 4 * ((input + b) * all->shape.rows + row + r), &sum, sizeof sum);
+            }
+    }
 }
 
-/* Copies inputs, with zeros behind each. */
+/* ---- Copies ---- */
+
 static void pad_inputs(const Product *all, const unsigned char *inputs)
 {
     size_t columns = (size_t)all->shape.columns;
@@ -111,12 +230,12 @@ static void pad_inputs(const Product *all, const unsigned char *inputs)
     }
 }
 
-static void repeat_values(const Product *all, size_t size)
+static void repeat_values(const Product *all, size_t count)
 {
-    uint64_t at = all->edge_from, taken;
-    for (size_t done = 0; done < size; done += (size_t)taken, at = 0) {
-        taken = all->period - at < size - done ? all->period - at : size - done;
-        memcpy(all->edge + done, all->values + 4 * at, 4 * (size_t)taken);
+    uint64_t at = all->edge_from;
+    for (size_t done = 0, taken; done < count; done += taken, at = 0) {
+        taken = up_to(all->period - at, count - done);
+        memcpy(all->edge + done, all->values + 4 * at, 4 * taken);
     }
 }
 
@@ -124,7 +243,7 @@ const char *packed_product(Bytes bits, Bytes values, uint64_t offset, uint64_t c
                            Room out, uint64_t threads)
 {
     Product all = {.bits = bits, .values = values.at, .out = out.at, .period = values.size / 4,
-                   .offset = offset};
+                   .offset = offset, .multiply = BEST(multiply)};
     if (all.period == 0 || values.size % 4 != 0)
         return "values";
     if (offset >= all.period)
@@ -133,14 +252,15 @@ const char *packed_product(Bytes bits, Bytes values, uint64_t offset, uint64_t c
     if (error != NULL)
         return error;
     all.stride = ((size_t)columns + LANES - 1) / LANES * LANES;
-    /* A row takes `stride` values. */
+    /* A row reads `stride` values, some of them under no bit. */
     all.edge_from = all.period > all.stride ? all.period - all.stride : 0;
-    size_t edge = (size_t)(all.period - all.edge_from) + all.stride, padded = all.shape.batch * all.stride;
-    float *memory = malloc(4 * (edge + padded));
+    size_t padded = all.shape.batch * all.stride;
+    size_t edge = (size_t)(all.period - all.edge_from) + all.stride;
+    float *memory = malloc(4 * (padded + edge) + LINE);
     if (memory == NULL)
         return OUT_OF_MEMORY;
-    all.inputs = memory;
-    all.edge = memory + padded;
+    all.inputs = next_line(memory);
+    all.edge = all.inputs + padded;
     pad_inputs(&all, inputs.at);
     repeat_values(&all, edge);
     run_parts(multiply_part, &all, (size_t)((all.shape.rows + ROWS - 1) / ROWS), threads);

@@ -1,8 +1,12 @@
-/* Sizes of products of inputs and masked matrices. */
+/* What products of inputs and masked matrices have in common: sizes, places, memory. */
 #ifndef PEMNCODEC_PRODUCT_H
 #define PEMNCODEC_PRODUCT_H
 
 #include "kernels.h"
+
+enum {
+    LINE = 64, /* bytes; loads of vectors that begin with a line of the cache are the fastest */
+};
 
 typedef struct {
     uint64_t columns, rows;
@@ -33,5 +37,12 @@ static inline uint64_t start_of(uint64_t row, uint64_t columns, uint64_t offset,
     uint64_t start = row * columns % period;
     return start < period - offset ? offset + start : start - (period - offset);
 }
+
+static inline void *next_line(void *memory)
+{
+    return (unsigned char *)memory + (LINE - (uintptr_t)memory % LINE) % LINE;
+}
+
+static inline size_t up_to(uint64_t left, size_t most) { return left < most ? (size_t)left : most; }
 
 #endif
