@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,8 @@ def ours(preset: Preset) -> Coder:
 
     def encode(masks: list[Mask]) -> Coded:
         bits = [unpack(mask.packed, mask.count) for mask in masks]
-        return MaskEncoder(bits, preset).encode([mask.context for mask in masks])
+        with ThreadPoolExecutor(1) as pool:
+            return MaskEncoder(bits, preset, pool).encode([mask.context for mask in masks])
 
     def decode(coded: Coded, masks: list[Mask]) -> list[Packed]:
         found: dict[int, Packed] = {}

@@ -30,6 +30,7 @@ from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.format.sections import Source
 from pemncodec.limits import Limits
 from pemncodec.tensors import array_to_tensor, tensor_to_array
+from pemncodec.threads import is_thread_count, threads_given
 from pemncodec.values.on_device import fill_masked_on
 
 Progress = Callable[[float], None]
@@ -48,6 +49,7 @@ def decode(
     packed: bool = False,
     limits: Limits | None = None,
     trust: Collection[str] = (),
+    threads: int | None = None,
 ) -> nn.Module:
     """The module of a .pemn file, in eval mode; needs no code but this package.
 
@@ -66,6 +68,7 @@ def decode(
         limits: bounds on what the file may decode to.
         trust: import paths ("pkg.module:factory") of code that the file may import and call, for
             one that was encoded with a `builder`; no other file ever runs any.
+        threads: how many decode; None takes as many as can run.
 
     Raises:
         DecodeArgumentError: the device is not there, or `into` has other tensors than the file;
@@ -73,7 +76,8 @@ def decode(
         ManifestError: the file holds no architecture, or one that is not allowed.
         DecodeError: the file is damaged, or no .pemn file.
     """
-    with open_file(source, limits=limits) as file:
+    check_threads(threads)
+    with threads_given(threads), open_file(source, limits=limits) as file:
         _LOG.debug("decoding %r", file)
         if into is None:
             return load_module(file, device, trust, dtype, packed=packed)
@@ -91,12 +95,14 @@ def load_state_dict(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     limits: Limits | None = None,
+    threads: int | None = None,
 ) -> dict[str, Tensor]:
     """The plain model's state dict: masks applied, masked-out weights +0.0, names in order.
 
     Tied names share one tensor. Arguments and errors as in `decode`; needs no manifest.
     """
-    with open_file(source, limits=limits) as file:
+    check_threads(threads)
+    with threads_given(threads), open_file(source, limits=limits) as file:
         _LOG.debug("decoding %r", file)
         return load_state(file, device, dtype=dtype)
 
@@ -193,6 +199,12 @@ def check_device(device: torch.device | str) -> torch.device:
         raise DecodeArgumentError(
             f"--device (device=…) {str(device)!r:.60}: {first_line(error).partition('. ')[0]:.200}"
         ) from None
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises DecodeArgumentError where it is no number of threads."""
+    if not is_thread_count(threads):
+        raise DecodeArgumentError(f"threads must be 1 or more, not {threads!r:.60}")
 
 
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -6,11 +6,13 @@ import errno
 import io
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
+import torch
 from torch import Tensor, nn
 
 from pemncodec.architecture.manifest import BUILDER_FORMAT
@@ -31,6 +33,7 @@ from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensor
 from pemncodec.remote.stores import check_target
 from pemncodec.remote.urls import is_url, shown
 from pemncodec.seeds import seeds_note
+from pemncodec.threads import given_threads, threads_given
 
 Progress = Callable[[str, float | None], None]
 _LOG: Final = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ def encode(
     find_seed: FindSeed = "auto",
     seed: int | None = None,
     preset: Preset = "default",
+    threads: int | None = None,
     dense: DenseMode | Mapping[str, DenseMode] = "lossless",
     fold_bn: bool = False,
     accuracy: Callable[[nn.Module], float] | None = None,
@@ -112,6 +116,8 @@ def encode(
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
             at some 25 million weights a second on one core; "default" for the smallest of models
             that this decodes within a second.
+        threads: how many to use, torch's among them; None takes as many as can run, and leaves
+            torch's alone. The file is the same.
         dense: how float32 tensors that are not masked are stored: "lossless", "fp16", "bf16" or
             "q8" (8 bits, each tensor or row of a matrix with its own range); one for all, or by
             pattern of the name (`fnmatch`, the first that fits; others are lossless).
@@ -147,6 +153,7 @@ def encode(
         find_seed=find_seed,
         seed=seed,
         preset=preset,
+        threads=threads,
         dense=dense,
         fold_bn=fold_bn,
         accuracy=accuracy,
@@ -163,7 +170,27 @@ def encode_with(
     progress: Progress | None = None,
 ) -> Report:
     """What `encode` does, by options as one value."""
-    step = _logged(progress)
+    with threads_given(options.threads), _torch_threads(given_threads()):
+        return _encode(options, source, target, _logged(progress))
+
+
+@contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    """As many threads of torch as the caller has given, while the block runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _encode(
+    options: EncodeOptions,
+    source: nn.Module | Mapping[str, Tensor] | PemnFile,
+    target: str | os.PathLike[str] | BinaryIO,
+    step: Progress,
+) -> Report:
     if is_url(target):
         check_target(target)
     elif isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():

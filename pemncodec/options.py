@@ -11,6 +11,7 @@ from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.contents import DenseMode, Seeded, TorchPrototype
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.limits import Limits
+from pemncodec.threads import is_thread_count
 from pemncodec.values.generators import GENERATORS, check_prototype
 from pemncodec.values.seed_search import FAST, FULL, THOROUGH, Effort
 
@@ -61,6 +62,7 @@ class EncodeOptions:
     find_seed: FindSeed = "auto"
     seed: int | None = None
     preset: Preset = "default"
+    threads: int | None = None
     dense: DenseMode | Mapping[str, DenseMode] = "lossless"
     fold_bn: bool = False
     accuracy: Callable[[nn.Module], float] | None = None
@@ -103,6 +105,10 @@ class EncodeOptions:
         if self.prefix is not None and not (isinstance(self.prefix, str) and self.prefix):
             raise EncodeArgumentError(
                 f"--prefix (prefix=…) must be the beginning of names, not {self.prefix!r:.60}"
+            )
+        if not is_thread_count(self.threads):
+            raise EncodeArgumentError(
+                f"--threads (threads=…) must be 1 or more, not {self.threads!r:.60}"
             )
         if self.preset not in PRESETS:
             raise EncodeArgumentError(

@@ -1,22 +1,49 @@
-"""How many threads of this process can run at the same time."""
+"""How many threads of this process work at the same time."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import ceil
 from pathlib import Path
 
 _ROOT = Path("/")
+_given: ContextVar[int | None] = ContextVar("threads", default=None)
+
+
+@contextmanager
+def threads_given(threads: int | None) -> Iterator[None]:
+    """As many threads as the caller says, for what is called in the block; None changes nothing."""
+    token = _given.set(_given.get() if threads is None else threads)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def given_threads() -> int | None:
+    """What the innermost caller of `threads_given` has said."""
+    return _given.get()
+
+
+def is_thread_count(threads: object) -> bool:
+    """Whether it says how many threads to use: a whole number from 1 on, or None."""
+    is_number = isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1
+    return threads is None or is_number
 
 
 def available_threads() -> int:
-    """How many threads can run at the same time, 1 or more.
+    """How many threads to use, 1 or more.
 
-    The smallest of three: the processors of the machine; those that the process's affinity allows;
-    on Linux, the CPU time that the process's control groups may use, as containers set it, in
-    processors and rounded up.
+    What the caller has given; else the smallest of three: the processors of the machine; those that
+    the process's affinity allows; on Linux, the CPU time that the process's control groups may use,
+    as containers set it, in processors and rounded up.
     """
+    if (given := _given.get()) is not None:
+        return given
     processors = _processors()
     return max(1, min([processors, *(ceil(quota) for quota in _quotas())]))
 

@@ -7,6 +7,7 @@ import io
 import math
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -289,7 +290,8 @@ def sections_of(
     shapes = shapes or [mask.shape for mask in masks]
     tensors = [context(shape) for shape in shapes]
     flat = [mask.reshape(-1) for mask in masks]
-    sections = MaskEncoder(flat, preset).encode(tensors)
+    with ThreadPoolExecutor(2) as pool:
+        sections = MaskEncoder(flat, preset, pool).encode(tensors)
     assert sorted(i for _, members in sections for i in members) == list(range(len(masks)))
     for section, members in sections:
         packed = decode_masks(section, [tensors[i] for i in members])

@@ -1,15 +1,30 @@
-"""The number of threads, with faked files of control groups."""
+"""The number of threads: what the caller gives, and files of control groups, which are faked."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from click.testing import CliRunner
 
-from pemncodec import threads
-from pemncodec.threads import available_threads
+import pemncodec
+from pemncodec import DecodeArgumentError, EncodeArgumentError, threads
+from pemncodec.cli.main import cli
+from pemncodec.coders.masks import Preset
+from pemncodec.threads import available_threads, threads_given
+
+_DRAW = torch.Generator().manual_seed(0)
+STATE = {
+    **{f"frozen.{i}": torch.randn(70_000 * (1 + i), generator=_DRAW) for i in range(4)},
+    **{f"trained.{i}": torch.randn(300, 10 * i + 70, generator=_DRAW) for i in range(3)},
+}
+MASKS = {n: torch.rand(t.shape, generator=_DRAW) < 0.4 for n, t in STATE.items() if "fro" in n}
 
 
 @pytest.fixture
@@ -84,3 +99,75 @@ def test_affinity_counts() -> None:
         assert available_threads() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_what_the_caller_gives_counts(machine: Path) -> None:
+    with threads_given(3):
+        assert available_threads() == 3
+        with threads_given(None):
+            assert available_threads() == 3
+        with threads_given(100):
+            assert available_threads() == 100
+        assert available_threads() == 3
+    assert available_threads() == 64
+    assert machine.is_dir()
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.0, True, "2"])
+def test_what_is_no_number_of_threads(threads: Any) -> None:
+    with pytest.raises(EncodeArgumentError, match="threads"):
+        pemncodec.encode(STATE, io.BytesIO(), masks=MASKS, manifest=False, threads=threads)
+    with pytest.raises(DecodeArgumentError, match="threads"):
+        pemncodec.load_state_dict(b"", threads=threads)
+    with pytest.raises(DecodeArgumentError, match="threads"):
+        pemncodec.decode(b"", threads=threads)
+
+
+@pytest.mark.parametrize("preset", ["fast", "max"])
+def test_any_number_of_threads_makes_the_same(preset: Preset) -> None:
+    files = []
+    for count in (1, 2, 5):
+        stream = io.BytesIO()
+        before = torch.get_num_threads()
+        pemncodec.encode(
+            STATE, stream, masks=MASKS, manifest=False, find_seed="off", preset=preset,
+            threads=count, dense={"trained.1": "q8"},
+        )  # fmt: skip
+        assert torch.get_num_threads() == before
+        files.append(stream.getvalue())
+        state = pemncodec.load_state_dict(files[0], threads=count)
+        assert all(torch.equal(state[n], STATE[n] * MASKS[n]) for n in MASKS)
+    assert files[0] == files[1] == files[2]
+
+
+def test_the_command_says_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({f"{n}_orig": STATE[n] for n in MASKS} | {f"{n}_mask": MASKS[n] for n in MASKS},
+               tmp_path / "m.pt")  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    seen: list[int] = []
+
+    def counted(threads: int) -> ThreadPoolExecutor:
+        seen.append(threads)
+        return ThreadPoolExecutor(threads)
+
+    for module in ("writer", "filling"):
+        monkeypatch.setattr(f"pemncodec.format.{module}.ThreadPoolExecutor", counted)
+    encode = ["encode", "m.pt", "-f", "--no-manifest", "--find-seed", "off", "-q"]
+    decode = ["decode", "m.pemn", "-f", "-o", "m.safetensors", "-q"]
+    for arguments, variable, expected in (
+        ([*encode, "--threads", "3"], "", 3),
+        (encode, "5", 5),
+        ([*encode, "--threads", "3"], "5", 3),
+        ([*decode, "--threads", "4"], "", 4),
+        (["verify", "m.pemn", "-q"], "6", 6),
+    ):
+        seen.clear()
+        environment = {"PEMN_THREADS": variable} if variable else {}
+        result = CliRunner().invoke(cli, arguments, env=environment)
+        assert result.exit_code == 0, result.output
+        assert seen
+        assert set(seen) == {expected}
+    for wrong in ("0", "many"):
+        result = CliRunner().invoke(cli, encode, env={"PEMN_THREADS": wrong})
+        assert result.exit_code == 2
+        assert "--threads" in result.output

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pemncodec.cli.options import force_option, json_option, max_memory_option, quiet_option
+from pemncodec.cli.options import (
+    force_option,
+    json_option,
+    max_memory_option,
+    quiet_option,
+    threads_option,
+)
 from pemncodec.cli.state_dict import save_state_dict
 from pemncodec.cli.streams import STDIO, FileName, check_output, named, opened, output_target
 from pemncodec.cli.terminal import Step, print_json, steps
@@ -50,6 +56,7 @@ _EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to decode, such as cuda.")
 @max_memory_option
+@threads_option
 @force_option
 @quiet_option
 @json_option

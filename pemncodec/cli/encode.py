@@ -22,6 +22,7 @@ from pemncodec.cli.options import (
     parse_metadata,
     prefix_option,
     quiet_option,
+    threads_option,
     trust_pickle_option,
 )
 from pemncodec.cli.streams import (
@@ -98,6 +99,7 @@ from pemncodec.remote.urls import is_url, last_part, shown
     "--metadata", multiple=True, metavar="KEY=VALUE", help="Text to keep in the file; repeatable."
 )
 @trust_pickle_option
+@threads_option
 @force_option
 @quiet_option
 @click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")

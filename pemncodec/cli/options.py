@@ -13,6 +13,7 @@ import click
 from pemncodec.errors import EncodeArgumentError, named_line
 from pemncodec.limits import Limits
 from pemncodec.options import FindSeed
+from pemncodec.threads import threads_given
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +72,21 @@ find_seed_option = click.option(
 )
 trust_pickle_option = click.option(
     "--trust-pickle", is_flag=True, help="Load a pickled module; runs code from that file."
+)
+
+
+def _with_threads(ctx: click.Context, _: click.Parameter, value: int | None) -> None:
+    ctx.with_resource(threads_given(value))
+
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    envvar="PEMN_THREADS",
+    show_envvar=True,
+    expose_value=False,
+    callback=_with_threads,
+    help="How many threads to use  [default: as many as can run].",
 )
 max_memory_option = click.option(
     "--max-memory",

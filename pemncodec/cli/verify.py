@@ -12,6 +12,7 @@ from pemncodec.cli.options import (
     max_memory_option,
     prefix_option,
     quiet_option,
+    threads_option,
     trust_pickle_option,
 )
 from pemncodec.cli.streams import FileName, named, opened
@@ -26,6 +27,7 @@ from pemncodec.remote.urls import shown
 @prefix_option
 @trust_pickle_option
 @max_memory_option
+@threads_option
 @quiet_option
 @json_option
 def verify(

@@ -6,7 +6,8 @@ that a coder with context takes in one stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Literal, get_args
 
@@ -54,15 +55,17 @@ def total_bytes(sections: Sequence[MaskSection]) -> int:
 class MaskEncoder:
     """Masks to sections; remembers what it has coded, for callers that try several contexts."""
 
-    def __init__(self, masks: Sequence[Mask], preset: Preset) -> None:
+    def __init__(self, masks: Sequence[Mask], preset: Preset, pool: Executor) -> None:
         """Codes every mask by itself.
 
         Args:
             masks: bool [n] each.
             preset: which coders to try.
+            pool: does the work.
         """
         self._masks = masks
-        self._alone = [encode_mask(bits) for bits in masks]
+        self._pool = pool
+        self._alone = list(pool.map(encode_mask, masks))
         self._weights = sum(bits.size for bits in masks)
         self._streams = _streams(masks, self._alone) if tries_context(preset, self._weights) else []
         self._least_gain = 0.0 if preset == "max" else _LEAST_DEFAULT_GAIN
@@ -79,13 +82,7 @@ class MaskEncoder:
             count: called with numbers of weights as they are coded.
         """
         together: dict[int, MaskSection] = {}  # by the first mask
-        for members in self._streams:
-            own = members[0], tuple(contexts[index] for index in members)
-            if own not in self._coded:
-                self._coded[own] = _encode_together(
-                    members, self._masks, contexts, self._alone, self._least_gain
-                )
-            best = self._coded[own]
+        for members, best in zip(self._streams, self._encode_streams(contexts), strict=True):
             if best is not None:
                 together[best[1][0]] = best
             count(sum(self._masks[index].size for index in members))
@@ -97,6 +94,19 @@ class MaskEncoder:
             for index, section in enumerate(self._alone)
             if index in together or index not in streamed
         ]
+
+    def _encode_streams(self, contexts: Sequence[MaskContext]) -> Iterator[MaskSection | None]:
+        coding: dict[tuple[int, tuple[MaskContext, ...]], Future[MaskSection | None]] = {}
+        keys = [(own[0], tuple(contexts[index] for index in own)) for own in self._streams]
+        for members, key in zip(self._streams, keys, strict=True):
+            if key not in self._coded:
+                coding[key] = self._pool.submit(
+                    _encode_together, members, self._masks, contexts, self._alone, self._least_gain
+                )
+        for key in keys:
+            if key in coding:
+                self._coded[key] = coding[key].result()
+            yield self._coded[key]
 
 
 def encode_mask(bits: Mask) -> bytes:

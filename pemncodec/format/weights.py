@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import repeat
@@ -16,7 +16,6 @@ from pemncodec.coders.mask_coder import MaskContext, order0_bits
 from pemncodec.contents import Array, MaskedTensor, Prototype, StoredPrototype, bits_of, numel
 from pemncodec.format.contexts import prototype_buckets
 from pemncodec.format.prototype_rows import Used
-from pemncodec.threads import available_threads
 from pemncodec.values.fill import used_values
 
 _SAMPLE = 1 << 12  # values
@@ -40,6 +39,7 @@ def encode_weights(
     masked: Sequence[MaskedTensor],
     prototypes: Sequence[Prototype],
     preset: masks.Preset,
+    pool: Executor,
     count: Callable[[float], None],
 ) -> CodedWeights:
     """Masks, and prototypes with the values that masks use, or whole where the file is smaller.
@@ -55,8 +55,7 @@ def encode_weights(
     sections: list[dict[Used, bytes]] = []
     used: list[Used] = []
     candidates: list[int] = []
-    with ThreadPoolExecutor(available_threads()) as pool:
-        made = pool.map(_stored_sections, prototypes, users, repeat(context), repeat(effort))
+    made = pool.map(_stored_sections, prototypes, users, repeat(context), repeat(effort))
     for index, forms in enumerate(made):
         sections.append(forms)
         used.append(next(iter(sections[-1])))
@@ -74,7 +73,7 @@ def encode_weights(
         }
         for tensor in masked
     ]
-    encoder = masks.MaskEncoder([tensor.mask.reshape(-1) for tensor in masked], preset)
+    encoder = masks.MaskEncoder([tensor.mask.reshape(-1) for tensor in masked], preset, pool)
 
     def encode(used: list[Used]) -> CodedWeights:
         return CodedWeights(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import repeat
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from pemncodec.format.header import (
 )
 from pemncodec.format.prototype_rows import StoredRow
 from pemncodec.format.weights import encode_weights
+from pemncodec.threads import available_threads
 
 
 def encode_contents(
@@ -40,14 +43,13 @@ def encode_contents(
     progress: Callable[[float], None] | None = None,
     preset: masks.Preset = "default",
 ) -> list[bytes]:
-    """A whole file in pieces: its front, then each section.
+    """A whole file in pieces: its front, then each section. Any number of threads makes the same.
 
     Args:
         contents: what the file holds.
         progress: called with the share of all values that is coded, 0 to 1.
         preset: which mask coders to try, and how hard all coders do.
     """
-    effort: Effort = "most" if preset == "max" else "usual"
     total = sum(numel(t.shape) for t in contents.tensors if not isinstance(t, AliasTensor))
     coded = 0.0
 
@@ -57,6 +59,16 @@ def encode_contents(
         if progress is not None:
             progress(coded / max(total, 1))
 
+    with ThreadPoolExecutor(available_threads()) as pool:
+        return _encode(contents, count, preset, pool)
+
+
+def _encode(
+    contents: Contents,
+    count: Callable[[float], None],
+    preset: masks.Preset,
+    pool: Executor,
+) -> list[bytes]:
     sections: list[bytes] = []
     kinds: list[SectionKind] = []
 
@@ -81,18 +93,18 @@ def encode_contents(
             else:
                 count(numel(tensor.shape))
                 rows[tensor.name] = ConstantRow(tensor.name, tensor.dtype, tensor.shape, value)
-    for group in dense.group_tensors(changing):
-        arrays = [tensor.data for tensor in group]
-        data = dense.encode_dense(arrays, group[0].dtype, group[0].mode, effort)
+    groups = dense.group_tensors(changing)
+    coded = pool.map(_encode_group, groups, repeat(preset))
+    for group, (data, errors) in zip(groups, coded, strict=True):
         section = add("dense", data)
-        for tensor, error in zip(group, dense.largest_errors(data, arrays), strict=True):
+        for tensor, error in zip(group, errors, strict=True):
             count(numel(tensor.shape))
             error += tensor.error
             rows[tensor.name] = DenseRow(tensor.name, tensor.dtype, tensor.shape, section, error)
     masked = [tensor for tensor in contents.tensors if isinstance(tensor, MaskedTensor)]
     for tensor in masked:
         rows[tensor.name] = MaskedRow(tensor.name, tensor.dtype, tensor.shape, tensor.fill)
-    best = encode_weights(masked, contents.prototypes, preset, count)
+    best = encode_weights(masked, contents.prototypes, preset, pool, count)
     section_of: dict[int, int] = {}
     for data, members in best.masks:
         section_of |= dict.fromkeys(members, add("mask", data))
@@ -112,6 +124,14 @@ def encode_contents(
     )
     minor = minor_version(header)
     return [encode_container(encode_header(header), sections, minor), *sections]
+
+
+def _encode_group(group: Sequence[DenseTensor], preset: masks.Preset) -> tuple[bytes, list[float]]:
+    """A section of trained tensors, and how far each of them is off."""
+    effort: Effort = "most" if preset == "max" else "usual"
+    arrays = [tensor.data for tensor in group]
+    data = dense.encode_dense(arrays, group[0].dtype, group[0].mode, effort)
+    return data, dense.largest_errors(data, arrays)
 
 
 def _constant_value(tensor: DenseTensor) -> bytes | None:
