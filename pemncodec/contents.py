@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 Distribution = Literal["uniform", "signed-constant", "normal"]
-TorchDistribution = Literal["normal", "uniform", "normal-signs", "uniform-signs"]
+TorchDistribution = Literal[
+    "normal", "uniform", "normal-signs", "uniform-signs", "numpy-uniform", "numpy-signs"
+]
 TorchVariant = Literal["vector", "scalar"]
 DenseMode = Literal["lossless", "fp16", "bf16", "q8"]
 Array = npt.NDArray[Any]
@@ -101,20 +103,23 @@ class SeededPrototype:
 
 @dataclass(frozen=True, slots=True)
 class TorchPrototype:
-    """Values that torch's CPU generator makes for one float32 tensor (spec section 5.5).
+    """Values that torch's CPU generator, or NumPy's legacy one, makes for a tensor (spec 5.5).
 
     `normal_(0, std)` is the distribution "normal" with a fill's scale of std; so are all of
     `torch.nn.init` that call it. `uniform_(-b, b)` is "uniform" with a scale of b in the "vector"
-    variant, and with `low` and `high` of −b and b in both.
+    variant, and with `low` and `high` of −b and b in both. `np.random.uniform(low, high)` is
+    "numpy-uniform", rounded to binary32, and `np.random.choice([-b, b])` is "numpy-signs" with a
+    scale of b.
 
     Attributes:
         distribution: "normal", with variance 1; "uniform", from `low` to `high`; or the signs of
-            either, −1, 0 and 1, those of "uniform" where the range is symmetric.
-        seed: what `torch.manual_seed` was given, its lower 32 bits.
+            either, −1, 0 and 1, those of "uniform" where the range is symmetric; "numpy-uniform",
+            from `low` to `high`; "numpy-signs", −1 and 1.
+        seed: what `torch.manual_seed` was given, its lower 32 bits, or `np.random.seed`.
         length: number of values.
         skip: words that the generator had drawn before.
-        low: a binary32 number, of "uniform" alone.
-        high: a binary32 number, of "uniform" alone.
+        low: a binary32 number, of "uniform"; any of "numpy-uniform"; −1 of others.
+        high: likewise; 1 of others.
         variant: the arithmetic: "vector" is that of torch on x86 with AVX2, "scalar" that of a
             torch without vector instructions (`ATEN_CPU_CAPABILITY=default`).
         drawn: how many elements the tensor had, if these are only its first ones: random vectors
@@ -138,13 +143,14 @@ class TorchPrototype:
     @property
     def in_words(self) -> str:
         """What it is, on one line."""
-        kind: str = self.distribution
+        kind: str = self.distribution.removeprefix("numpy-")
+        generator = "torch" if kind == self.distribution else "NumPy"
         if kind == "uniform" and (self.low, self.high) != (-1.0, 1.0):
             kind += f" ({self.low:g} to {self.high:g})"
         values = f"{self.length:,} " + f"of {self.drawn:,} " * (self.drawn > 0)
-        values += kind if kind.endswith("-signs") else f"{kind} values"
+        values += kind if kind.endswith("signs") else f"{kind} values"
         variant = "" if self.variant == "vector" else f", {self.variant} variant"
-        return f"{values}, torch seed {self.seed}, after {self.skip:,} words{variant}"
+        return f"{values}, {generator} seed {self.seed}, after {self.skip:,} words{variant}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

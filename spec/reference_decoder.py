@@ -26,7 +26,7 @@ import zstandard
 from reference_errors import PemnError, require
 from reference_manifest import check_asked_for, check_manifest
 from reference_tensors import check_tensors
-from reference_torch import check_torch, end_of, torch_values
+from reference_torch import TORCH_DISTRIBUTIONS, check_torch, end_of, torch_values
 
 # Section 9.
 HEADER_BYTES, MANIFEST_BYTES, DECODED_BYTES = 1 << 26, 1 << 24, 1 << 34
@@ -166,11 +166,11 @@ COLUMNS: dict[str, Columns] = {
     },
     "stored": {"dtype": (WEIGHTS, "float32"), "used": (("all", "masks"), "all")} | SECTION,
     "torch": {
-        "distribution": (("normal", "uniform", "normal-signs", "uniform-signs"), "normal"),
+        "distribution": (TORCH_DISTRIBUTIONS, "normal"),
         "seed": ("[0-9a-f]{8}", None),
         "gap": (is_gap, 0),
-        "low": ("[0-9a-f]{8}", "bf800000"),
-        "high": ("[0-9a-f]{8}", "3f800000"),
+        "low": ("([0-9a-f]{8}){1,2}", "bf800000"),
+        "high": ("([0-9a-f]{8}){1,2}", "3f800000"),
         "variant": (("vector", "scalar"), "vector"),
         "drawn": (is_index, 0),
     },

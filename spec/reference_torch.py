@@ -15,6 +15,8 @@ from typing import Any
 from reference_errors import require
 
 STATE = 624
+TORCH_DISTRIBUTIONS = ("normal", "uniform", "normal-signs", "uniform-signs")
+TORCH_DISTRIBUTIONS += ("numpy-uniform", "numpy-signs")
 
 
 def check_torch(row: dict[str, Any]) -> None:
@@ -22,10 +24,21 @@ def check_torch(row: dict[str, Any]) -> None:
     normal, count = row["distribution"].startswith("normal"), elements(row)
     require(row["drawn"] == 0 or row["drawn"] > row["length"], "header", "fewer elements drawn")
     require(count >= 16 or not normal, "header", "fewer than 16 normal values")
-    require(0 <= row["skip"] <= (1 << 63) - 1 - count - 16, "header", "words before a prototype")
+    taken = 2 * count if row["distribution"] == "numpy-uniform" else count
+    require(0 <= row["skip"] <= (1 << 63) - 1 - taken - 16, "header", "words before a prototype")
+    numpy = row["distribution"].startswith("numpy-")
+    require(not numpy or row["variant"] == "vector", "header", "a variant of NumPy's values")
+    digits = 16 if row["distribution"] == "numpy-uniform" else 8
+    require(len(row["low"]) == len(row["high"]) == digits, "header", "digits of a range")
     low, high = unpack(row["low"]), unpack(row["high"])
     require(math.isfinite(low) and math.isfinite(high) and low < high, "header", "a range")
+    if digits == 16:
+        require(max(abs(low), abs(high)) < HALFWAY, "header", "a range above binary32")
+        low, high = single(low), single(high)
+        require(low < high, "header", "a range of one value")
     require(abs(Fraction(high) - Fraction(low)) < HALFWAY, "header", "a range that overflows")
+    if digits == 16:
+        return
     default = (row["low"], row["high"]) == ("bf800000", "3f800000")
     require(default or row["distribution"] == "uniform", "header", "a range of other values")
 
@@ -39,6 +52,7 @@ def end_of(row: dict[str, Any]) -> int:
     """5.5: where its words end."""
     normal = row["distribution"].startswith("normal")
     more = 16 if normal and elements(row) % 16 else 0
+    more += elements(row) if row["distribution"] == "numpy-uniform" else 0
     return int(row["skip"] + elements(row) + more)
 
 
@@ -48,7 +62,12 @@ def torch_values(row: dict[str, Any]) -> list[int]:
     for _ in range(row["skip"]):
         next(fractions)
     fused, count = row["variant"] == "vector", elements(row)
-    if row["distribution"].startswith("uniform"):
+    if row["distribution"] == "numpy-signs":
+        values = [1.0 if next(fractions) % 2 else -1.0 for _ in range(count)]
+    elif row["distribution"] == "numpy-uniform":
+        low, high = unpack(row["low"]), unpack(row["high"])
+        values = [single(low + (high - low) * double(fractions)) for _ in range(count)]
+    elif row["distribution"].startswith("uniform"):
         low = unpack(row["low"])
         width = rounded(Fraction(unpack(row["high"])) - Fraction(low))
         values = [uniform(next(fractions), width, low, fused) for _ in range(count)]
@@ -88,7 +107,14 @@ HALFWAY = Fraction((1 << 25) - 1) * (1 << 103)
 
 
 def unpack(digits: str) -> float:
-    return float(struct.unpack(">f", bytes.fromhex(digits))[0])
+    """A binary32 of 8 digits, a binary64 of 16."""
+    return float(struct.unpack(">f" if len(digits) == 8 else ">d", bytes.fromhex(digits))[0])
+
+
+def double(fractions: Iterator[int]) -> float:
+    """5.5: what NumPy makes of two words; exact."""
+    a, b = next(fractions), next(fractions)
+    return ((a >> 5) * 2**26 + (b >> 6)) * 2.0**-53
 
 
 def rounded(x: Fraction) -> float:

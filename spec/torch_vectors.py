@@ -33,7 +33,12 @@ def drawn(
     }
     for key, value in more.items():
         header[key] = header[key] | value if isinstance(value, dict) else value
-    return pack(header, *[mask] * count, version=(0, 2))
+    numpy = any(kind.startswith("numpy-") for kind in torch.get("distribution", ()))
+    return pack(header, *[mask] * count, version=(0, 3 if numpy else 2))
+
+
+def doubles(value: float) -> str:
+    return struct.pack(">d", value).hex()
 
 
 def valid_torch() -> dict[str, bytes]:
@@ -86,6 +91,20 @@ def valid_torch() -> dict[str, bytes]:
     )
     for dtype in ("float16", "bfloat16", "float64"):
         files[f"torch-{dtype}"] = drawn([16], {}, tensors={"dtype": [dtype]}, **scales)
+    own = {"distribution": ["numpy-uniform"], "low": [doubles(-0.3)], "high": [doubles(0.8)]}
+    files["torch-numpy-uniform"] = drawn([17], own)
+    files["torch-numpy-uniform-scaled"] = drawn([3], own | {"drawn": [9]}, **scales)
+    files["torch-numpy-signs"] = drawn([17], {"distribution": ["numpy-signs"]}, **scales)
+    files["torch-numpy-after-each-other"] = drawn(
+        [3, 16, 2, 5],
+        {
+            "distribution": ["numpy-uniform", "normal", "numpy-signs", "uniform"],
+            "seed": ["00000003"] * 4,
+            "low": [doubles(-1.0), "bf800000", "bf800000", "bf800000"],
+            "high": [doubles(1.0), "3f800000", "3f800000", "3f800000"],
+            "drawn": [7, 0, 9, 0],
+        },
+    )
     normal = prototype_values(TorchPrototype("normal", 0, 81))
     section = mixing([[9, 9]], np.asarray(normal))
     files["torch-mask-mixing"] = drawn([81], {}, section, tensors={"shape": [[9, 9]]})
@@ -98,6 +117,9 @@ def invalid_torch() -> dict[str, tuple[str, bytes]]:
 
     def bits(value: float) -> str:
         return struct.pack(">f", value).hex()
+
+    def numpy(low: str = doubles(-0.5), high: str = doubles(0.5), **more: Any) -> bytes:
+        return one(5, distribution="numpy-uniform", low=low, high=high, **more)
 
     uniform = {"distribution": "uniform"}
     broken = {
@@ -129,6 +151,26 @@ def invalid_torch() -> dict[str, tuple[str, bytes]]:
         "range-overflows": one(**uniform, low=bits(-2e38), high=bits(2e38)),
         "range-of-normal": one(low=bits(-0.5)),
         "range-of-signs": one(distribution="uniform-signs", high=bits(0.5)),
+        "low-16-digits": one(**uniform, low=doubles(-0.5)),
+        "low-12-digits": one(**uniform, low="bf8000000000"),
+        "high-16-digits-of-normal": one(high=doubles(1.0)),
+        "numpy-low-8-digits": numpy(low=bits(-0.5)),
+        "numpy-high-8-digits": numpy(high=bits(0.5)),
+        "numpy-default-range": one(5, distribution="numpy-uniform"),
+        "numpy-low-is-high": numpy(low=doubles(0.5)),
+        "numpy-low-is-high-in-binary32": numpy(low=doubles(0.5 - 2.0**-40)),
+        "numpy-low-above-high": numpy(low=doubles(0.75)),
+        "numpy-low-infinite": numpy(low="fff0000000000000"),
+        "numpy-high-nan": numpy(high="7ff8000000000000"),
+        "numpy-high-above-binary32": numpy(high=doubles(1e39)),
+        "numpy-range-overflows": numpy(low=doubles(-2e38), high=doubles(2e38)),
+        "numpy-scalar": numpy(variant="scalar"),
+        "numpy-ends-above-63-bits": numpy(gap=(1 << 63) - 1 - 10 - 16 + 1),
+        "numpy-signs-scalar": one(5, distribution="numpy-signs", variant="scalar"),
+        "numpy-signs-range": one(5, distribution="numpy-signs", low=bits(-0.5)),
+        "numpy-signs-16-digits": one(
+            5, distribution="numpy-signs", low=doubles(-1.0), high=doubles(1.0)
+        ),
         "drawn-negative": one(drawn=-1),
         "drawn-true": one(drawn=True),
         "drawn-2-to-the-63": one(drawn=1 << 63),
@@ -147,6 +189,7 @@ def invalid_torch() -> dict[str, tuple[str, bytes]]:
         "drawn-words": one(gap=far - 15),
         "drawn-words-once-more": one(17, gap=far - 32),
         "drawn-words-of-a-larger-tensor": one(16, drawn=far + 1),
+        "drawn-words-numpy": numpy(gap=far - 9),
         "drawn-words-of-two-seeds": drawn(
             [16, 16], {"seed": ["00000000", "00000001"], "gap": [far // 2, far // 2]}
         ),

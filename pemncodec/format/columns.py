@@ -106,8 +106,8 @@ _TORCH = {
     # Has no default, so that the table is always there, and readers that do not know it refuse it.
     "seed": Column(_is_match("[0-9a-f]{8}"), "eight hexadecimal digits"),
     "gap": Column(is_int(-MAX_INDEX, MAX_INDEX), "a number of words", 0),
-    "low": Column(_is_match("[0-9a-f]{8}"), "eight hexadecimal digits", "bf800000"),
-    "high": Column(_is_match("[0-9a-f]{8}"), "eight hexadecimal digits", "3f800000"),
+    "low": Column(_is_match("([0-9a-f]{8}){1,2}"), "8 or 16 hexadecimal digits", "bf800000"),
+    "high": Column(_is_match("([0-9a-f]{8}){1,2}"), "8 or 16 hexadecimal digits", "3f800000"),
     "variant": Column(_is_one_of(TORCH_VARIANTS), "a variant", "vector"),
     "drawn": Column(is_int(0, MAX_INDEX), "a number of elements", 0),
 }
@@ -246,4 +246,15 @@ def float_to_hex(value: float) -> str:
 def float_from_hex(text: str) -> float:
     """A binary32 of its bits."""
     (value,) = struct.unpack(">f", bytes.fromhex(text))
+    return float(value)
+
+
+def double_to_hex(value: float) -> str:
+    """The bits of a binary64."""
+    return struct.pack(">d", value).hex()
+
+
+def double_from_hex(text: str) -> float:
+    """A binary64 of its bits."""
+    (value,) = struct.unpack(">d", bytes.fromhex(text))
     return float(value)

@@ -37,6 +37,7 @@ from pemncodec.format.prototype_rows import (
     encode_prototypes,
 )
 from pemncodec.limits import Limits
+from pemncodec.values.numpy_legacy import is_numpy
 from pemncodec.values.torch_cpu import words_of
 
 
@@ -137,7 +138,8 @@ def encode_header(header: Header) -> bytes:
 
 def minor_version(header: Header) -> int:
     """The first minor version that has all that is in a header."""
-    return 2 if any(isinstance(row, TorchPrototype) for row in header.prototypes) else 1
+    drawn = [row for row in header.prototypes if isinstance(row, TorchPrototype)]
+    return 3 if any(map(is_numpy, drawn)) else 2 if drawn else 1
 
 
 def _encode_tensor(tensor: TensorRow, rows: dict[str, list[dict[str, Any]]]) -> None:

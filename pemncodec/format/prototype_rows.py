@@ -12,6 +12,8 @@ from pemncodec.format.columns import (
     Table,
     broken,
     check_section,
+    double_from_hex,
+    double_to_hex,
     float_from_hex,
     float_to_hex,
     table_rows,
@@ -107,12 +109,13 @@ def _decode_seeded(row: _Row, length: int) -> SeededPrototype:
 def _encode_torch(prototype: TorchPrototype, before: tuple[int, int]) -> _Row:
     """`before`: the seed of the torch prototype before this one, and where its words end."""
     start = before[1] if before[0] == prototype.seed else 0
+    to_hex = double_to_hex if prototype.distribution == "numpy-uniform" else float_to_hex
     return {
         "distribution": prototype.distribution,
         "seed": f"{prototype.seed:08x}",
         "gap": prototype.skip - start,
-        "low": float_to_hex(prototype.low),
-        "high": float_to_hex(prototype.high),
+        "low": to_hex(prototype.low),
+        "high": to_hex(prototype.high),
         "variant": prototype.variant,
         "drawn": prototype.drawn,
     }
@@ -121,7 +124,12 @@ def _encode_torch(prototype: TorchPrototype, before: tuple[int, int]) -> _Row:
 def _decode_torch(row: _Row, length: int, before: tuple[int, int]) -> TorchPrototype:
     seed = int(row["seed"], 16)
     skip = row["gap"] + (before[1] if before[0] == seed else 0)
-    low, high = float_from_hex(row["low"]), float_from_hex(row["high"])
+    digits, from_hex = 8, float_from_hex
+    if row["distribution"] == "numpy-uniform":
+        digits, from_hex = 16, double_from_hex
+    if not len(row["low"]) == len(row["high"]) == digits:
+        raise broken(f"low and high of {row['distribution']} have {digits} digits")
+    low, high = from_hex(row["low"]), from_hex(row["high"])
     variant, drawn = row["variant"], row["drawn"]
     prototype = TorchPrototype(row["distribution"], seed, length, skip, low, high, variant, drawn)
     try:

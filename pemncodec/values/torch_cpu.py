@@ -1,7 +1,7 @@
 """Prototypes of torch's CPU generator to values (spec/pemn.md section 5.5).
 
 What `normal_` and `uniform_` write into a contiguous float32 tensor; the variant says which of
-torch's kernels did.
+torch's kernels did. What NumPy makes of the same words is in `numpy_legacy.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from pemncodec import kernels
 from pemncodec.contents import Floats, PackedMask, TorchDistribution, TorchPrototype, TorchVariant
 from pemncodec.values.mersenne import WordStream, stream_of
+from pemncodec.values.numpy_legacy import is_numpy, numpy_values, words_each
 
 TORCH_DISTRIBUTIONS: tuple[str, ...] = get_args(TorchDistribution)
 TORCH_VARIANTS: tuple[str, ...] = get_args(TorchVariant)
@@ -24,7 +25,7 @@ _GROUP = 16  # normal values that are made together, of as many words
 def make_values(prototype: TorchPrototype, start: int, stop: int, scale: float) -> Floats:
     """Values `start` to `stop`, scaled, float32 [stop - start]."""
     values = _slice(prototype, start, stop)
-    if prototype.distribution.endswith("-signs"):
+    if prototype.distribution in ("normal-signs", "uniform-signs"):
         np.sign(values, out=values)
     if scale != 1.0:
         with np.errstate(over="ignore"):  # to infinity, as the format asks for
@@ -43,8 +44,8 @@ def fill_masked(
     """Values from `start` on where a mask has ones, +0.0 elsewhere, where a kernel does both.
 
     Returns:
-        False, and nothing is done, where no kernel does: for signs, and for normal values that do
-        not begin with a group, or that were drawn once more.
+        False, and nothing is done, where no kernel does: for signs, for values of NumPy, and for
+        normal values that do not begin with a group, or that were drawn once more.
     """
     bounds = np.array([prototype.low, prototype.high], np.float32)
     if prototype.distribution == "normal":
@@ -82,19 +83,22 @@ def check_prototype(prototype: TorchPrototype) -> None:
         )
     if is_normal(prototype) and elements < _GROUP:
         raise ValueError(f"normal values of torch come 16 or more at once, not {elements}")
-    if not 0 <= prototype.skip <= MOST_WORDS - elements - _GROUP:
+    if is_numpy(prototype) and prototype.variant != "vector":
+        raise ValueError("values of NumPy have no variants")
+    if not 0 <= prototype.skip <= MOST_WORDS - words_each(prototype) * elements - _GROUP:
         raise ValueError(f"there cannot be {prototype.skip} words before a prototype")
     if (low, high) != (-1.0, 1.0):
-        if kind != "uniform":
+        if kind not in ("uniform", "numpy-uniform"):
             raise ValueError(f"low and high are for uniform values alone, not for {kind!r}")
-        _check_range(low, high)
+        _check_range(low, high, exact=kind == "uniform")
 
 
-def _check_range(low: float, high: float) -> None:
+def _check_range(low: float, high: float, *, exact: bool) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         bounds = np.array([low, high], np.float32)
         span = bounds[1] - bounds[0]
-    if not (low < high and math.isfinite(span) and bounds.tolist() == [low, high]):
+    fits = bounds[0] < bounds[1] and math.isfinite(span)
+    if not fits or (exact and bounds.tolist() != [low, high]):
         raise ValueError(f"uniform values cannot lie from {low} to {high} in binary32")
 
 
@@ -104,15 +108,17 @@ def is_normal(prototype: TorchPrototype) -> bool:
 
 
 def words_of(prototype: TorchPrototype) -> int:
-    """How many words torch draws for a prototype, from `skip` on."""
+    """How many words are drawn for a prototype, from `skip` on."""
     redrawn = is_normal(prototype) and prototype.elements % _GROUP
-    return prototype.elements + (_GROUP if redrawn else 0)
+    return words_each(prototype) * prototype.elements + (_GROUP if redrawn else 0)
 
 
 def _slice(prototype: TorchPrototype, start: int, stop: int) -> Floats:
     """Values `start` to `stop` before signs are taken of them."""
     fused = int(prototype.variant == "vector")
     stream = stream_of(prototype.seed)
+    if is_numpy(prototype):
+        return numpy_values(stream, prototype, start, stop)
     if not is_normal(prototype):
         words = stream.words(prototype.skip + start, stop - start)
         bounds = np.array([prototype.low, prototype.high], np.float32)
