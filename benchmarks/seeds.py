@@ -272,7 +272,7 @@ FOREIGN: dict[str, Callable[[Shape, np.random.Generator], Array]] = {
     "NumPy uniform": lambda shape, rng: rng.uniform(-0.04, 0.04, shape),
     "NumPy signs": lambda shape, rng: rng.choice([-0.05, 0.05], shape),
     "NumPy legacy randn": lambda shape, rng: _legacy(rng).randn(*shape) * 0.05,
-    "NumPy legacy uniform": lambda shape, rng: _legacy(rng).uniform(-0.04, 0.04, shape),
+    "triangular": lambda shape, rng: rng.triangular(-0.04, 0, 0.04, shape),
     "Laplace": lambda shape, rng: rng.laplace(0, 0.05, shape),
     "trained": _trained,
     "pemncodec's own": _by_philox,

@@ -107,12 +107,13 @@ def encode(
             module; stored in place of a description, so that who reads the file must have that
             code and allow it to run (`decode(trust=…)`).
         prototypes: seeds (`SeededPrototype`, `TorchPrototype`) that frozen weights may come from.
-        find_seed: "auto" looks for the seeds of torch's CPU generator from which the frozen weights
-            come, so that the file stores the seeds and not the weights: for some seconds, or for a
-            second with "quick" or preset "fast". "full" then tries all 2^32 seeds wherever the
-            architecture suggests, half a minute for each such place on two cores. "off" does
-            not look for any. Nor is it done where `prototypes` are given.
-        seed: what `torch.manual_seed` was given, if it is known.
+        find_seed: "auto" looks for the seeds of torch's CPU generator, or of NumPy's legacy one,
+            from which the frozen weights come, so that the file stores the seeds and not the
+            weights: for some seconds, or for a second with "quick" or preset "fast". "full" then
+            tries all 2^32 seeds wherever the architecture suggests, half a minute for each such
+            place on two cores. "off" does not look for any. Nor is it done where `prototypes` are
+            given.
+        seed: what `torch.manual_seed` or `np.random.seed` was given, if it is known.
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
             at some 25 million weights a second on one core; "default" for the smallest of models
             that this decodes within a second.

@@ -1,4 +1,4 @@
-"""Weights and masks of a checkpoint → the seeds of torch's generator behind them."""
+"""Weights and masks of a checkpoint → the seeds behind them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.options import EncodeOptions
 from pemncodec.tensors import dtype_name, tensor_to_array
 from pemncodec.values.initialisation import Drawn
+from pemncodec.values.numpy_legacy import is_numpy
 from pemncodec.values.recovery import Layer
 from pemncodec.values.seed_search import Network, find_seeds
 
@@ -97,8 +98,8 @@ def with_seeds(
     for seed in seeds:
         if not any(layer.fill and _seed_of(layer.fill) == seed for layer in found):
             raise PrototypeMismatchError(
-                f"no masked layer comes from seed {options.seed} of torch's CPU generator: leave "
-                "--seed (seed=…) out to look for others"
+                f"no masked layer comes from seed {options.seed} of torch's CPU generator, or of "
+                "NumPy: leave --seed (seed=…) out to look for others"
             )
     return found
 
@@ -129,8 +130,8 @@ def all_used(state: StateDict) -> MaskedState:
 
 
 def seeds_note(contents: Contents, options: EncodeOptions) -> str | None:
-    """What seeds of torch the frozen weights come from, or that none was found; in a sentence."""
-    seeds: list[int] = []
+    """From which seeds the frozen weights come, or that none was found; in a sentence."""
+    seeds: dict[str, list[int]] = {"torch": [], "NumPy": []}
     frozen = found = 0
     for tensor in contents.tensors:
         if isinstance(tensor, MaskedTensor):
@@ -138,11 +139,17 @@ def seeds_note(contents: Contents, options: EncodeOptions) -> str | None:
             prototype = contents.prototypes[tensor.fill.prototype]
             if isinstance(prototype, TorchPrototype):
                 found += tensor.mask.size
-                seeds += [prototype.seed] * (prototype.seed not in seeds)
-    if not seeds:
+                own = seeds["NumPy" if is_numpy(prototype) else "torch"]
+                own += [prototype.seed] * (prototype.seed not in own)
+    if not found:
         return _nothing_found(contents, options)
-    named = ", ".join(map(str, seeds[:3])) + f" and {len(seeds) - 3:,} more" * (len(seeds) > 3)
-    return f"torch seed{'s' * (len(seeds) > 1)} {named}: {found:,} of {frozen:,} frozen weights"
+    named = " and ".join(_named(generator, own) for generator, own in seeds.items() if own)
+    return f"{named}: {found:,} of {frozen:,} frozen weights"
+
+
+def _named(generator: str, seeds: Sequence[int]) -> str:
+    shown = ", ".join(map(str, seeds[:3])) + f" and {len(seeds) - 3:,} more" * (len(seeds) > 3)
+    return f"{generator} seed{'s' * (len(seeds) > 1)} {shown}"
 
 
 def _nothing_found(contents: Contents, options: EncodeOptions) -> str | None:
@@ -151,7 +158,8 @@ def _nothing_found(contents: Contents, options: EncodeOptions) -> str | None:
     if count < _WORTH_A_NOTE or options.prototypes or options.find_seed not in ("auto", "full"):
         return None
     every = "" if options.find_seed == "full" else " (--find-seed full tries all)"
-    return f"no seed of torch is found behind {count:,} values, so that they are stored{every}"
+    words = f"no seed of torch or NumPy is found behind {count:,} values"
+    return f"{words}, so that they are stored{every}"
 
 
 def _seed_of(fill: SeededFill) -> int | None:

@@ -45,7 +45,10 @@ def stream() -> io.BytesIO:
     )
     drawn = tuple(
         TorchPrototype(distribution, seed=2**32 - 1, length=1001, skip=100_000)
-        for distribution in ("normal", "uniform", "normal-signs", "uniform-signs")
+        for distribution in (
+            *("normal", "uniform", "normal-signs", "uniform-signs"),
+            *("numpy-uniform", "numpy-signs"),
+        )
     )
     stored = []
     for dtype in DTYPES:

@@ -94,7 +94,7 @@ from pemncodec.remote.urls import is_url, last_part, shown
 )
 @click.option("--max-drop", type=float, help="Refuse a file that loses more accuracy than this.")
 @find_seed_option
-@click.option("--seed", type=int, help="What torch.manual_seed was given, if you know it.")
+@click.option("--seed", type=int, help="What torch.manual_seed or np.random.seed was given.")
 @click.option(
     "--metadata", multiple=True, metavar="KEY=VALUE", help="Text to keep in the file; repeatable."
 )

@@ -1,4 +1,4 @@
-"""`pemn seed`: the seeds of torch behind a checkpoint's weights."""
+"""`pemn seed`: the seeds of torch or NumPy behind a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @mask_options
 @prefix_option
 @find_seed_option
-@click.option("--seed", type=int, help="What torch.manual_seed was given, if you know it.")
+@click.option("--seed", type=int, help="What torch.manual_seed or np.random.seed was given.")
 @trust_pickle_option
 @quiet_option
 @json_option
@@ -45,7 +45,7 @@ def seed(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Look for the seeds that torch drew a checkpoint's weights from.
+    """Look for the seeds that torch or NumPy drew a checkpoint's weights from.
 
     Only weights that masks use are looked at; without masks, all of two dimensions or more. The
     exit status is 1 if nothing is found.

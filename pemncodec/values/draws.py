@@ -16,6 +16,7 @@ from pemncodec.contents import Array, Mask
 from pemncodec.values.rounding import widen
 
 BITS = 24  # of a word that make a value
+TORCH_TURN = 32 - BITS
 _ALL = 1 << BITS
 GROUP = 16  # normal values that are made together: 8 of each pair's first, then 8 of its second
 _PAIRS = 8
@@ -75,17 +76,20 @@ class Range:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draws:
-    """Intervals of the lower 24 bits of words.
+    """Intervals of 24 bits of words.
 
     Attributes:
         words: int64 [n], counted from the first that was drawn for the tensor, ascending.
         low: int64 [n], the least number of the interval.
         width: int64 [n], 0 to 2^24 − 2: the largest is low + width, modulo 2^24.
+        turn: by how many places a word is turned to the left to have these bits on top. Torch takes
+            the lower bits.
     """
 
     words: _Integers
     low: _Integers
     width: _Integers
+    turn: int = TORCH_TURN
 
     @property
     def bits(self) -> _Doubles:
@@ -95,7 +99,11 @@ class Draws:
 
     def first(self, count: int) -> Draws:
         """The first `count` of them."""
-        return Draws(self.words[:count], self.low[:count], self.width[:count])
+        return self.some(slice(count))
+
+    def some(self, chosen: _Integers | slice) -> Draws:
+        """Those of these indices."""
+        return Draws(self.words[chosen], self.low[chosen], self.width[chosen], self.turn)
 
 
 # ---- Which words
@@ -247,7 +255,7 @@ def equations_of(draws: Draws) -> Equations:
             same = (draws.low + half) >> bit + 1 == (high + half) >> bit + 1
         at = np.flatnonzero(same)
         words.append(draws.words[at])
-        masks.append(np.full(at.size, mask, np.uint32))
+        masks.append(np.full(at.size, _turned_back(mask, draws.turn), np.uint32))
         parities.append(np.bitwise_count(draws.low[at] & mask) & 1)
     every = np.concatenate(words)
     order = np.argsort(every, kind="stable")
@@ -256,3 +264,9 @@ def equations_of(draws: Draws) -> Equations:
         np.concatenate(masks)[order],
         np.concatenate(parities)[order].astype(np.uint8),
     )
+
+
+def _turned_back(mask: int, turn: int) -> int:
+    """Where in a word the bits of a mask are that it has on top when it is turned."""
+    top = mask << 32 - BITS
+    return (top >> turn | top << 32 - turn) & 0xFFFFFFFF

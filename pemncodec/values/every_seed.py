@@ -33,7 +33,7 @@ def telling_equations(draws: Draws) -> Equations | None:
     """As many as are needed, of the most telling draws; None where there are fewer."""
     near = np.flatnonzero(draws.words < _REACH)
     chosen = np.sort(near[np.argsort(draws.width[near], kind="stable")[:_MOST]])
-    every = equations_of(Draws(draws.words[chosen], draws.low[chosen], draws.width[chosen]))
+    every = equations_of(draws.some(chosen))
     if every.words.size < EQUATIONS:
         return None
     part = slice(EQUATIONS)

@@ -45,6 +45,19 @@ def words_before(layers: Sequence[Drawn], at: int, *, normal: bool) -> tuple[int
     return tuple(dict.fromkeys(places))
 
 
+def numpy_words_before(layers: Sequence[Drawn], at: int, each: int) -> tuple[int, ...]:
+    """The same where NumPy draws the weights, from a generator of its own.
+
+    Args:
+        layers: as above.
+        at: likewise.
+        each: how many words a value takes.
+    """
+    weights = sum(layer.weight for layer in layers[:at])
+    biases = sum(layer.bias for layer in layers[:at])
+    return tuple(dict.fromkeys((each * (weights + biases), each * weights, 0)))
+
+
 def _own_words(count: int, *, normal: bool) -> int:
     if not normal:
         return count

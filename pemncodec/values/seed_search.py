@@ -1,4 +1,4 @@
-"""Frozen weights → the seeds of torch's CPU generator behind them.
+"""Frozen weights → the seeds of torch's CPU generator, or of NumPy's legacy one, behind them.
 
 Weights say of many words of the generator in which interval they lie (`draws.py`). With enough of
 them its state is the solution of linear equations, whatever the seed is and however many words were
@@ -20,7 +20,8 @@ from pemncodec import kernels
 from pemncodec.contents import SeededFill
 from pemncodec.values.draws import Draws, Equations, equations_of
 from pemncodec.values.every_seed import Place, search_seeds, telling_equations
-from pemncodec.values.initialisation import Drawn, words_before
+from pemncodec.values.initialisation import Drawn, numpy_words_before, words_before
+from pemncodec.values.numpy_legacy import is_numpy, words_each
 from pemncodec.values.recovery import Layer
 from pemncodec.values.seeding import seed_before
 from pemncodec.values.sought import Hypothesis, Sought, hypotheses, sought_tensors
@@ -72,7 +73,7 @@ class Effort:
 
 
 FAST = Effort(solving=8_000, comparing=1 << 31, seeds=64)
-THOROUGH = Effort(solving=30_000, comparing=1 << 33, seeds=1024)
+THOROUGH = Effort(solving=40_000, comparing=1 << 33, seeds=1024)
 FULL = replace(THOROUGH, every=range(1 << 32))
 
 
@@ -137,11 +138,15 @@ class _Search:
         drawn with before, or its scores.
         """
         tensors = sorted(self._left.values(), key=lambda ways: min(ways[0].tensor.layers))
+        by_torch = [[way for way in ways if not is_numpy(way.prototype)] for ways in tensors]
+        by_numpy = [[way for way in ways if is_numpy(way.prototype)] for ways in tensors]
         # The most exact way of each; signs may be of normal values or of uniform ones.
-        likely = [[ways[0] for ways in tensors], [ways[-1] for ways in tensors]]
-        signs = any(way.prototype.distribution == "uniform-signs" for way in likely[1])
+        likely = [[ways[0] for ways in by_torch if ways], [ways[-1] for ways in by_torch if ways]]
+        if not any(way.prototype.distribution == "uniform-signs" for way in likely[1]):
+            del likely[1]
+        likely.append([ways[0] for ways in by_numpy if ways])
         for between in _BETWEEN:
-            for ways in likely if signs else likely[:1]:
+            for ways in likely:
                 skips = _places(ways, between)
                 origin = self._solved(_together(ways, skips))[1] if len(ways) > 1 else None
                 if origin is None:
@@ -224,10 +229,11 @@ class _Search:
         self._search(seed, skip + self._drawn, ways)
 
     def _search(self, seed: int, stop: int, ways: Sequence[tuple[Hypothesis, Pattern]]) -> None:
-        def found(index: int, skip: int) -> None:
+        def found(index: int, skip: int) -> set[int]:
             hypothesis = ways[index][0]
-            if hypothesis.tensor in self._left and not self._found(hypothesis, seed, skip):
+            if not self._found(hypothesis, seed, skip):
                 self._changed.add(hypothesis.tensor)  # so many bits do not fit by chance
+            return {i for i, (way, _) in enumerate(ways) if way.tensor in self._left}
 
         search_words(seed, stop, [pattern for _, pattern in ways], found)
 
@@ -271,13 +277,13 @@ def _telling(ways: Sequence[Hypothesis]) -> list[tuple[Hypothesis, Equations]]:
 def _usual_places(way: Hypothesis, network: Network) -> list[int]:
     """How many words may lie before a tensor, drawn for the largest of its layers or the first."""
     largest, *_ = layers = way.tensor.layers
-    places = [
-        skip
-        for layer in (largest, min(layers))
-        for skip in words_before(
-            network.drawn, network.places[layer], normal=is_normal(way.prototype)
-        )
-    ]
+    places: list[int] = []
+    for layer in (largest, min(layers)):
+        at, prototype = network.places[layer], way.prototype
+        if is_numpy(prototype):
+            places += numpy_words_before(network.drawn, at, words_each(prototype))
+        else:
+            places += words_before(network.drawn, at, normal=is_normal(prototype))
     return [skip for skip in dict.fromkeys(places) if skip <= _GIVEN_DRAWN]
 
 
@@ -296,7 +302,7 @@ def _together(ways: Sequence[Hypothesis], places: Sequence[int]) -> Draws:
     draws = [way.draws for way in ways]
     words = [each.words + place for each, place in zip(draws, places, strict=True)]
     low, width = ([getattr(each, name) for each in draws] for name in ("low", "width"))
-    return Draws(np.concatenate(words), np.concatenate(low), np.concatenate(width))
+    return Draws(np.concatenate(words), np.concatenate(low), np.concatenate(width), draws[0].turn)
 
 
 def _enough_equations(draws: Draws) -> Equations | None:

@@ -21,6 +21,8 @@ from pemncodec.values.draws import (
 )
 from pemncodec.values.fill import prototype_values, used_values
 from pemncodec.values.lattice import has_angles_of_torch, normal_scale, uniform_bound
+from pemncodec.values.numpy_legacy import is_numpy
+from pemncodec.values.numpy_sought import numpy_ranges, numpy_sign_draws, numpy_uniform_draws
 from pemncodec.values.periods import fold, shortest_period
 from pemncodec.values.recovery import Layer, SharedValues, comes_from, seeded_scale, shared_values
 
@@ -72,6 +74,14 @@ class Hypothesis:
     def confirmed(self, seed: int, skip: int) -> SeededFill | None:
         """What makes all used values from a seed, bit for bit; None if nothing does."""
         layer = self.tensor.layer
+        if self.prototype.distribution == "numpy-uniform":
+            ranges = numpy_ranges(replace(self.prototype, seed=seed, skip=skip), layer)
+            fits = (made for made in ranges if comes_from(prototype_values(made), 1.0, layer))
+            return next((SeededFill(made, 1.0) for made in fits), None)
+        if is_numpy(self.prototype):
+            made = replace(self.prototype, seed=seed, skip=skip)
+            scale = seeded_scale(prototype_values(made), layer)
+            return None if scale is None else SeededFill(made, scale)
         for variant in ("vector", "scalar"):
             made = replace(self.prototype, seed=seed, skip=skip, variant=variant)
             values = prototype_values(made)
@@ -151,7 +161,10 @@ def hypotheses(tensor: Sought, deviations: Sequence[float]) -> list[Hypothesis]:
             _hypothesis(tensor, "normal-signs", normal_sign_draws(cut), drawn=cut.length)
             for cut in _cuts(tensor)
         ]
-        return [*signs, _hypothesis(tensor, "uniform-signs", uniform_sign_draws(known))]
+        uniform = _hypothesis(tensor, "uniform-signs", uniform_sign_draws(known))
+        if (magnitudes == 0).any():
+            return [*signs, uniform]
+        return [*signs, uniform, _hypothesis(tensor, "numpy-signs", numpy_sign_draws(known))]
     deviation = float(np.sqrt((magnitudes**2).mean()))
     found = [way for cut in _cuts(tensor) for way in _normal(tensor, cut, deviation, largest)]
     if found and has_angles_of_torch(known) and tensor.layer.dtype in _EXACT:
@@ -199,13 +212,24 @@ def _uniform(
     upper = Range(largest * (1 - known.error), largest * margin)
     if exact and not positive and (bound := uniform_bound(known, upper)):
         return [_symmetric(tensor, _rounded(bound))]
+    by_numpy = tensor.layer.dtype == "float32"
     if positive:
-        draws = uniform_draws(known, Range(0.0, 0.0), upper)
-        return [_hypothesis(tensor, "uniform", draws, low=0.0)]
+        zero = Range(0.0, 0.0)
+        ways = [_hypothesis(tensor, "uniform", uniform_draws(known, zero, upper), low=0.0)]
+        if by_numpy:
+            draws = numpy_uniform_draws(known, zero, upper)
+            ways.append(_hypothesis(tensor, "numpy-uniform", draws, low=0.0))
+        return ways
     # Scalar arithmetic leaves values too far from integers to tell.
     bounds = (3**0.5 * scale for scale in deviations)
     usual = [bound for bound in bounds if upper.low < bound < upper.high][:_MOST_USUAL]
-    return [_symmetric(tensor, bound) for bound in (*map(_rounded, usual), upper)]
+    tried = (*map(_rounded, usual), upper)
+    ways = [_symmetric(tensor, bound) for bound in tried]
+    if by_numpy:
+        for most in tried:
+            draws = numpy_uniform_draws(known, Range(-most.high, -most.low), most)
+            ways.append(_hypothesis(tensor, "numpy-uniform", draws))
+    return ways
 
 
 def _rounded(scale: float) -> Range:

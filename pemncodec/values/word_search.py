@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +29,14 @@ class Pattern:
         low: uint32 [n], least numbers of the intervals, times 2^8.
         width: uint32 [n], likewise; intervals are modulo 2^32 then.
         bits: how much all of them say. 2^bits words have the pattern once by chance.
+        turn: by how many places words are turned to the left before.
     """
 
     places: npt.NDArray[np.int64]
     low: _Words
     width: _Words
     bits: float
+    turn: int
 
     @property
     def passes(self) -> int:
@@ -50,11 +52,12 @@ def pattern_of(draws: Draws) -> Pattern:
     upper = np.uint32(32 - BITS)
     low, width = (of[chosen].astype(np.uint32) << upper for of in (draws.low, draws.width))
     bits = float(draws.bits[chosen].sum())
-    return Pattern(draws.words[chosen], low, width | np.uint32((1 << upper) - 1), bits)
+    width |= np.uint32((1 << upper) - 1)
+    return Pattern(draws.words[chosen], low, width, bits, draws.turn)
 
 
 def search_words(
-    seed: int, stop: int, patterns: Sequence[Pattern], found: Callable[[int, int], None]
+    seed: int, stop: int, patterns: Sequence[Pattern], found: Callable[[int, int], Collection[int]]
 ) -> None:
     """Looks for tensors among the first words of a seed.
 
@@ -63,7 +66,7 @@ def search_words(
         stop: how many words may be drawn before a tensor.
         patterns: of tensors.
         found: called with the index of a pattern and the number of words before it, for the first
-            place of each.
+            place of each; returns the indices of those that are still looked for.
     """
     left = {index: (pattern, pattern.passes) for index, pattern in enumerate(patterns)}
     reach = 1 + max((int(pattern.places.max()) for pattern in patterns), default=0)
@@ -71,19 +74,32 @@ def search_words(
     kernels.mersenne_seed(seed, state)
     part = min(_PART, -(-(stop + reach) // _STATE) * _STATE)
     words, first = np.zeros(reach + part, np.uint32), -reach
-    scratch, hits = np.empty(part, np.uint32), np.empty((2, part), np.bool_)
+    turned, scratch = np.empty_like(words), np.empty(part, np.uint32)
+    hits = np.empty((2, part), np.bool_)
     while left and first < stop:
         words[:reach] = words[part:].copy()
         kernels.mersenne_words(state, 0, words[reach:])
         kernels.mersenne_advance(state, part // _STATE)
-        np.left_shift(words[reach:], np.uint32(32 - BITS), out=words[reach:])
-        for index, (pattern, passes) in list(left.items()):
-            for at in _matches(words, pattern, passes, scratch, hits):
+        turn = -1
+        for index, (pattern, passes) in sorted(left.items(), key=lambda way: way[1][0].turn):
+            if index not in left:
+                continue
+            if turn != pattern.turn:
+                turn = pattern.turn
+                _turn_left(words, turn, turned)
+            for at in _matches(turned, pattern, passes, scratch, hits):
                 if 0 <= first + at < stop:
-                    found(index, first + at)
-                    del left[index]
+                    wanted = found(index, first + at)
+                    left = {i: way for i, way in left.items() if i != index and i in wanted}
                     break
         first += part
+
+
+def _turn_left(words: _Words, turn: int, out: _Words) -> None:
+    np.left_shift(words, np.uint32(turn), out=out)
+    # The lower bits of patterns are open, so that what goes out on top need not come back there.
+    if turn > 32 - BITS:
+        np.bitwise_or(out, words >> np.uint32(32 - turn), out=out)
 
 
 def _matches(
