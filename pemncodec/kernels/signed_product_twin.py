@@ -34,6 +34,7 @@ def signed_product(
     constant. Of every 32 columns, groups of 3 (the last of 2) are summed: those that are added, in
     order, less those that are subtracted, in order. The groups of 32 columns are added up in order,
     and then these sums, all in binary32. Inputs of masked weights are not used, be they infinite.
+    It is faster than `packed_product`, but where there is neither AVX2 nor NEON.
 
     Args:
         bits: ceil(R * columns / 8) bytes; the bits behind the last weight are ignored.
