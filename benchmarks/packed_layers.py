@@ -173,13 +173,10 @@ class Layer:
         weights = np.ascontiguousarray(self.weights["signed constant"], np.float32)
         shape = (ctypes.c_int64(self.rows), ctypes.c_int64(self.columns))
         library.i2s_pack(_address(weights), _address(packed), *shape)
-        call = partial(
-            library.i2s_product, _address(packed), *shape,
-            _address(inputs), ctypes.c_int64(len(inputs)), _address(out),
-        )  # fmt: skip
+        batch = ctypes.c_int64(len(inputs))
 
         def product() -> NDArray[np.float32]:
-            call()
+            library.i2s_product(_address(packed), *shape, _address(inputs), batch, _address(out))
             return out
 
         bytes_of_weights = self.count // 4 + 4
@@ -243,13 +240,14 @@ def print_table(path: Path) -> None:
         if (int(row["rows"]), int(row["columns"])) == size
     }
     print(f"({measured_on})\n")
-    print(f"| {size[0]} × {size[1]} | weights | MB | 1 input | 8 inputs | 64 inputs |")
-    print("|---|---|---|---|---|---|")
+    print(f"| {size[0]} × {size[1]} | weights | MB | error | 1 input | 8 inputs | 64 inputs |")
+    print("|---|---|---|---|---|---|---|")
     for form, weights in dict.fromkeys(key[:2] for key in found):
         cells = [found.get((form, weights, batch)) for batch in BATCHES]
         times = [f"{cell['ms']} ms ({cell['of_dense']} ×)" if cell else "" for cell in cells]
-        megabytes = f"{int(found[form, weights, 1]['bytes']) / 1e6:.1f}"
-        print("| " + " | ".join([form, weights, megabytes, *times]) + " |")
+        first = found[form, weights, BATCHES[0]]
+        megabytes = f"{int(first['bytes']) / 1e6:.1f}"
+        print("| " + " | ".join([form, weights, megabytes, first["error"], *times]) + " |")
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
