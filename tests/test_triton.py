@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -80,3 +82,46 @@ def test_what_no_kernel_takes() -> None:
     inputs = torch.randn(1, 64)
     for other in (inputs.double(), inputs.half(), torch.randn(9, 64)):
         assert not devices.multiplies_on_device(packed.recipe, packed.prototype, other)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from pemncodec.packed import triton_kernels as kernels
+
+def compiled(kernel, constants, **types):
+    names = [name for name in types if name not in constants]
+    signature = {name: types[name] for name in names} | dict.fromkeys(constants, "constexpr")
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]
+
+number, packed, real = "i32", "*u8", "fp32"
+for kind in ("*fp32", "*bf16"):
+    for signed in (False, True):
+        values = packed if signed else kind
+        both = dict(bits=packed, prototype=values, out=kind, scale=real)
+        both |= dict(offset=number, length=number)
+        compiled(kernels._expand, dict(signed=signed, size=1024, wide=signed), count=number, **both)
+        compiled(
+            kernels._multiply,
+            dict(signed=signed, row_block=16, column_block=128, wide=not signed),
+            inputs=kind, rows=number, columns=number, **both,
+        )
+for kind, constants in ((0, {}), (1, {"seed_low": 1, "stream_high": 1}), (2, {"stream_low": 1})):
+    compiled(
+        kernels._expand_seeded, dict(kind=kind, size=1024, **constants), bits=packed,
+        table="*fp32", out="*fp32", count=number, offset=number, length="i64", seed_low="i64",
+        seed_high=number, stream_low=number, stream_high="i64", scale=real,
+    )
+print("compiled")
+"""
+
+
+def test_kernels_are_compiled_for_a_device_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "compiled\n", done.stderr[-2000:]

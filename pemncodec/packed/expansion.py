@@ -12,7 +12,7 @@ from pemncodec.contents import CARRIERS, Array, Fill, PackedMask, StoredPrototyp
 from pemncodec.packed.devices import expand_on_device
 from pemncodec.packed.recipe import Recipe
 from pemncodec.packed.workspace import Workspace
-from pemncodec.tensors import dtype_name, tensor_to_array
+from pemncodec.tensors import dtype_name
 from pemncodec.values.fill import RepeatedValues, SeededValues, tensor_values
 from pemncodec.values.rounding import round_to
 
@@ -77,7 +77,7 @@ def values_of(
     assert prototype is not None
     if recipe.signs:
         return SignedValues(recipe, prototype.numpy())
-    stored = StoredPrototype(tensor_to_array(prototype, "prototype"), dtype_name(prototype))
+    stored = StoredPrototype(array_of(prototype), dtype_name(prototype))
     return tensor_values(stored, fill, recipe.dtype, recipe.count)
 
 

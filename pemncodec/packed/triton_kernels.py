@@ -35,8 +35,10 @@ def _first(size: tl.constexpr, wide: tl.constexpr):
 @triton.jit
 def _values(prototype, place, used, scale, signed: tl.constexpr):
     if signed:
-        return tl.where(_bit(prototype, place, used) != 0, scale, -scale)
-    return tl.load(prototype + place, mask=used, other=0)
+        values = tl.where(_bit(prototype, place, used) != 0, scale, -scale)
+    else:
+        values = tl.load(prototype + place, mask=used, other=0)
+    return values
 
 
 @triton.jit
@@ -82,8 +84,9 @@ def _expand_seeded(
     block = place // 4
     zero = tl.full((size,), 0, tl.uint32)
     first, second = block.to(tl.uint32), (block >> 32).to(tl.uint32)
-    third, fourth = zero + stream_low.to(tl.uint32), zero + stream_high.to(tl.uint32)
-    low, high = zero + seed_low.to(tl.uint32), zero + seed_high.to(tl.uint32)
+    long = zero.to(tl.int64)  # numbers come in as the smallest type that has them
+    third, fourth = (long + stream_low).to(tl.uint32), (long + stream_high).to(tl.uint32)
+    low, high = (long + seed_low).to(tl.uint32), (long + seed_high).to(tl.uint32)
     for _ in tl.static_range(10):
         old = first
         first = tl.umulhi(third, zero + 0xCD9E8D57) ^ second ^ low

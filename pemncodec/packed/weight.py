@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pemncodec.packed.expansion import expand
 from pemncodec.packed.product import multiplies, multiply
@@ -212,12 +211,17 @@ def _call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         result = special(*args, **kwargs)
         if result is not NotImplemented:
             return result
-    _refuse_writing(func, args, kwargs)
-    result = func.decompose(*args, **kwargs)
-    if result is not NotImplemented:
-        return result
-    args, kwargs = tree_map_only(PackedWeight, PackedWeight.dense, (args, kwargs))
-    return func(*args, **kwargs)
+    if func._schema.is_mutable:
+        _refuse_writing(func, args, kwargs)
+    if func.overloadpacket in _DECOMPOSED:
+        return func.decompose(*args, **kwargs)
+    return func(*map(_dense, args), **{name: _dense(value) for name, value in kwargs.items()})
+
+
+def _dense(value: Any) -> Any:
+    if isinstance(value, PackedWeight):
+        return value.dense()
+    return [_dense(item) for item in value] if isinstance(value, list) else value
 
 
 _UNTRACED: list[Callable[..., Any]] = []  # `_call` once there is a torch.compile
@@ -225,16 +229,18 @@ _UNTRACED: list[Callable[..., Any]] = []  # `_call` once there is a torch.compil
 
 def _refuse_writing(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raises RuntimeError if an operator would write into a packed weight."""
-    if not func._schema.is_mutable:
-        return
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[index] if index < len(args) else kwargs.get(argument.name)
-            if any(isinstance(leaf, PackedWeight) for leaf in tree_leaves(given)):
+            if any(isinstance(one, PackedWeight) for one in _listed(given)):
                 raise RuntimeError(
                     f"{func}: a packed weight cannot be written to; unpack the module first "
                     "(pemncodec.unpack)"
                 )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 @torch.library.custom_op(
@@ -350,3 +356,6 @@ OPERATORS: Mapping[Any, Callable[..., Any]] = {
     _aten.embedding.default: _embedding,
 }
 """What does not need a dense weight; NotImplemented where it does."""
+
+_DECOMPOSED = {_aten.linear, _aten.matmul, _aten.to}
+"""What comes as a whole in inference mode, and is made of operators that do not need one."""
