@@ -21,10 +21,17 @@ import pemncodec
 from pemncodec import DecodeArgumentError, SeededPrototype, TorchPrototype
 from pemncodec.contents import Contents, DenseTensor, Fill, MaskedTensor, StoredPrototype
 from pemncodec.format.writer import encode_contents
+from pemncodec.packed import product
 from pemncodec.packed.modules import packed_weights
 from pemncodec.packed.weight import PackedWeight
 from pemncodec.packed.workspace import Workspace
 from pemncodec.tensors import same_bits, tensor_to_array
+
+
+@pytest.fixture(autouse=True)
+def no_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights are expanded, so that results have the bits of dense ones."""
+    monkeypatch.setattr(product, "_MOST_INPUTS", 0)
 
 
 class Everything(nn.Module):

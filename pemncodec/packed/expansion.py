@@ -16,7 +16,10 @@ from pemncodec.tensors import dtype_name
 from pemncodec.values.fill import RepeatedValues, SeededValues, tensor_values
 from pemncodec.values.rounding import round_to
 
-_AT_ONCE = 1 << 16  # weights made at one time where they need a step more; a multiple of 8
+_AT_ONCE = 1 << 16  # weights made at one time; a multiple of 8
+_CACHED_BYTES = 1 << 22
+"""A weight that a cache can hold is made in small parts: the kernel stores larger ones past the
+caches, and the layer reads them at once."""
 
 
 def expand(
@@ -49,10 +52,15 @@ def expand(
 def fill_weights(recipe: Recipe, bits: Tensor, prototype: Tensor | None, out: Tensor) -> None:
     """As `expand`, on the CPU into `out` [n]."""
     values, packed = values_of(recipe, prototype), bits.numpy()
-    if dtype_name(out) == recipe.dtype:
-        values.fill_masked(0, packed, array_of(out))
+    stored_dtype = getattr(torch, recipe.dtype)
+    if out.dtype == stored_dtype:
+        array = array_of(out)
+        step = _AT_ONCE if array.nbytes <= _CACHED_BYTES else max(recipe.count, 1)
+        for start in range(0, recipe.count, step):
+            mask = packed[start // 8 : -(-(start + step) // 8)]
+            values.fill_masked(start, mask, array[start : start + step])
         return
-    stored = torch.empty(min(_AT_ONCE, recipe.count), dtype=getattr(torch, recipe.dtype))
+    stored = torch.empty(min(_AT_ONCE, recipe.count), dtype=stored_dtype)
     for start in range(0, recipe.count, _AT_ONCE):
         part = out[start : start + _AT_ONCE]
         own = stored[: part.numel()]

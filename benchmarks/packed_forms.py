@@ -1,0 +1,87 @@
+"""One network in the forms that `packed.py` compares; imports nothing else that takes memory.
+
+    python benchmarks/packed_forms.py FORM FILE.pemn
+
+prints what loading that form and calling it once take, beyond `import torch`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+FORMS = ("fp32", "bf16", "int8", "packed")
+
+
+def load(form: str, path: Path) -> nn.Module:
+    """A network in one of `FORMS`."""
+    import pemncodec
+
+    if form == "packed":
+        return pemncodec.decode(path, packed=True)
+    model = pemncodec.decode(path, dtype=torch.bfloat16 if form == "bf16" else None)
+    if form == "int8":
+        torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, inplace=True)
+    return model
+
+
+def example(path: Path, form: str, batch: int) -> Tensor:
+    """A batch of inputs of the network."""
+    import pemncodec
+
+    with pemncodec.open(path) as file:
+        (item,) = file.manifest["inputs"]
+        words = file.shape("words.weight")[0] if item["dtype"] == "int64" else 0
+    shape = [batch, *item["shape"][1:]]
+    if words:
+        return torch.randint(words, shape)
+    return torch.randn(shape, dtype=torch.bfloat16 if form == "bf16" else torch.float32)
+
+
+def masked_names(path: Path) -> set[str]:
+    """Masked weights by all of their names."""
+    import pemncodec
+
+    with pemncodec.open(path) as file:
+        masked = set(file.masked_keys())
+        return masked | {name for name, target in file.aliases.items() if target in masked}
+
+
+def weight_bytes(model: nn.Module, masked: set[str]) -> tuple[int, int]:
+    """What masked weights take, each memory once; and the largest of them, if it is dense."""
+    memory: dict[int, int] = {}
+    largest = 0
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        if name in masked:
+            parts = (tensor.bits, tensor.prototype) if hasattr(tensor, "bits") else (tensor,)
+            memory |= {part.data_ptr(): part.nbytes for part in parts if part is not None}
+            largest = max(largest, tensor.numel() * tensor.element_size())
+    for name, module in model.named_modules():
+        if f"{name}.weight" in masked and isinstance(module, torch.ao.nn.quantized.dynamic.Linear):
+            memory[id(module)] = module.weight().nbytes
+    return sum(memory.values()), largest
+
+
+def memory(entry: str) -> int:
+    """An entry of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(entry))
+
+
+def main(form: str, path: Path) -> None:
+    """Print what it takes as JSON."""
+    before = memory("VmRSS")
+    model, given = load(form, path), example(path, form, 1)
+    with torch.inference_mode():
+        model(given)
+    peak = memory("VmHWM") - before
+    weights, largest = weight_bytes(model, masked_names(path))
+    print(json.dumps({"peak": peak, "weights": weights, "largest": largest}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
