@@ -15,8 +15,8 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "pemncodec" / "kernels"
 
-# The versions of a function that other processors than the newest would run.
-VERSIONS = {"any processor": "BEST(NAME)=NAME", "avx2": "BEST(NAME)=NAME##_avx2"}
+# What other processors than the newest x86 would run.
+VERSIONS = {"any processor": "PLAIN", "avx2": "BEST(NAME)=NAME##_avx2"}
 ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]  # as setup.py has them
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
-from conftest import native_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,9 +20,8 @@ STRETCH, SQUASH = 4096, 3072
 PART = (6, 3, 1, 1, 0, 128)
 
 
-@pytest.fixture(params=["native", "numpy"])
-def kernel(request: pytest.FixtureRequest) -> ModuleType:
-    return native_kernels() if request.param == "native" else twins
+# With vectors, where the processor has them, and without.
+COMPILED = pytest.mark.parametrize("kernel", ["native", "any processor"], indirect=True)
 
 
 def parts(*rows: tuple[int, ...]) -> bytes:
@@ -159,15 +157,18 @@ def test_carries_run_through_what_is_written(kernel: ModuleType, zeros: int) -> 
 NUMBERS = st.integers(0, 9) | st.sampled_from([1 << 16, 1 << 31, 1 << 32, 1 << 62, 2**64 - 1])
 
 
+@COMPILED
 @settings(max_examples=300)
 @given(
     rows=st.lists(st.tuples(*[NUMBERS] * 6), max_size=3),
     data=st.binary(max_size=40),
     weights=st.integers(0, 20),
 )
-def test_any_layout_ends_alike(rows: list[tuple[int, ...]], data: bytes, weights: int) -> None:
+def test_any_layout_ends_alike(
+    kernel: ModuleType, rows: list[tuple[int, ...]], data: bytes, weights: int
+) -> None:
     results = []
-    for module in (native_kernels(), twins):
+    for module in (kernel, twins):
         out = bytearray(weights)
         result = outcome(
             module, "mixing_decode", data, bytes(weights), parts(*rows), _tables(), out
@@ -176,6 +177,7 @@ def test_any_layout_ends_alike(rows: list[tuple[int, ...]], data: bytes, weights
     assert results[0] == results[1]
 
 
+@COMPILED
 @settings(max_examples=100)
 @given(
     columns=st.sampled_from([1, 2, 5, 1 << 17, 1 << 40]),
@@ -185,14 +187,14 @@ def test_any_layout_ends_alike(rows: list[tuple[int, ...]], data: bytes, weights
     bits=st.lists(st.integers(0, 1), min_size=1, max_size=60),
 )
 def test_blocks_from_anywhere_are_coded_alike(
-    columns: int, kernel_size: int, width: int, first: int, bits: list[int]
+    kernel: ModuleType, columns: int, kernel_size: int, width: int, first: int, bits: list[int]
 ) -> None:
     layout = parts((len(bits), columns, kernel_size, width, first, 100))
     arguments = bytes(bits), bytes(i % 32 for i in range(len(bits))), layout, _tables()
     expected = twins.mixing_encode(*arguments)
-    assert native_kernels().mixing_encode(*arguments) == expected
+    assert kernel.mixing_encode(*arguments) == expected
     out = bytearray(len(bits))
-    native_kernels().mixing_decode(expected[0], *arguments[1:], out)
+    kernel.mixing_decode(expected[0], *arguments[1:], out)
     assert list(out) == bits
 
 
@@ -203,6 +205,7 @@ def extreme_tables(least: int) -> NDArray[np.int32]:
     return np.append(stretch, squash).astype(np.int32)
 
 
+@COMPILED
 @pytest.mark.parametrize(
     ("columns", "kernel_size", "tables"),
     [
@@ -214,7 +217,9 @@ def extreme_tables(least: int) -> NDArray[np.int32]:
         (40, 1, extreme_tables(32_000)),
     ],
 )
-def test_long_blocks(columns: int, kernel_size: int, tables: NDArray[np.int32]) -> None:
+def test_long_blocks(
+    kernel: ModuleType, columns: int, kernel_size: int, tables: NDArray[np.int32]
+) -> None:
     """Counters reach their limits, and the rate of learning its last step."""
     random = np.random.default_rng(0)
     channels = -(-20_000 // (columns * kernel_size))  # which the next two parts know of
@@ -226,7 +231,7 @@ def test_long_blocks(columns: int, kernel_size: int, tables: NDArray[np.int32]) 
     bits = (rare ^ (np.arange(count) > 10_000)).astype(np.uint8)
     buckets = random.integers(0, 32, count).astype(np.uint8)
     expected = twins.mixing_encode(bits, buckets, rows, tables)
-    assert native_kernels().mixing_encode(bits, buckets, rows, tables) == expected
+    assert kernel.mixing_encode(bits, buckets, rows, tables) == expected
     out = np.empty(count, np.uint8)
-    native_kernels().mixing_decode(expected[0], buckets, rows, tables, out)
+    kernel.mixing_decode(expected[0], buckets, rows, tables, out)
     assert np.array_equal(out, bits)
