@@ -284,6 +284,19 @@ def test_what_stays_dense(tmp_path: Path) -> None:
     assert torch.equal(program.module()(ROWS), pemncodec.decode(path)(ROWS))
 
 
+def test_what_a_runtime_would_not_compute_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = encoded(mask_model(linear_network(), Independent(), keep=0.5), ROWS)
+    each, again = "no seed that operators know", "made again in every run"
+    for most, why in (
+        (5160, {"0.weight": each, "2.weight": each}),
+        (5000, {"2.weight": again}),
+    ):
+        monkeypatch.setattr("pemncodec.export.packing.FOLDED_BYTES", 4 * most)
+        said = to_onnx(file, io.BytesIO(), packed=True)
+        assert said.keys() == why.keys()
+        assert all(why[name] in reason for name, reason in said.items())
+
+
 # ------------------------------------------------------------------------ trained tensors
 
 

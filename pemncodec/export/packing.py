@@ -24,6 +24,9 @@ from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile
 from pemncodec.values.fill import prototype_values, used_values
 
+FOLDED_BYTES: Final = 1 << 30
+"""The largest value that onnxruntime computes when a session is made; larger ones in every run."""
+
 OPERATOR_BYTES: Final = 1 << 14
 """What the operators that make seeded values take, with their table, in an ONNX file."""
 
@@ -88,12 +91,15 @@ def plan_packing(file: PemnFile) -> Packing:
         masked = file.masked_values(name)
         if _dense_bytes(masked.row) <= _packed_bytes(masked.row):
             dense[name] = "weights so few are smaller than operators that make them"
+        elif 4 * _last(masked.row) > FOLDED_BYTES:
+            dense[name] = "weights so many would be made again in every run"
         else:
             users.setdefault(masked.row.fill.prototype, []).append(masked)
     found = {index: file.masked.prototype(index) for index in users}
     seeded = {i: own for i, own in found.items() if isinstance(own, SeededPrototype)}
     vectors = sum(4 * min(own.length, _needed(users[i])) for i, own in seeded.items())
-    by_operators = seeded if vectors > OPERATOR_BYTES else {}
+    # Words of all prototypes are one value of the graph.
+    by_operators = seeded if OPERATOR_BYTES < vectors <= FOLDED_BYTES else {}
     prototypes: dict[int, PackedPrototype] = {}
     for index, prototype in found.items():
         rows = [masked.row for masked in users[index]]
@@ -127,7 +133,11 @@ def _shortest(prototype: Prototype, users: Sequence[MaskedValues]) -> Array | Tw
 
 
 def _needed(users: Sequence[MaskedValues]) -> int:
-    return max(m.row.fill.offset + numel(m.row.shape) for m in users)
+    return max(_last(m.row) for m in users)
+
+
+def _last(row: MaskedRow) -> int:
+    return row.fill.offset + numel(row.shape)
 
 
 def _bytes_of(values: Array | TwoValues | SeededPrototype) -> int:
