@@ -75,6 +75,7 @@ def _packed_model(
             masked.add(target, *_take_transposed(model.graph, name, rank))
         else:
             dense[target](graph, name)
+    _strip_names(model)
     nodes = [*graph.nodes, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -114,6 +115,7 @@ def _exported(
             exported = torch.onnx.export(program, (), dynamo=True, verbose=False, optimize=False)
             assert exported is not None
             graph = exported.model.graph
+            count = len(graph.inputs)
             lifted = [name for name in graph.initializers if name in names]
             # As inputs, so that optimizing cannot look into them, nor merge or transpose them.
             for name in lifted:
@@ -124,23 +126,25 @@ def _exported(
             model = exported.model_proto
         except Exception as error:
             raise ExportError(f"cannot export to ONNX: {cause_of(error)}") from error
-    inputs = [given for given in model.graph.input if given.name not in names]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    _strip(model)
+    del model.graph.input[count:]
+    _strip_metadata(model)
     used = _names(model)
     return model, [name for name in lifted if name in used]
 
 
-def _strip(model: ModelProto) -> None:
+def _strip_metadata(model: ModelProto) -> None:
     """Takes out what tells about the exporter and not about the network."""
     for graph in _graphs(model.graph):
-        del graph.metadata_props[:]
-        del graph.value_info[:]
-        graph.ClearField("doc_string")
-        for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+        for part in (graph, *graph.node, *values):
             del part.metadata_props[:]
             part.ClearField("doc_string")
+
+
+def _strip_names(model: ModelProto) -> None:
+    """Takes out names of nodes, and shapes that every reader infers."""
+    for graph in _graphs(model.graph):
+        del graph.value_info[:]
         for node in graph.node:
             node.ClearField("name")
 
@@ -163,9 +167,5 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in (
-                (attribute.g, *attribute.graphs)
-                if attribute.HasField("g") or attribute.graphs
-                else ()
-            ):
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _graphs(inner)
