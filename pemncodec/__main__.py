@@ -1,3 +1,18 @@
-from pemncodec.cli.main import main
+"""A process of its own: `pemn`, and `python -m pemncodec`."""
 
-main()
+import sys
+
+
+def main() -> None:
+    """Entry point of the process; what it imports may be interrupted as well."""
+    try:
+        from pemncodec.cli.main import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("pemn: interrupted\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

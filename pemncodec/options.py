@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from pemncodec.coders.masks import PRESETS, Preset
@@ -158,6 +158,25 @@ class EncodeOptions:
             raise EncodeArgumentError(
                 "fold_bn and accuracy need the architecture: leave out --no-manifest "
                 "(manifest=False)"
+            )
+
+
+def check_shares(keep: object) -> None:
+    """Check what a caller gives as `keep`.
+
+    Raises:
+        EncodeArgumentError: it is neither a share, nor shares by pattern, nor None.
+    """
+    if keep is None:
+        return
+    for name in keep if isinstance(keep, Mapping) else ():
+        if not isinstance(name, str):
+            raise EncodeArgumentError(f"keep must be named by patterns, not by {name!r:.60}")
+    for share in keep.values() if isinstance(keep, Mapping) else (keep,):
+        if not (isinstance(share, Real) and 0 < float(share) <= 1):
+            raise EncodeArgumentError(
+                f"--keep (keep=…) must be above 0 and at most 1, not {share!r:.60}: "
+                "it is a share, such as 0.5"
             )
 
 

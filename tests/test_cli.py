@@ -24,6 +24,7 @@ ARCH = [
 
 
 def test_options_are_checked_before_the_checkpoint_is_read(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "nothing.pt").write_text("not a checkpoint")
     result = run("encode", "nothing.pt", "--no-manifest", "--max-drop", "0.1", cwd=tmp_path)
     fails(result, 2, "needs --accuracy")
 

@@ -396,6 +396,7 @@ def test_rules_are_printed_and_counted(tmp_path: Path) -> None:
         ("a=x", "'x' is not a valid float"),
         ("a=0.5,", "'' is no pattern and share"),
         ("a=1.5", "must be above 0 and at most 1"),
+        ("50", "must be above 0 and at most 1, not 50.0: it is a share, such as 0.5"),
         ("a=0.5", "keep has nothing for fc.weight"),
     ],
 )
@@ -407,6 +408,8 @@ def test_shares_by_name_from_the_command_line(keep: str, words: str, tmp_path: P
     assert words in result.output + str(result.exception)
     result = run("encode", tmp_path / "x.pt", "--no-manifest", "--keep", "head.*=0.8, fc.*=0.25")
     assert "no masked weight is called head.*" in str(result.exception)
+    result = run("encode", tmp_path / "x.pt", "--no-manifest", "--keep", "*=0.3,fc.*=0.8")
+    assert "keep: fc.* never applies behind *: put it first" in str(result.exception)
     result = run("encode", tmp_path / "x.pt", "--no-manifest", "--keep", "fc.*=0.25,*=0.8")
     assert "no masked weight is called" not in str(result.exception)
 
@@ -423,7 +426,7 @@ def test_reports_use_what_a_checkpoint_says(tmp_path: Path) -> None:
         "binary": {"fc.weight": weight, "fc.scores": (weight > 0).float()},
         "dictionary": {"model": {"fc.weight": weight}, "masks": {"fc": weight > 0}},
     }
-    options = CostOptions(keep=0.5, forms=())
+    options = CostOptions(masks={"keep": 0.5}, forms=())
     for name, content in contents.items():
         torch.save(content, tmp_path / f"{name}.pt")
         if name in ("unknown", "tasks"):

@@ -232,6 +232,9 @@ def test_keep_by_pattern() -> None:
     model = mask_model(network(), OneLayer(), keep={"5.*": 0.9, "*": 0.2})
     share = {name: mask.mean() for name, mask in masked_state(model).masks.items()}
     assert share == pytest.approx({"0.weight": 0.2, "3.weight": 0.2, "5.weight": 0.9}, abs=0.02)
+    mask_model(network(), OneLayer(), keep={"?.*": 0.9, "*": 0.2})  # for others, if there are any
+    with pytest.raises(ValueError, match=r"keep: 5\.\* never applies behind \*: put it first"):
+        mask_model(network(), OneLayer(), keep={"*": 0.2, "5.*": 0.9})
 
 
 def test_a_global_selection_keeps_the_largest_of_all_layers() -> None:

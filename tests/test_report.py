@@ -114,8 +114,45 @@ def test_csv_has_names_for_code_and_the_same_for_every_model(
 
 
 def test_scores_need_keep_as_in_encode(folder: Path, run: Run) -> None:
+    why = "a.pt: the checkpoint holds scores but not the keep ratio: give --keep (keep=…), such as "
+    why += "0.5"
     result = run("report", folder / "net.pemn", folder / "a.pt")
-    fails(result, 2, "a.pt: the checkpoint holds scores but not the keep ratio", "--keep")
+    fails(result, 2, f"{why}, or --keep-of a.pt=0.5 for this file")
+    result = run("report", folder / "a.pt")
+    fails(result, 2, why)
+    assert b"--keep-of" not in result.stderr
+
+
+def test_what_no_file_needs_is_said(folder: Path, run: Run) -> None:
+    files = folder / "net.pemn", folder / "dense.safetensors"
+    said = b"--keep and --rule: there are no scores to apply it to\n"
+    assert run("report", *files, "--keep", "0.5", "--rule", "score").stderr == said
+    assert b"--keep" not in run("report", *files, folder / "a.pt", "--keep", "0.5").stderr
+
+
+def test_masks_are_found_as_in_encode(run: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight, scores = torch.randn(2, 8, 6)
+    torch.save({"m.fc.weight": weight, "m.fc.scores": scores}, tmp_path / "scores.pt")
+    torch.save({"m.fc.weight": weight, "m.fc.own": scores, "head": scores}, tmp_path / "own.pt")
+    torch.save({"m.fc.weight": weight * (scores > 0)}, tmp_path / "zeros.pt")
+    torch.save({"fc.weight": scores > 1}, tmp_path / "masks.pt")
+    for name, options, kept in (
+        ("scores.pt", ["--rule", "above=0.5", "--prefix", "m."], scores > 0.5),
+        ("own.pt", ["--scores-name", "own", "--keep", "0.25", "--prefix", "m."], None),
+        ("zeros.pt", ["--masks-from", "zeros"], scores > 0),
+        ("zeros.pt", ["--masks", "masks.pt", "--prefix", "m."], scores > 1),
+    ):
+        result = run("report", name, *options, "--json")
+        assert result.returncode == 0, result.stderr
+        (model,) = json.loads(result.stdout)["models"]
+        assert model["info"]["masked_weights"] == 48
+        assert model["keep"] == (
+            0.25 if kept is None else pytest.approx(float(kept.float().mean()))
+        )
+    said = run("report", "zeros.pt").stderr.decode()
+    assert said.startswith("zeros.pt: shown as a dense model: one of its tensors holds zeros: if ")
+    assert "--masks-from zeros" in said
 
 
 def test_a_checkpoint_without_masks_is_the_dense_model_it_is(

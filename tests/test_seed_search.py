@@ -465,7 +465,10 @@ def test_the_command_says_what_it_finds(tmp_path: Path) -> None:
         "scale": float(np.float32(0.1)),
     }
     # Without masks all weights count, and here zeros among them, which torch did not draw.
-    assert pemn("seed", str(path)) == (1, "a.weight: not found\nb.weight: not found\n")
+    note = "note: one of its tensors holds zeros: if these are pruned weights, give --masks-from "
+    note += "zeros (masks_from=…)\n"
+    assert pemn("seed", str(path)) == (1, f"a.weight: not found\nb.weight: not found\n{note}")
+    assert pemn("seed", str(path), "--masks-from", "zeros") == (0, found)
     torch.save({"a.weight": first, "a.bias": torch.ones(40), "b.weight": other}, path)
     assert pemn("seed", str(path)) == (0, f"{found}b.weight: not found\n")
     code, output = pemn("seed", str(path), "--seed", "3")

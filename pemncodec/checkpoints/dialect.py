@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from pemncodec.checkpoints.score_rules import rule_named
 from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.masking.masked_state import MaskedState, StateDict
+from pemncodec.options import check_shares
 from pemncodec.tensors import dtype_name
 
 _MASK_DTYPES = (*WEIGHT_DTYPES, "bool", "uint8", "int8", "int16", "int32", "int64")
@@ -55,21 +55,7 @@ class MaskOptions:
     def __post_init__(self) -> None:
         if self.rule is not None:
             rule_named(self.rule)
-        keep = self.keep
-        if keep is None:
-            return
-        for name in keep if isinstance(keep, Mapping) else ():
-            if not isinstance(name, str):
-                raise EncodeArgumentError(f"keep must be named by patterns, not by {name!r:.60}")
-        for share in keep.values() if isinstance(keep, Mapping) else (keep,):
-            if not _is_share(share):
-                raise EncodeArgumentError(
-                    f"--keep (keep=…) must be above 0 and at most 1, not {share!r:.60}"
-                )
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, Real) and 0 < float(value) <= 1
+        check_shares(self.keep)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pemncodec.checkpoints.inert import Inert, full_name, load_inert
-from pemncodec.checkpoints.kinds import WHAT_TO_DO, kind_of
+from pemncodec.checkpoints.kinds import kind_of, kind_of_checkpoint
 from pemncodec.checkpoints.recorded import Recorded, dictionary_of_masks, recorded_in
 from pemncodec.errors import EncodeError, first_line, named_line
 from pemncodec.format.reader import PemnFile
@@ -63,11 +63,9 @@ def read_checkpoint(
         DecodeError: a damaged `.pemn` file.
     """
     name = str(path) if name is None else name
-    kind = kind_of(path)
+    kind = kind_of_checkpoint(path, name)
     if kind == "pemn":
         return Checkpoint(PemnFile(path.read_bytes()))
-    if kind in WHAT_TO_DO:
-        raise EncodeError(f"{name}: cannot load this: {WHAT_TO_DO[kind]}")
     if kind == "safetensors" or (kind == "unknown" and path.suffix == ".safetensors"):
         return Checkpoint(_load_safetensors(path, name))
     if kind == "npz":

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
+from pemncodec.errors import EncodeError
 from pemncodec.format.container import SIGNATURE
 
 Kind = Literal[
@@ -65,6 +66,23 @@ def kind_of(path: Path) -> Kind:
     if path.suffix == ".onnx":
         return "onnx"
     return "index" if head.lstrip()[:1] == b"{" else "unknown"
+
+
+def kind_of_checkpoint(path: Path, name: str) -> Kind:
+    """What a file is that may be a checkpoint.
+
+    Args:
+        path: the file.
+        name: what messages call it.
+
+    Raises:
+        OSError: it cannot be read.
+        EncodeError: it is no checkpoint; says what to do.
+    """
+    kind = kind_of(path)
+    if kind in WHAT_TO_DO:
+        raise EncodeError(f"{name}: cannot load this: {WHAT_TO_DO[kind]}")
+    return kind
 
 
 def _kind_of_archive(names: Sequence[str]) -> Kind:

@@ -19,15 +19,19 @@ class NoMasksError(EncodeError):
 def what_to_give(state: Mapping[str, Tensor]) -> str:
     """What the caller could give that masks are found, most likely first, in one line."""
     hints = [hint] if (hint := name_of_scores(state)) else []
-    zeros = sum(map(has_zeros, state.values()))
-    if zeros:
-        tensors = f"{zeros:,} of its tensors hold" if zeros > 1 else "one of its tensors holds"
-        hints.append(
-            f"{tensors} zeros: if these are pruned weights, give --masks-from zeros (masks_from=…)"
-        )
+    hints += [hint] if (hint := masks_from_zeros(state)) else []
     hints.append("masks of your own go into --masks FILE (masks=…)")
     hints.append("a model of pemncodec.masking is encoded before bake, which drops its masks")
     return "; ".join([*hints, _TABLE])
+
+
+def masks_from_zeros(state: Mapping[str, Tensor]) -> str:
+    """What to give if weights were pruned and saved without masks; nothing where none are 0."""
+    zeros = sum(map(has_zeros, state.values()))
+    if not zeros:
+        return ""
+    tensors = f"{zeros:,} of its tensors hold" if zeros > 1 else "one of its tensors holds"
+    return f"{tensors} zeros: if these are pruned weights, give --masks-from zeros (masks_from=…)"
 
 
 def name_of_scores(state: Mapping[str, Tensor]) -> str:

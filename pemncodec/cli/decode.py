@@ -32,7 +32,7 @@ _STATE_DICT_SUFFIXES = (".safetensors", ".pt", ".pth")
 _EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")
 
 
-@click.command()
+@click.command(short_help="Decode to a plain state dict, or export a module.")
 @click.argument("source", metavar="FILE", type=FileName())
 @click.option(
     "-o",

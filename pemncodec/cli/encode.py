@@ -29,6 +29,7 @@ from pemncodec.cli.streams import (
     STDIO,
     FileName,
     check_output,
+    check_source,
     checkpoint_path,
     named,
     output_target,
@@ -41,7 +42,7 @@ from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.remote.urls import is_url, last_part, shown
 
 
-@click.command()
+@click.command(short_help="Encode a checkpoint of a masked network.")
 @click.argument("source", metavar="CHECKPOINT", type=FileName())
 @click.option(
     "-o", "--output", type=FileName(), help="File to write  [default: CHECKPOINT with .pemn]."
@@ -140,17 +141,30 @@ def encode(
     pemn encode model.pt --keep 0.5 --arch models.py:convmixer \\
         --arch-kwargs '{"dim": 128, "depth": 4}' --example-shape 3,32,32 -o model.pemn
     """
-    piped = source == STDIO or (not is_url(source) and Path(source).is_fifo())
-    # Beside a checkpoint that lies here; what is downloaded, to where we are.
-    beside = last_part(source) if is_url(source) else source
-    output = output or (STDIO if piped else str(Path(beside).with_suffix(".pemn")))
-    check_output(output, source, force=force)
     kwargs = parse_kwargs(arch_kwargs, arch)
     argv = parse_argv(arch_argv, arch, builder=builder)
     if builder and (arch is None or arch.rpartition(":")[0].endswith(".py")):
         raise click.UsageError(
             "--builder needs --arch pkg.module:factory, of code that is installed"
         )
+    options = EncodeOptions(
+        prefix=prefix,
+        manifest=not no_manifest,
+        train_graph=train_graph,
+        builder=(arch, kwargs) if builder and arch else None,
+        preset=preset,
+        dense=parse_dense(dense),
+        fold_bn=fold_bn,
+        find_seed=find_seed,
+        seed=seed,
+        metadata=parse_metadata(metadata),
+    )
+    check_source(source)
+    piped = source == STDIO or (not is_url(source) and Path(source).is_fifo())
+    # Beside a checkpoint that lies here; what is downloaded, to where we are.
+    beside = last_part(source) if is_url(source) else source
+    output = output or (STDIO if piped else str(Path(beside).with_suffix(".pemn")))
+    check_output(output, source, force=force)
     written = io.BytesIO()  # for standard output, which code of the user may not reach meanwhile
     with steps(quiet=quiet) as step, user_code():
         step("loading torch", None)
@@ -162,26 +176,17 @@ def encode(
         architecture = load_architecture(arch, kwargs, argv) if arch else None
         given = mask_arguments.choices()
         # Before the checkpoint, which may be large.
-        options = EncodeOptions(
+        options = replace(
+            options,
             **given,
             architecture=architecture,
-            prefix=prefix,
             example_inputs=example_inputs(shapes) if shapes else None,
             dynamic_axes=[
                 [axis for axis, size in enumerate(sizes, 1) if size.endswith("?")]
                 for _, sizes in shapes
             ],
-            manifest=not no_manifest,
-            train_graph=train_graph,
-            builder=(arch, kwargs) if builder and arch else None,
-            preset=preset,
-            dense=parse_dense(dense),
-            fold_bn=fold_bn,
             accuracy=metric,
             max_drop=max_drop,
-            find_seed=find_seed,
-            seed=seed,
-            metadata=parse_metadata(metadata),
         )
         step("reading the checkpoint", None)
         with checkpoint_path(source) as path, no_exit(f"code of {shown(source)}"):

@@ -12,7 +12,7 @@ import click
 
 from pemncodec.cli.options import only_one
 from pemncodec.cli.streams import checkpoint_path, named
-from pemncodec.options import MaskChoices
+from pemncodec.options import MaskChoices, check_shares
 from pemncodec.remote.urls import shown
 
 Keep = float | dict[str, float]
@@ -114,6 +114,7 @@ def mask_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def packed(**arguments: Any) -> None:
         own = {field.name: arguments.pop(field.name) for field in fields(MaskArguments)}
+        check_shares(own["keep"])
         command(mask_arguments=MaskArguments(**own), **arguments)
 
     for option in reversed(_OPTIONS):

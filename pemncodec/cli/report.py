@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pemncodec.cli.mask_options import Keep, Shares, keep_option
+from pemncodec.cli.mask_options import Keep, MaskArguments, Shares, mask_options
 from pemncodec.cli.options import (
     force_option,
     json_option,
     max_memory_option,
+    prefix_option,
     trust_pickle_option,
 )
-from pemncodec.cli.streams import STDIO, FileName, check_output, checkpoint_path, named
+from pemncodec.cli.streams import (
+    STDIO,
+    FileName,
+    check_output,
+    check_source,
+    checkpoint_path,
+    named,
+)
 from pemncodec.cli.terminal import Step, print_json, steps, visible
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.atomic import write_file
@@ -31,9 +39,10 @@ if TYPE_CHECKING:
     from pemncodec.report.costs import CostOptions, ModelCosts
 
 
-@click.command()
+@click.command(short_help="Compare what models cost in this form and in others.")
 @click.argument("sources", metavar="FILE…", type=FileName(), nargs=-1, required=True)
-@keep_option
+@mask_options
+@prefix_option
 @click.option(
     "--keep-of",
     "keeps",
@@ -74,7 +83,8 @@ if TYPE_CHECKING:
 @json_option
 def report(
     sources: Sequence[str],
-    keep: Keep | None,
+    mask_arguments: MaskArguments,
+    prefix: str | None,
     keeps: Sequence[str],
     forms: str | None,
     exact: bool,
@@ -107,6 +117,8 @@ def report(
         raise click.UsageError("--html writes a file")
     outputs = [path for path in (*tables.values(), html) if path and path != STDIO]
     _check_outputs(outputs, figures, sources, force=force)
+    for source in sources:
+        check_source(source)
     with steps(quiet=False) as step:
         step("loading torch", None)
         from pemncodec.cli.costs_table import print_costs
@@ -118,19 +130,23 @@ def report(
 
         chosen = None if keys is None else chosen_columns(_split(keys))
         options = CostOptions(
-            keep=keep,
+            masks=mask_arguments.choices(),
+            prefix=prefix,
             forms=None if forms is None else check_forms(_split(forms)),
             exact=exact,
             trust_pickle=trust_pickle,
             limits=limits_within(max_memory),
         )
         models = _measure(sources, options, keep_of, step)
+        given = [name for name in ("--keep", "--rule") if name in mask_arguments.given()]
         drawn = {}
         if figures is not None:
             from pemncodec.report.figures import draw_figures
 
             step("drawing figures", None)
             drawn = draw_figures(models)
+    if given and not any(model.ranked for model in models):
+        click.echo(f"{' and '.join(given)}: there are no scores to apply it to", err=True)
     for model in models:
         failed = [f"no {FORMS[form].title}: {why}" for form, why in model.failures.items()]
         for said in (*model.notes, *failed):
@@ -172,7 +188,7 @@ def _measure(
             step(f"{place}: {what}", share)
 
         show("reading", None)
-        with _named(source), checkpoint_path(source) as path:
+        with _named(source, alone=len(sources) == 1), checkpoint_path(source) as path:
             keep = keep_of.get(source)
             models.append(model_costs(path, options, keep=keep, name=shown(source), progress=show))
     names = _names(sources)
@@ -240,10 +256,16 @@ def _names(sources: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _named(source: str) -> Iterator[None]:
+def _named(source: str, *, alone: bool) -> Iterator[None]:
     """Puts the file's name in front of every error, as one of several was given the options."""
+    from pemncodec.checkpoints.dialect import MissingRuleError
+
+    name = shown(source)
     try:
         with named(source):
             yield
+    except MissingRuleError as error:
+        hint = "" if alone else f", or --keep-of {Path(name).name}=0.5 for this file"
+        raise EncodeArgumentError(f"{name}: {error}{hint}") from None
     except EncodeArgumentError as error:
-        raise EncodeArgumentError(f"{shown(source)}: {error}") from None
+        raise EncodeArgumentError(f"{name}: {error}") from None

@@ -15,7 +15,7 @@ from pemncodec.cli.options import (
     quiet_option,
     trust_pickle_option,
 )
-from pemncodec.cli.streams import FileName, checkpoint_path, named
+from pemncodec.cli.streams import FileName, check_source, checkpoint_path, named
 from pemncodec.cli.terminal import print_json, steps, visible
 from pemncodec.cli.user_code import no_exit
 from pemncodec.format.reader import PemnFile
@@ -50,13 +50,15 @@ def seed(
     Only weights that masks use are looked at; without masks, all of two dimensions or more. The
     exit status is 1 if nothing is found.
     """
+    check_source(source)
+    hint = ""
     with steps(quiet=quiet) as step:
         step("loading torch", None)
         from torch import nn
 
         from pemncodec.checkpoints.files import read_checkpoint
         from pemncodec.checkpoints.reading import read_source, with_recorded
-        from pemncodec.checkpoints.unmasked import NoMasksError
+        from pemncodec.checkpoints.unmasked import NoMasksError, masks_from_zeros
         from pemncodec.seeds import all_used, weight_seeds
 
         given = mask_arguments.choices()
@@ -77,6 +79,7 @@ def seed(
                 if isinstance(given_tensors, nn.Module):
                     given_tensors = given_tensors.state_dict()
                 state = all_used(dict(given_tensors))
+                hint = masks_from_zeros(given_tensors)
             found = weight_seeds(state, options, step)
     if as_json:
         print_json({"weights": [_row(name, fill) for name, fill in found.items()]})
@@ -84,6 +87,8 @@ def seed(
         for name, fill in found.items():
             words = f"{fill.prototype.in_words}, × {fill.scale:g}" if fill else "not found"
             click.echo(f"{visible(name)}: {words}")
+    if hint and not quiet:
+        click.echo(f"note: {hint}", err=True)
     if not any(found.values()):
         raise click.exceptions.Exit(1)
 

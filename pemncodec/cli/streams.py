@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import click
 
-from pemncodec.checkpoints.kinds import advice
+from pemncodec.checkpoints.kinds import advice, kind_of_checkpoint
 from pemncodec.cli.terminal import visible
 from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, NotPemnError, PemnError
 from pemncodec.format.atomic import named_errors
@@ -71,6 +71,18 @@ def check_output(output: str, source: str, *, force: bool) -> None:
         raise click.UsageError(f"{output} exists: -f overwrites it")
     if not path.absolute().parent.is_dir():
         raise click.UsageError(f"there is no folder {path.parent}")
+
+
+def check_source(source: str) -> None:
+    """Refuses what is no checkpoint before torch is imported, which takes longer than to see that.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        EncodeError: it is something else.
+    """
+    path = Path(source)
+    if source != STDIO and not is_url(source) and not path.is_fifo():  # of which reading takes
+        kind_of_checkpoint(path, source)
 
 
 @contextlib.contextmanager

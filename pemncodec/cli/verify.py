@@ -15,7 +15,7 @@ from pemncodec.cli.options import (
     threads_option,
     trust_pickle_option,
 )
-from pemncodec.cli.streams import FileName, named, opened
+from pemncodec.cli.streams import FileName, check_source, named, opened
 from pemncodec.cli.terminal import print_json, steps
 from pemncodec.remote.urls import shown
 
@@ -44,6 +44,8 @@ def verify(
     given = [*mask_arguments.given(), *(["--prefix"] if prefix is not None else [])]
     if given and against is None:
         raise click.UsageError(f"{' and '.join(given)}: only with --against")
+    if against is not None:
+        check_source(against)
     with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
         step("verifying", None)
         if against is None:

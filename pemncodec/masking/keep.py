@@ -68,19 +68,25 @@ def keep_by_name(keep: Keep | Mapping[str, Keep], names: list[list[str]]) -> lis
         names: of each weight; several where it is tied.
 
     Raises:
-        ValueError: out of range, a weight that no pattern fits, or a pattern that fits none.
+        ValueError: out of range, a weight that no pattern fits, or a pattern that fits none, or
+            stands behind one that fits all that it does.
     """
     if not isinstance(keep, Mapping):
         return [check_keep(keep)] * len(names)
     found: list[Keep] = []
+    used: set[str] = set()
     for own in names:
         pattern = next((p for p in keep if any(fnmatchcase(name, p) for name in own)), None)
         if pattern is None:
             raise ValueError(f'keep has nothing for {own[0]}: add it, or "*" for all others')
         found.append(check_keep(keep[pattern]))
+        used.add(pattern)
     for pattern in keep:
         if not any(fnmatchcase(name, pattern) for own in names for name in own):
             raise ValueError(f"keep: no masked weight is called {pattern}")
+        wider = next(p for p in keep if p == pattern or fnmatchcase(pattern, p))
+        if wider != pattern and pattern not in used:  # "*" for all others may have none
+            raise ValueError(f"keep: {pattern} never applies behind {wider}: put it first")
     return found
 
 

@@ -14,7 +14,7 @@ from pemncodec.checkpoints.dialects import needs_rule
 from pemncodec.checkpoints.files import check_state_dict, read_checkpoint
 from pemncodec.checkpoints.kinds import kind_of
 from pemncodec.checkpoints.reading import with_recorded
-from pemncodec.checkpoints.unmasked import NoMasksError, name_of_scores
+from pemncodec.checkpoints.unmasked import NoMasksError, masks_from_zeros, name_of_scores
 from pemncodec.coders.masks import Preset
 from pemncodec.decoding import load_state
 from pemncodec.encoding import Progress, encode_with
@@ -22,7 +22,7 @@ from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.info import FileInfo
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
-from pemncodec.options import EncodeOptions
+from pemncodec.options import EncodeOptions, MaskChoices
 from pemncodec.report.form import FormBytes, Network, network_of
 from pemncodec.report.forms import measure_forms
 
@@ -34,8 +34,9 @@ class CostOptions:
     """How models are measured.
 
     Attributes:
-        keep: share of each layer's weights that scores keep, or shares by pattern of the weight's
-            name, for checkpoints that do not say how their masks follow; others are read without.
+        masks: how masks are found; .pemn files are read without, and a share and a rule are for
+            checkpoints with scores that do not say how masks follow.
+        prefix: what the names of the network's tensors begin with in checkpoints.
         forms: keys of `FORMS`; None for all whose packages are installed.
         exact: measure all of a large model even in forms that take long, where else a sample is.
         preset: of the encoding of a checkpoint.
@@ -43,7 +44,8 @@ class CostOptions:
         limits: bounds on what a .pemn file may decode to.
     """
 
-    keep: Keep | None = None
+    masks: MaskChoices = field(default_factory=MaskChoices)
+    prefix: str | None = None
     forms: Collection[str] | None = None
     exact: bool = False
     preset: Preset = "max"
@@ -64,6 +66,7 @@ class ModelCosts:
         forms: the same tensors in other forms, by key of `FORMS`.
         failures: why a form is left out, by its key.
         notes: what one should know of how a checkpoint was read, each in a sentence.
+        ranked: whether its masks follow from scores by what the options say for all files.
     """
 
     name: str
@@ -74,6 +77,7 @@ class ModelCosts:
     forms: dict[str, FormBytes] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    ranked: bool = False
 
     @property
     def largest_error(self) -> float | None:
@@ -121,20 +125,31 @@ def model_costs(
     source = loaded.source
     plain = source.state_dict() if isinstance(source, nn.Module) else source
     state = check_state_dict(plain, name)
-    if keep is None and loaded.recorded.keep is None and needs_rule(state, {}):
-        keep = options.keep
+    given = options.masks.copy()
+    ranked = loaded.recorded.keep is None and needs_rule(state, given)
+    if not ranked:
+        given["keep"] = given["rule"] = None
+    if keep is not None:
+        given["keep"] = keep
     stream = io.BytesIO()
     try:
-        choices = with_recorded(loaded, {"keep": keep})
-        how = EncodeOptions(**choices, manifest=False, preset=options.preset, find_seed="quick")
+        choices = with_recorded(loaded, given)
+        how = EncodeOptions(
+            **choices,
+            prefix=options.prefix,
+            manifest=False,
+            preset=options.preset,
+            find_seed="quick",
+        )
         notes = encode_with(how, state, stream, progress).notes
     except NoMasksError:
-        hint = name_of_scores(state)
-        notes = (f"shown as a dense model: {hint}, to pemn encode",) if hint else ()
+        hint = name_of_scores(state) or masks_from_zeros(state)
+        notes = (f"shown as a dense model: {hint}",) if hint else ()
         costs = ModelCosts(name, size, notes=notes)
         return _with_forms(costs, network_of(state), options, step)
     with open_file(stream, limits=options.limits) as file:
-        return replace(_file_costs(name, size, file, options, step), notes=notes)
+        costs = _file_costs(name, size, file, options, step)
+    return replace(costs, notes=notes, ranked=ranked and keep is None)
 
 
 def _file_costs(
