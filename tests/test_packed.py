@@ -31,7 +31,7 @@ from pemncodec.tensors import same_bits, tensor_to_array
 @pytest.fixture(autouse=True)
 def no_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """All weights are expanded, so that results have the bits of dense ones."""
-    monkeypatch.setattr(product, "_MOST_INPUTS", 0)
+    monkeypatch.setattr(product, "most_inputs", lambda: 0)
 
 
 class Everything(nn.Module):

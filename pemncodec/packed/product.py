@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,14 @@ from pemncodec import kernels
 from pemncodec.packed.devices import multiplies_on_device, multiply_on_device
 from pemncodec.packed.recipe import Recipe
 
-_MOST_INPUTS = 32  # with more a dense product is about as fast, with the time to expand
+_MOST_INPUTS = {"AVX512": 256, "AVX2": 16}
+_MOST_ELSEWHERE = 4
+
+
+@cache
+def most_inputs() -> int:
+    """With more of them a dense product is as fast as the kernel, with the time to expand."""
+    return _MOST_INPUTS.get(torch.backends.cpu.get_cpu_capability(), _MOST_ELSEWHERE)
 
 
 def multiplies(recipe: Recipe, prototype: Tensor | None, inputs: Tensor) -> bool:
@@ -20,7 +29,7 @@ def multiplies(recipe: Recipe, prototype: Tensor | None, inputs: Tensor) -> bool
     return (
         inputs.dtype == torch.float32
         and recipe.dtype == "float32"
-        and 0 < inputs.shape[0] <= _MOST_INPUTS
+        and 0 < inputs.shape[0] <= most_inputs()
         and recipe.count > 0
         and prototype is not None
         and (recipe.signs > 0 or prototype.dtype == torch.float32)
