@@ -172,11 +172,14 @@ class MaskedSections:
     def _stored_values(self, row: StoredRow, index: int) -> Array:
         if row.used == "all":
             return self._decode_stored(row, row.length)
+        users = self._users.get(index, [])
+        # Kept for when these tensors are filled, which is next.
+        self._kept_masks |= {user.name: self.packed_mask(user) for user in users}
         used = used_values(
             row.length,
             (
-                (user.fill.offset, unpack(self.packed_mask(user), numel(user.shape)))
-                for user in self._users.get(index, [])
+                (user.fill.offset, unpack(self._kept_masks[user.name], numel(user.shape)))
+                for user in users
             ),
         )
         kept = self._decode_stored(row, int(np.count_nonzero(used)))
@@ -206,7 +209,7 @@ class MaskedSections:
             return [
                 partial(_fill_block, section, block, own, out)
                 for (row, out), own in zip(targets, values, strict=True)
-                for block in blocks_of(self.packed_mask(row), out.size)
+                for block in blocks_of(self._last_mask(row), out.size)
             ]
         data = self._source.read(section)
         with in_section(section):
@@ -217,6 +220,39 @@ class MaskedSections:
         with in_section(section):
             blocks = mask_blocks(data, MaskContext(row.shape))
         return [partial(_fill_block, section, block, values[0], out) for block in blocks]
+
+    def part_jobs(
+        self, row: MaskedRow, parts: Sequence[tuple[int, int]], out: Array
+    ) -> list[Callable[[], None]]:
+        """What fills the blocks of a tensor of n weights that some parts of it need.
+
+        Args:
+            row: of the tensor.
+            parts: the first weight of each part, and the one behind its last.
+            out: C-ordered [n] in the carrier dtype; all but these blocks stays as it is.
+        """
+        section = self._section_of[row.name]
+        values = self.values_of(row)
+        data = self._source.read(section)
+        with in_section(section):
+            in_blocks = mask_coder(data).blocks is not None and row.name not in self._kept_masks
+            context = MaskContext(row.shape)
+            if in_blocks:
+                blocks = mask_blocks(data, context)
+            else:
+                blocks = blocks_of(self._last_mask(row), context.count)
+        return [
+            partial(_fill_block, section, block, values, out)
+            for block in blocks
+            if any(start < block.stop and block.start < stop for start, stop in parts)
+        ]
+
+    def _last_mask(self, row: MaskedRow) -> PackedMask:
+        """`packed_mask`, which is no longer kept if it cost no other mask to decode it."""
+        packed = self.packed_mask(row)
+        if len(self.sharers[self._section_of[row.name]]) == 1:
+            self._kept_masks.pop(row.name, None)
+        return packed
 
     def values_of(self, row: MaskedRow) -> RepeatedValues | SeededValues:
         """The values that a tensor takes, scaled."""
