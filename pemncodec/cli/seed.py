@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pemncodec.contents import SeededFill
 
 
-@click.command()
+@click.command(short_help="Look for the seeds behind a checkpoint's weights.")
 @click.argument("source", metavar="CHECKPOINT", type=FileName())
 @mask_options
 @prefix_option
