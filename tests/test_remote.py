@@ -565,7 +565,13 @@ def bucket() -> Iterator[str]:
         server.stop()
 
 
-def test_s3(bucket: str, large: tuple[bytes, dict[str, Tensor]], network: bytes, run: Run) -> None:
+def test_s3(
+    bucket: str,
+    large: tuple[bytes, dict[str, Tensor]],
+    network: bytes,
+    run: Run,
+    tmp_path: Path,
+) -> None:
     data = large[0]
     url = f"{bucket}/nets/net.pemn"
     pemncodec.encode(pemncodec.open(data), url, manifest=False, preset="fast")
@@ -576,7 +582,8 @@ def test_s3(bucket: str, large: tuple[bytes, dict[str, Tensor]], network: bytes,
     assert loaded.keys() == pemncodec.load_state_dict(network).keys()
     assert run("inspect", url).returncode == 0
     fails(run("inspect", f"{bucket}/nets/other.pemn"), 1, "No such file", "check the URL")
-    fails(run("encode", "x.pt", "-o", url), 2, "exists: -f overwrites it")
+    (tmp_path / "x.pemn").write_bytes(network)
+    fails(run("encode", "x.pemn", "-o", url), 2, "exists: -f overwrites it")
 
 
 def test_s3_notices_a_file_that_changes(
