@@ -11,7 +11,9 @@ forms are what `decode` gives (fp32, bf16), the former with linear layers that
 
 Times are medians of calls under `torch.inference_mode`, on as many threads as torch takes by
 itself. One process has all forms of a network and calls them in turn, so that their ratios hold on
-a machine that is not quiet. Memory is that of a process of its own, which imports torch, loads one
+a machine that is not quiet. The C library keeps what operators free (`MALLOC_TRIM_THRESHOLD_`): by
+itself it gives memory back at times that depend on the order of forms, which costs more than all
+that is compared here. Memory is that of a process of its own, which imports torch, loads one
 form and calls it once with batch 1: its peak beyond `import torch`. *weights* is what the masked
 layers' weights take while nothing runs. *largest* is the largest of them as fp32, for which a
 packed network has a buffer while it runs.
@@ -24,18 +26,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from models import build_large
-from packed_forms import FORMS, example, load
+from packed_forms import FORMS
 from provenance import ROOT, provenance, read_table, write_table
 from torch import Tensor, nn
 from torch.nn import functional
@@ -47,7 +49,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 from convmixer import convmixer
 
 RESULTS = ROOT / "benchmarks" / "results" / "packed.csv"
-Times = dict[str, float]
+KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
 COLUMNS = (
     "network", "form", "batch", "ms", "of fp32", "peak MB", "weights MB", "of dense", "largest MB",
     "masked weights", "file MB",
@@ -123,42 +125,22 @@ def network_file(name: str, folder: Path) -> Path:
     return path
 
 
-def measure_times(path: Path, batches: tuple[int, ...], seconds: float) -> dict[int, Times]:
-    """Median milliseconds by batch and form."""
-    models = {form: load(form, path) for form in FORMS}
-    result: dict[int, Times] = {}
-    with torch.inference_mode():
-        for batch in batches:
-            given = {form: example(path, form, batch) for form in FORMS}
-            times: dict[str, list[float]] = {form: [] for form in FORMS}
-            start, rounds = time.perf_counter(), 0
-            while rounds < 2 or time.perf_counter() - start < seconds:
-                for form, model in models.items():
-                    begin = time.perf_counter()
-                    model(given[form])
-                    times[form].append(1e3 * (time.perf_counter() - begin))
-                rounds += 1
-            # The first call of a size is slower: memory is mapped, kernels are chosen.
-            result[batch] = {form: statistics.median(own[1:]) for form, own in times.items()}
-    return result
-
-
-def measure_memory(form: str, path: Path) -> dict[str, int]:
-    """What a process of its own takes for one form."""
+def run(*arguments: object, **environment: str) -> Any:
+    """What a process of its own prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", ROOT / "benchmarks" / "packed_forms.py", form, path],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        [sys.executable, "-W", "ignore", ROOT / "benchmarks" / "packed_forms.py",
+         *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | environment,
     )  # fmt: skip
-    result: dict[str, int] = json.loads(done.stdout)
-    return result
+    return json.loads(done.stdout)
 
 
 def measure(
     name: str, path: Path, batches: tuple[int, ...], seconds: float
 ) -> Iterator[dict[str, object]]:
     """Rows of one network."""
-    memory = {form: measure_memory(form, path) for form in FORMS}
-    times = measure_times(path, batches, seconds)
+    memory = {form: run(form, path) for form in FORMS}
+    times = run("times", path, seconds, *batches, **KEPT_MEMORY)
     with pemncodec.open(path) as file:
         masked = sum(math.prod(file.shape(key)) for key in file.masked_keys())
     for batch, own in times.items():
@@ -167,7 +149,7 @@ def measure(
             yield {
                 "network": name,
                 "form": form,
-                "batch": batch,
+                "batch": int(batch),
                 "ms": round(own[form], 2),
                 "of fp32": round(own[form] / own["fp32"], 3),
                 "peak MB": round(used["peak"] / 1e6, 1),

@@ -1,14 +1,18 @@
 """One network in the forms that `packed.py` compares; imports nothing else that takes memory.
 
     python benchmarks/packed_forms.py FORM FILE.pemn
+    python benchmarks/packed_forms.py times FILE.pemn SECONDS BATCH…
 
-prints what loading that form and calling it once take, beyond `import torch`.
+The first prints what loading that form and calling it once take, beyond `import torch`; the second
+how long calls of all forms take.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -72,16 +76,40 @@ def memory(entry: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(entry))
 
 
-def main(form: str, path: Path) -> None:
-    """Print what it takes as JSON."""
+def measure_memory(form: str, path: Path) -> dict[str, int]:
+    """What loading one form and calling it once take."""
     before = memory("VmRSS")
     model, given = load(form, path), example(path, form, 1)
     with torch.inference_mode():
         model(given)
     peak = memory("VmHWM") - before
     weights, largest = weight_bytes(model, masked_names(path))
-    print(json.dumps({"peak": peak, "weights": weights, "largest": largest}))
+    return {"peak": peak, "weights": weights, "largest": largest}
+
+
+def measure_times(path: Path, seconds: float, *batches: int) -> dict[int, dict[str, float]]:
+    """Median milliseconds of a call by batch and form; all forms take turns."""
+    models = {form: load(form, path) for form in FORMS}
+    result: dict[int, dict[str, float]] = {}
+    with torch.inference_mode():
+        for batch in batches:
+            given = {form: example(path, form, batch) for form in FORMS}
+            times: dict[str, list[float]] = {form: [] for form in FORMS}
+            start, rounds = time.perf_counter(), 0
+            while rounds < 2 or time.perf_counter() - start < seconds:
+                for form, model in models.items():
+                    begin = time.perf_counter()
+                    model(given[form])
+                    times[form].append(1e3 * (time.perf_counter() - begin))
+                rounds += 1
+            # The first call of a size is slower: memory is mapped, kernels are chosen.
+            result[batch] = {form: statistics.median(own[1:]) for form, own in times.items()}
+    return result
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    what, file, *numbers = sys.argv[1:]
+    if what == "times":
+        print(json.dumps(measure_times(Path(file), float(numbers[0]), *map(int, numbers[1:]))))
+    else:
+        print(json.dumps(measure_memory(what, Path(file))))
