@@ -37,7 +37,7 @@ format: $(STAMP)
 bench: $(STAMP)  ## sizes of the example and of any official checkpoints at hand
 	$(BIN)/python benchmarks/storage.py
 
-seeds: $(STAMP)  ## which seeds of torch are found behind the weights of 141 networks; some ten minutes
+seeds: $(STAMP)  ## which seeds are found behind the weights of 149 networks; some ten minutes
 	$(BIN)/python benchmarks/seeds.py
 
 # By path (compat): else a script beside a clone called pemncodec would import the clone's folder.

@@ -7,6 +7,8 @@
 * networks: 40, each with a random 32-bit seed and 10^6 words drawn before: five ways to initialise,
   four ways to share values, two keep ratios, every other one baked. --list says before any search
   which of them have as many known values in one tensor as the solver needs (NEEDED).
+* numpy: 8 networks as FedPM initialises them, by NumPy's legacy generator.
+* every: all 2^32 seeds at four places, from a 256th part of them.
 * resnet: ResNet-50, kaiming normal, one random seed, encoded with its architecture.
 * foreign: 100 networks whose values torch's generator did not draw so: nothing may be found.
 * official: two checkpoints of the official PEMN code, where their folder is there.
@@ -39,6 +41,8 @@ import pemncodec
 from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.contents import Array, Mask, SeededFill, TorchPrototype
 from pemncodec.format.header import MaskedRow
+from pemncodec.values.draws import Range, known_weights, normal_draws
+from pemncodec.values.every_seed import Place, search_seeds, telling_equations
 from pemncodec.values.philox import generate
 from pemncodec.values.recovery import Layer, recover_prototypes
 from pemncodec.values.seed_search import THOROUGH, find_seeds
@@ -236,6 +240,69 @@ def measure_network(network: Synthetic) -> Row:
     }  # fmt: skip
 
 
+# -------------------------------------------------------------------------------------- NumPy
+
+NUMPY: dict[str, Callable[[np.random.RandomState, float, Shape], Array]] = {
+    "NumPy signs": lambda state, c, shape: state.choice([-c, c], shape),
+    "NumPy uniform": lambda state, c, shape: state.uniform(-c, c, shape) * 3**0.5,
+}
+
+
+def numpy_networks() -> Iterator[tuple[str, float, int]]:
+    return ((kind, keep, number) for kind in NUMPY for keep in (0.5, 0.2) for number in range(2))
+
+
+def numpy_title(kind: str, keep: float, number: int) -> str:
+    return f"ResNet, {kind}, keep {keep}{', baked' * number}"
+
+
+def measure_numpy(kind: str, keep: float, number: int) -> Row:
+    """Weights and biases, layer by layer; every other network is baked."""
+    rng = np.random.default_rng([number, round(10 * keep)])
+    seed = int(rng.integers(1 << 32))
+    state = np.random.RandomState(seed)
+    state.randint(2, size=BEFORE)
+    layers = []
+    for shape in LARGE:
+        c = math.e * math.sqrt(1 / math.prod(shape[1:]))
+        values = NUMPY[kind](state, c, shape).astype("<f4").reshape(-1)
+        state.choice([-c, c], shape[0])
+        mask = rng.random(values.size) < keep
+        layers.append(Layer("float32", values * mask if number else values, mask, None, shape))
+    fills, seconds = search(layers)
+    assert {fill.prototype.seed for fill in fills if fill is not None} <= {seed}
+    found = [x.values.size for x, fill in zip(layers, fills, strict=True) if fill is not None]
+    weights = sum(layer.values.size for layer in layers)
+    return {
+        "part": "numpy", "network": numpy_title(kind, keep, number),
+        "weights": weights, "expected": 1, "found": round(sum(found) / weights, 4),
+        "seconds": round(seconds, 2), "seed": seed,
+    }  # fmt: skip
+
+
+# --------------------------------------------------------------------------------- all 2^32 seeds
+
+EVERY = "all seeds, one place"
+_PART_OF_SEEDS = 256
+
+
+def measure_every() -> Row:
+    """CPU time of all threads together."""
+    torch.manual_seed(0)
+    weights = torch.empty(400).normal_().numpy()
+    known = known_weights(weights, "float32", np.ones(400, np.bool_), 400)
+    assert known is not None
+    telling = telling_equations(normal_draws(known, Range(0.9, 1.1)))
+    assert telling is not None
+    places = [Place(telling, skip) for skip in (1_000, 100_000, 1_000_000, 10_000_000)]
+    start = time.process_time()
+    part = range((1 << 32) // _PART_OF_SEEDS)
+    search_seeds(places, part, lambda _, __: False, lambda _: None)
+    seconds = (time.process_time() - start) * _PART_OF_SEEDS / len(places)
+    return {"part": "every", "network": EVERY, "expected": 0, "found": 0,
+            "seconds": round(seconds, 1)}  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------ foreign
 
 
@@ -361,8 +428,9 @@ def print_tables(path: Path) -> None:
     print()
     print("| networks | enough known values | of these found | of the others | CPU seconds, most |")
     print("|---|---:|---:|---:|---:|")
-    for name in INITIALISATIONS:
-        own = [r for r in rows if r["part"] == "networks" and f", {name}," in r["network"]]
+    for name in (*INITIALISATIONS, *NUMPY):
+        parts = ("networks", "numpy")
+        own = [r for r in rows if r["part"] in parts and f", {name}," in r["network"]]
         enough = [r for r in own if r["expected"] == "1"]
         others = [r for r in own if r["expected"] == "0"]
         found = sum(float(r["found"]) == 1 for r in enough)
@@ -374,6 +442,9 @@ def print_tables(path: Path) -> None:
     false = sum(float(r["found"]) > 0 for r in foreign)
     slowest = max((float(r["seconds"]) for r in foreign), default=0.0)
     print(f"| {len(foreign)} of other values | | {false} | | {slowest:.1f} |")
+    for row in rows:
+        if row["part"] == "every":
+            print(f"\n{row['network']}: {float(row['seconds']):.0f} CPU seconds")
 
 
 @click.command()
@@ -400,6 +471,9 @@ def main(official: Path | None, rest: bool, listed: bool, printed: bool, output:
     for name, keep in OFFICIAL.items() if official else ():
         jobs[name] = partial(measure_official, official / f"{name}.pt", keep)
     jobs[RESNET] = measure_resnet
+    jobs[EVERY] = measure_every
+    for kind, keep, number in numpy_networks():
+        jobs[numpy_title(kind, keep, number)] = partial(measure_numpy, kind, keep, number)
     for kind, number in foreign_networks():
         jobs[f"{kind} {number}"] = partial(measure_foreign, kind, number)
     there = {row["network"]: row for row in read_table(output)[1]} if rest else {}

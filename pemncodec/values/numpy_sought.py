@@ -13,7 +13,7 @@ from pemncodec.values.mersenne import stream_of
 from pemncodec.values.numpy_legacy import fractions
 from pemncodec.values.recovery import Layer
 
-_LOOKED_AT = 1 << 17  # values from which a range is computed
+_PART = 1 << 16  # values that are looked at together: they stay in the cache
 _SLACK = 2.0**-50  # of a bound: what two roundings in binary64 may be off
 _LOWEST_BIT = 31  # to the left, and the lowest bit of a word is the highest
 
@@ -41,21 +41,26 @@ def numpy_ranges(prototype: TorchPrototype, layer: Layer) -> Iterator[TorchProto
         prototype: with seed and place; a `low` of 0 stays.
         layer: float32.
     """
-    count = min(prototype.length, layer.values.size, _LOOKED_AT)
-    units = fractions(stream_of(prototype.seed), prototype.skip, 0, count)
     symmetric = prototype.low < 0
-    if symmetric:
-        units = 2 * units - 1
-    told = layer.mask[:count] & (np.abs(units) > 2.0**-BITS)
-    units, values = units[told], layer.values[:count][told]
-    sizes = np.abs(values)
-    if not told.any() or (np.sign(values) != np.sign(units)).any() or not np.isfinite(sizes).all():
-        return
-    doubles = sizes.astype(np.float64)
-    least = (doubles + np.nextafter(sizes, np.float32(0))) / 2 / np.abs(units)
-    most = (doubles + np.nextafter(sizes, np.float32(np.inf))) / 2 / np.abs(units)
-    low, high = float(least.max()) * (1 - _SLACK), float(most.min()) * (1 + _SLACK)
-    if low <= high:
+    low, high = 0.0, np.inf
+    for start in range(0, min(prototype.length, layer.values.size), _PART):
+        part = slice(start, min(start + _PART, prototype.length, layer.values.size))
+        units = fractions(stream_of(prototype.seed), prototype.skip, start, part.stop)
+        if symmetric:
+            units = 2 * units - 1
+        told = layer.mask[part] & (np.abs(units) > 2.0**-BITS)
+        units, values = units[told], layer.values[part][told]
+        sizes = np.abs(values)
+        if (np.sign(values) != np.sign(units)).any() or not np.isfinite(sizes).all():
+            return
+        doubles, units = sizes.astype(np.float64), np.abs(units)
+        least = (doubles + np.nextafter(sizes, np.float32(0))) / 2 / units
+        most = (doubles + np.nextafter(sizes, np.float32(np.inf))) / 2 / units
+        low = max(low, float(least.max(initial=0)) * (1 - _SLACK))
+        high = min(high, float(most.min(initial=np.inf)) * (1 + _SLACK))
+        if low > high:
+            return
+    if np.isfinite(high):
         for bound in dict.fromkeys((_shortest(low, high), (low + high) / 2)):
             yield replace(prototype, low=-bound if symmetric else 0.0, high=bound)
 

@@ -29,7 +29,8 @@ from pemncodec.values.torch_cpu import is_normal, words_of
 from pemncodec.values.word_search import Pattern, pattern_of, search_words
 
 _STATE, _STATE_BITS = 624, 19_937
-_MOST_BITS = 60_000.0  # of draws that become equations: some depend on others
+_MOST_BITS = 60_000.0  # of draws that become equations: where words say much, some depend on others
+_MOST_SIGNS = 24_000.0  # the same where each says a bit
 _TELLING = 56.0  # bits of a pattern: more than words are looked at
 _AROUND = 8  # words that are drawn for a network, for each of its weights
 _ALSO_DRAWN = 1 << 16
@@ -73,7 +74,7 @@ class Effort:
 
 
 FAST = Effort(solving=8_000, comparing=1 << 31, seeds=64)
-THOROUGH = Effort(solving=40_000, comparing=1 << 33, seeds=1024)
+THOROUGH = Effort(solving=48_000, comparing=1 << 33, seeds=1024)
 FULL = replace(THOROUGH, every=range(1 << 32))
 
 
@@ -306,8 +307,10 @@ def _together(ways: Sequence[Hypothesis], places: Sequence[int]) -> Draws:
 
 
 def _enough_equations(draws: Draws) -> Equations | None:
-    """About three times as many as there are bits of a state; None if there are too few."""
-    enough = int(np.searchsorted(np.cumsum(draws.bits), _MOST_BITS))
+    """About as many as are needed, three times the bits of a state; None if there are too few."""
+    bits = draws.bits
+    most = _MOST_SIGNS if bits.size and bits.max() <= 1 else _MOST_BITS
+    enough = int(np.searchsorted(np.cumsum(bits), most))
     equations = equations_of(draws.first(enough))
     return equations if equations.words.size >= _STATE_BITS else None
 
