@@ -39,9 +39,14 @@ static void philox_blocks(uint32_t *words, uint64_t block, uint64_t stream, uint
     { \
         const __m256i low = _mm256_set1_epi64x(UINT32_MAX); \
         const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57); \
+        __m256i keys0[10], keys1[10]; \
+        uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32); \
+        for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) { \
+            keys0[round] = _mm256_set1_epi64x(k0); \
+            keys1[round] = _mm256_set1_epi64x(k1); \
+        } \
         for (int b = 0; b < BLOCKS; b += 4 * GROUPS, block += 4 * GROUPS) { \
             __m256i c0[GROUPS], c1[GROUPS], c2[GROUPS], c3[GROUPS]; \
-            uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32); \
             for (int g = 0; g < GROUPS; g++) { \
                 __m256i first = _mm256_set1_epi64x((long long)(block + 4 * (uint64_t)g)); \
                 c0[g] = _mm256_add_epi64(first, _mm256_setr_epi64x(0, 1, 2, 3)); \
@@ -49,12 +54,11 @@ static void philox_blocks(uint32_t *words, uint64_t block, uint64_t stream, uint
                 c2[g] = _mm256_set1_epi64x((long long)stream); \
                 c3[g] = _mm256_srli_epi64(c2[g], 32); \
             } \
-            for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) { \
-                __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1); \
+            for (int round = 0; round < 10; round++) { \
                 for (int g = 0; g < GROUPS; g++) { \
                     __m256i p0 = _mm256_mul_epu32(c0[g], m0), p1 = _mm256_mul_epu32(c2[g], m1); \
-                    c0[g] = XOR3(_mm256_srli_epi64(p1, 32), c1[g], key0); \
-                    c2[g] = XOR3(_mm256_srli_epi64(p0, 32), c3[g], key1); \
+                    c0[g] = XOR3(_mm256_srli_epi64(p1, 32), c1[g], keys0[round]); \
+                    c2[g] = XOR3(_mm256_srli_epi64(p0, 32), c3[g], keys1[round]); \
                     c1[g] = p1; \
                     c3[g] = p0; \
                 } \
