@@ -215,7 +215,7 @@ def _parse_keeps(keeps: Sequence[str], sources: Sequence[str]) -> dict[str, Keep
         for source in dict.fromkeys(sources):
             if name in (source, Path(source).name):
                 if source in shares:
-                    raise click.BadParameter(f"twice for {source}", param_hint="--keep-of")
+                    raise click.BadParameter(f"twice for {shown(source)}", param_hint="--keep-of")
                 shares[source] = share
     return shares
 
@@ -238,7 +238,9 @@ def _check_outputs(
             raise click.UsageError(f"{figures} is not empty: -f writes figures into it")
     for path, count in Counter(paths).items():
         if count > 1:
-            raise click.UsageError(f"{path} is named twice: each table needs a file of its own")
+            raise click.UsageError(
+                f"{shown(path)} is named twice: each table needs a file of its own"
+            )
     for path, source in product(paths, sources):
         check_output(path, source, force=force)
 
