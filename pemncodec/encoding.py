@@ -227,8 +227,12 @@ def _encode(
         step,
     )
     pieces = encode_contents(contents, lambda share: step("coding", share), options.preset)
+    seeds = seeds_note(contents, options)
+    del contents  # prototypes may take as much memory as the weights
     step("verifying", None)
-    stream = io.BytesIO(b"".join(pieces))
+    data = b"".join(pieces)
+    del pieces
+    stream = io.BytesIO(data)
     if network is None:
         report = prove_tensors(stream, as_written, step)
     else:
@@ -236,11 +240,11 @@ def _encode(
     if losing:
         report = replace(report, verified=f"as shortened, {report.verified}")
     notes = (*notes, *(network.notes if network else ()))
-    if (note := seeds_note(contents, options)) is not None:
-        notes += (note,)
+    if seeds is not None:
+        notes += (seeds,)
     report = replace(report, rules=rules_in_words(state), notes=notes)
     step("writing", None)
-    write_file(pieces, target)
+    write_file([data], target)
     for note in notes:
         _LOG.info("%s", note)
     name = shown(os.fspath(target)) if isinstance(target, str | os.PathLike) else ""

@@ -98,12 +98,16 @@ def prove_tensors(
         EncodeError: a tensor differs.
     """
     with open_file(stream, limits=UNLIMITED) as file:
-        expected = state.effective()
-        _compare_names(file.keys(), expected)
+        names = list(state.tensors)
+        _compare_names(file.keys(), names)
         count, done = sum(tensor.numel() for tensor in state.tensors.values()), 0
-        for name, array in zip(expected, arrays_in_turn(file, expected), strict=True):
-            _compare(name, array_to_tensor(array, file.dtype(name)), expected[name])
-            done += array.size
+        arrays = arrays_in_turn(file, names)
+        for name in names:
+            made = array_to_tensor(next(arrays), file.dtype(name))
+            if not state.has_effective(name, made):
+                raise EncodeError(f"{name} differs")
+            done += made.numel()
+            del made  # before the next one is made
             step("verifying", done / max(count, 1))
         file.verify_rest()
         return Report(file.info(), "every tensor bit for bit")
@@ -206,9 +210,11 @@ def _shared_where_equal(
     own = original.state_dict()
     names = [values.row.name for values in masked]
     tensors: dict[str, Tensor] = {}
-    for name, array in zip(names, arrays_in_turn(file, names), strict=True):
-        made = array_to_tensor(array, file.dtype(name))
+    arrays = arrays_in_turn(file, names)
+    for name in names:
+        made = array_to_tensor(next(arrays), file.dtype(name))
         tensors[name] = own[name].data if name in own and same_bits(made, own[name]) else made
+        del made  # before the next one is made
         progress(len(tensors) / len(names))
     return tensors
 
@@ -238,7 +244,8 @@ def compare_states(
     _compare_names(actual, expected)
     count, done = sum(tensor.numel() for tensor in actual.values()), 0
     for name in expected:
-        _compare(name, actual[name], expected[name])
+        if not same_bits(actual[name], expected[name]):
+            raise EncodeError(f"{name} differs")
         done += actual[name].numel()
         if progress is not None and count:
             progress(done / count)
@@ -250,11 +257,6 @@ def _compare_names(actual: Collection[str], expected: Collection[str]) -> None:
         extra = [name for name in actual if name not in expected]
         cause = f"missing {missing[0]}" if missing else f"unexpected {extra[0]}" if extra else ""
         raise EncodeError(f"tensor names differ: {cause or 'other order'}")
-
-
-def _compare(name: str, actual: Tensor, expected: Tensor) -> None:
-    if not same_bits(actual, expected):
-        raise EncodeError(f"{name} differs")
 
 
 def _accuracy(

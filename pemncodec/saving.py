@@ -75,6 +75,7 @@ def safetensors_pieces(
         if array.size:
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         done += array.nbytes
+        del array  # before the next one is made
         if progress is not None and total:
             progress(done / total)
     file.verify_rest()

@@ -249,3 +249,18 @@ def test_nothing_known_and_nothing_twice(size: int, seed: int) -> None:
     bits = RNG(seed).permutation(size).astype("<u4")
     assert shortest_period(bits, np.zeros(size, np.bool_)) == 1
     assert shortest_period(bits, np.ones(size, np.bool_)) == size
+
+
+@pytest.mark.parametrize("length", [1, 7, 4097, 60_001])
+@pytest.mark.parametrize("late", [False, True])
+def test_periods_that_the_first_items_show(length: int, late: bool) -> None:
+    """A later item may refute what they show, and make the period longer."""
+    rng = RNG(length)
+    bits = np.resize(rng.integers(0, 1 << 20, length, dtype=np.uint32), 1 << 21)
+    known = rng.random(bits.size) < 0.5
+    known[:3] = True
+    if late:
+        bits[1_500_000], known[1_500_000] = 1 << 21, True
+    found = shortest_period(bits, known)
+    assert _contradiction(bits, known, found) is None
+    assert found > length if late else found == length

@@ -24,6 +24,7 @@ def write_file(
     if not isinstance(target, str | os.PathLike):
         for piece in pieces:
             target.write(piece)
+            del piece  # before the next one is made
         return
     with (
         named_errors(shown(os.fspath(target))),
@@ -32,6 +33,7 @@ def write_file(
     ):
         for piece in pieces:
             stream.write(piece)
+            del piece
 
 
 @contextlib.contextmanager

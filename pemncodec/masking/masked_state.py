@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from pemncodec.contents import DenseMode, Mask, SeededFill
+from pemncodec.tensors import same_bits
 
 StateDict = dict[str, Tensor]
+
+_PART = 1 << 18  # weights that are compared at one time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +51,22 @@ class MaskedState:
         """
         return _Effective(self)
 
+    def has_effective(self, name: str, values: Tensor) -> bool:
+        """Whether the effective tensor of a name has the dtype, shape and bits of `values`.
+
+        It is made and compared part by part.
+        """
+        given = self.tensors[name]
+        if values.dtype != given.dtype or values.shape != given.shape:
+            return False
+        flat, others = given.detach().cpu().contiguous().reshape(-1), values.reshape(-1)
+        mask = self.masks[name].reshape(-1) if name in self.masks else None
+        parts = (slice(start, start + _PART) for start in range(0, flat.numel(), _PART))
+        return all(
+            same_bits(_used(flat[part], None if mask is None else mask[part]), others[part])
+            for part in parts
+        )
+
     def mode_before(self, name: str) -> DenseMode:
         """How a file has shortened a tensor before."""
         return self.shortened[name][0] if name in self.shortened else "lossless"
@@ -77,8 +96,13 @@ class _Effective(Mapping[str, Tensor]):
         shape = state.tensors[name].shape
         # Flat first: a dimension of size 1 may keep a stride that makes kernels round anew.
         tensor = state.tensors[name].detach().cpu().contiguous().reshape(-1)
-        if name in state.masks:
-            used = torch.from_numpy(state.masks[name].reshape(-1))
-            zero = torch.zeros((), dtype=tensor.dtype, device="cpu")
-            tensor = torch.where(used, tensor, zero)
-        return tensor.reshape(shape)
+        mask = state.masks[name].reshape(-1) if name in state.masks else None
+        return _used(tensor, mask).reshape(shape)
+
+
+def _used(tensor: Tensor, mask: Mask | None) -> Tensor:
+    """Values [n], +0.0 where they are masked out; the tensor itself without a mask."""
+    if mask is None:
+        return tensor
+    zero = torch.zeros((), dtype=tensor.dtype, device="cpu")
+    return torch.where(torch.from_numpy(mask), tensor, zero)

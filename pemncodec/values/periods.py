@@ -23,6 +23,7 @@ Bits = npt.NDArray[np.unsignedinteger]
 
 _BLOCK = 1 << 16  # items that are compared at one time: they stay in the cache
 _FIRST_BLOCK = 1 << 12  # lengths that are no period mostly differ early
+_HEAD = 16  # of how many parts the first is looked at before all
 _FEW = 64  # lengths that are as well compared one by one
 _BATCH = 64  # items between looks at how many lengths are left
 _MOST_ITEMS = 4096
@@ -44,6 +45,12 @@ def shortest_period(bits: Bits, known: Mask) -> int:
         return 1
     if _all_differ(bits, known):
         return size
+    if (head := size // _HEAD) >= _BLOCK:
+        # A period of all items is one of the first ones. So their shortest, if it is one of all, is
+        # the shortest of all, found in a fraction of the time and memory.
+        length = shortest_period(bits[:head], known[:head])
+        if length <= head // 2 and _contradiction(bits, known, length) is None:
+            return length
     refuted = np.zeros(size, np.bool_)  # by length
     refuted[0] = True
     chosen = bits > _splitting_value(bits, known)

@@ -151,20 +151,22 @@ class SharedValues:
     Attributes:
         layers: their indices, from the largest to the smallest.
         dtype: of their values.
-        bits: unsigned [n] of the largest.
+        bits: unsigned [n] of the largest; anything where no layer uses a value.
         known: bool [n], where some layer uses a value.
     """
 
     def __init__(self, largest: Layer) -> None:
         self.layers: list[int] = []
         self.dtype = largest.dtype
-        self.bits = bits_of(np.zeros_like(largest.values))
-        self.known = np.zeros(largest.values.size, np.bool_)
+        # The layer's own memory, until another one shares the values.
+        self.bits = bits_of(largest.values)
+        self.known = largest.mask
 
     @property
     def values(self) -> Array:
         """[n], in the carrier dtype; those that no layer uses are zeros."""
-        return self.bits.view(CARRIERS[self.dtype])
+        used = self.bits & ~ones_where_not(self.known, self.bits.dtype)
+        return used.view(CARRIERS[self.dtype])
 
     def agrees(self, layer: Layer, least_common: int = 0) -> bool:
         if layer.dtype != self.dtype:
@@ -179,6 +181,10 @@ class SharedValues:
 
     def merge(self, index: int, layer: Layer) -> None:
         self.layers.append(index)
+        if len(self.layers) == 1:  # the largest
+            return
+        if len(self.layers) == 2:
+            self.bits, self.known = self.bits.copy(), self.known.copy()
         bits = bits_of(layer.values)
         for part in _blocks(layer.values.size):
             kept = ones_where_not(layer.mask[part], bits.dtype)

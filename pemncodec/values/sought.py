@@ -106,7 +106,8 @@ def sought_tensors(layers: Sequence[Layer]) -> list[Sought]:
 
 
 def _sought(shared: SharedValues) -> Sought | None:
-    length, values, known = shared.known.size, shared.values, shared.known
+    layer = Layer(shared.dtype, shared.values, shared.known)
+    length, values, known = layer.values.size, layer.values, layer.mask
     drawn: tuple[int, ...] = (length,)
     period = shortest_period(shared.bits, known)
     folded = used_values(period, [(0, known)])
@@ -119,7 +120,6 @@ def _sought(shared: SharedValues) -> Sought | None:
     weights = known_weights(values[:_LOOKED_AT], shared.dtype, known[:_LOOKED_AT], length)
     if weights is None or weights.values.size < 2:
         return None
-    layer = Layer(shared.dtype, shared.values, shared.known)
     return Sought(tuple(shared.layers), layer, length, drawn, weights)
 
 

@@ -1,0 +1,314 @@
+"""Time and memory of encoding, decoding and verifying, by the size of the model: results/scale.csv.
+
+    python benchmarks/scale.py [ROWS…] [--folder DIR] [-o FILE.csv]
+
+* *ResNet-50*: kaiming normal weights whose seed is not looked for, keep 0.5; *ResNet-18*: signed
+  constants, keep 0.5. Both without a manifest.
+* *ViT-B*: random-vector padding of 1e-3, keep 0.2; encoded with its architecture from a state dict
+  that the caller holds.
+* *10M*, *100M*, *1000M*: layers of 4 to 64 million weights, half of them masked out at random, of
+  one random vector (*RP*) or with normal values of their own that are stored (*independent*; not
+  at 1000M, where encoding needs three times the model). Weights and masks, a bool for each weight,
+  are in a safetensors file. Beside them what safetensors and torch need to read and write the
+  dense file.
+
+Every row is a process of its own, with one thread. Memory is the most that the process has beyond
+`import torch`, and beyond the model that the caller holds where it does: anonymous pages (RssAnon
+of /proc/PID/status, read every 2 ms). Pages of files are left out: the system takes them back when
+it needs them. CPU seconds are those of the row's action, imports of this package among them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import numpy as np
+from provenance import ROOT, provenance, write_table
+
+COLUMNS: Final = (
+    "model", "values", "weights", "action", "preset", "file bytes", "CPU s", "wall s", "peak MiB",
+    "peak / model", "model MiB",
+)  # fmt: skip
+MILLION: Final = 1_000_000
+LAYERS: Final = (4, 8, 16, 32, 64)  # million weights
+KEEP: Final = 0.5
+
+_START: Final = """
+import json, sys, time
+sys.path.insert(0, {benchmarks!r})
+import torch
+
+def anonymous():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon"):
+            return int(line.split()[1])
+
+def started():
+    global clock
+    print(json.dumps({{"before": anonymous()}}), flush=True)
+    clock = time.process_time(), time.perf_counter()
+
+def finished():
+    print(json.dumps({{"CPU s": time.process_time() - clock[0],
+                      "wall s": time.perf_counter() - clock[1]}}), flush=True)
+"""
+_COMMAND: Final = """
+started()
+from pemncodec.cli.main import cli
+cli({arguments!r}, standalone_mode=False)
+finished()
+"""
+_VIT: Final = """
+from models import build_large
+architecture = build_large("ViT-B/16")
+state = torch.load({checkpoint!r})
+started()
+import pemncodec
+pemncodec.encode(state, {output!r}, architecture=architecture, preset="fast")
+finished()
+"""
+_SAFETENSORS: Final = """
+from safetensors.torch import load_file, save_file
+started()
+save_file({{name: tensor.clone() for name, tensor in load_file({dense!r}).items()}}, {output!r})
+finished()
+"""
+_TORCH: Final = """
+started()
+torch.save(torch.load({dense!r}), {output!r})
+finished()
+"""
+
+
+def measure(script: str) -> dict[str, float]:
+    """Runs a script that says when it starts and ends: its times, and its largest memory."""
+    code = _START.format(benchmarks=str(ROOT / "benchmarks")) + script
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PEMN_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    before = json.loads(process.stdout.readline())["before"]
+    status, peak = Path(f"/proc/{process.pid}/status"), before
+    while process.poll() is None:
+        for line in status.read_text().splitlines():
+            if line.startswith("RssAnon"):
+                peak = max(peak, int(line.split()[1]))
+        time.sleep(0.002)
+    if process.returncode:
+        raise SystemExit(f"a row failed:\n{script}")
+    last = process.stdout.read().splitlines()[-1]
+    return {**json.loads(last), "peak MiB": (peak - before) / 1024}
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+
+def write_masked(path: Path, sizes: list[int], values: str) -> None:
+    """A safetensors file of masked weights, a layer in memory at a time."""
+    rng = np.random.default_rng(0)
+    vector = rng.standard_normal(64_000).astype(np.float32)
+    entries, start = {}, 0
+    for index, size in enumerate(sizes):
+        shape = [size // 1000, 1000]
+        for name, dtype, width in (
+            (f"{index}.weight_orig", "F32", 4),
+            (f"{index}.weight_mask", "BOOL", 1),
+        ):
+            entries[name] = {
+                "dtype": dtype,
+                "shape": shape,
+                "data_offsets": [start, start + width * size],
+            }
+            start += width * size
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        for size in sizes:
+            own = (
+                np.resize(vector, size) if values == "RP" else rng.standard_normal(size, np.float32)
+            )
+            own.tofile(stream)
+            (rng.random(size, np.float32) < KEEP).tofile(stream)
+
+
+def sizes_of(million: int) -> list[int]:
+    """Weights of each layer."""
+    sizes: list[int] = []
+    while sum(sizes) < million * MILLION:
+        size = LAYERS[len(sizes) % len(LAYERS)] * MILLION
+        sizes.append(min(size, million * MILLION - sum(sizes)))
+    return sizes
+
+
+def write_networks(folder: Path, name: str) -> Path:
+    """The checkpoint of a named network."""
+    import torch
+    from models import build_large, resnet50
+    from torch import nn
+    from torch_seed import STAGES
+
+    from pemncodec.masking import RandomPadding, mask_model
+
+    path = folder / f"{name}.pt"
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(90_210_777_123)
+    if name == "ViT-B":
+        model = mask_model(build_large("ViT-B/16"), RandomPadding(ratio=1e-3), keep=0.2, seed=0)
+        torch.save(model.state_dict(), path)
+        return path
+    if name == "ResNet-50":
+        model = resnet50()
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+        state = model.state_dict()
+    else:
+        shapes, inputs = [(64, 3, 7, 7)], 64
+        for width, _ in STAGES:
+            shapes += [(width, inputs, 3, 3), *[(width, width, 3, 3)] * 3]
+            shapes += [(width, inputs, 1, 1)] if width != inputs else []
+            inputs = width
+        state = {
+            f"{i}.weight": torch.empty(shape) for i, shape in enumerate([*shapes, (1000, 512)])
+        }
+        for weight in state.values():
+            scale = (2 / weight[0].numel()) ** 0.5
+            weight.copy_(torch.where(torch.rand(weight.shape) < 0.5, scale, -scale))
+    masked = {}
+    for key, tensor in state.items():
+        if tensor.dim() > 1:
+            masked[f"{key}_orig"] = tensor
+            masked[f"{key}_mask"] = torch.rand(tensor.shape, generator=generator) < KEEP
+        else:
+            masked[key] = tensor
+    torch.save(masked, path)
+    return path
+
+
+# ------------------------------------------------------------------------------------ rows
+
+
+def command(*arguments: object) -> str:
+    return _COMMAND.format(arguments=[str(argument) for argument in arguments])
+
+
+def encoding(source: Path, output: Path, preset: str) -> str:
+    return command(
+        "encode", source, "-o", output, "-f", "-q", "--no-manifest", "--find-seed", "off",
+        "--preset", preset,
+    )  # fmt: skip
+
+
+def network_rows(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """Rows of a ResNet: encoding it without a manifest."""
+    source, output = write_networks(folder, name), folder / "net.pemn"
+    values = "stored" if name == "ResNet-50" else "signs"
+    for preset in ("fast", "max"):
+        row = measure(encoding(source, output, preset))
+        yield {"model": name, "values": values, "action": "encode", "preset": preset,
+               "file bytes": output.stat().st_size, **row}  # fmt: skip
+
+
+def vit_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a ViT-B: encoding with its architecture, decoding."""
+    source, output, dense = (
+        write_networks(folder, "ViT-B"),
+        folder / "vit.pemn",
+        folder / "vit.safetensors",
+    )
+    row = {"model": "ViT-B", "values": "RP"}
+    encoded = measure(_VIT.format(checkpoint=str(source), output=str(output)))
+    decoded = measure(command("decode", output, "-f", "-q", "-o", dense))
+    model = dense.stat().st_size / 2**20
+    yield {**row, "action": "encode with manifest", "preset": "fast", "model MiB": model,
+           "file bytes": output.stat().st_size, **encoded}  # fmt: skip
+    yield {**row, "action": "decode to safetensors", "model MiB": model, **decoded}
+    pt = folder / "vit-dense.pt"
+    yield {**row, "action": "decode to .pt", "model MiB": model,
+           **measure(command("decode", output, "-f", "-q", "-o", pt))}  # fmt: skip
+    yield {
+        **row,
+        "action": "verify",
+        "model MiB": model,
+        **measure(command("verify", output, "-q")),
+    }
+
+
+def synthetic_rows(folder: Path, million: int) -> Iterator[dict[str, Any]]:
+    """Rows of a model of many weights."""
+    for values in ("RP", "independent") if million < 1000 else ("RP",):
+        source, output = folder / "source.safetensors", folder / "net.pemn"
+        dense, again = folder / "dense.safetensors", folder / "again"
+        write_masked(source, sizes_of(million), values)
+        row = {"model": f"{million}M", "values": values, "weights": million * MILLION,
+               "model MiB": 4 * million * MILLION / 2**20}  # fmt: skip
+        encoded = measure(encoding(source, output, "fast"))
+        yield {**row, "action": "encode", "preset": "fast",
+               "file bytes": output.stat().st_size, **encoded}  # fmt: skip
+        source.unlink()
+        yield {**row, "action": "decode to safetensors",
+               **measure(command("decode", output, "-f", "-q", "-o", dense))}  # fmt: skip
+        yield {**row, "action": "verify", **measure(command("verify", output, "-q"))}
+        if values == "RP":
+            paths = {"dense": str(dense), "output": str(again)}
+            yield {**row, "values": "", "action": "safetensors: load, save",
+                   **measure(_SAFETENSORS.format(**paths))}  # fmt: skip
+            paths["dense"] = str(folder / "dense.pt")
+            measure(command("decode", output, "-f", "-q", "-o", paths["dense"]))
+            yield {**row, "values": "", "action": "torch: load, save",
+                   **measure(_TORCH.format(**paths))}  # fmt: skip
+            Path(paths["dense"]).unlink()
+            again.unlink()
+        dense.unlink()
+
+
+ROWS: Final[dict[str, Callable[[Path], Iterator[dict[str, Any]]]]] = {
+    "ResNet-50": lambda folder: network_rows(folder, "ResNet-50"),
+    "ResNet-18": lambda folder: network_rows(folder, "ResNet-18"),
+    "ViT-B": vit_rows,
+    "10M": lambda folder: synthetic_rows(folder, 10),
+    "100M": lambda folder: synthetic_rows(folder, 100),
+    "1000M": lambda folder: synthetic_rows(folder, 1000),
+}
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """Rounded, and memory relative to the model's."""
+    if row.get("model MiB"):
+        row["peak / model"] = f"{row['peak MiB'] / row['model MiB']:.2f}"
+        row["model MiB"] = round(row["model MiB"])
+    return {
+        **row, "CPU s": f"{row['CPU s']:.2f}", "wall s": f"{row['wall s']:.2f}",
+        "peak MiB": round(row["peak MiB"]),
+    }  # fmt: skip
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice([*ROWS]))
+@click.option("--folder", type=Path, help="For large files: 10 GB for 1000M.")
+@click.option("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "scale.csv")
+def main(names: tuple[str, ...], folder: Path | None, output: Path) -> None:
+    """Measure, print and write the table."""
+    measured_on = provenance(("torch", "numpy", "safetensors", "zstandard"))
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        for name in names or ROWS:
+            for row in ROWS[name](Path(temporary)):
+                rows.append(shown(row))
+                print(" | ".join(str(rows[-1].get(column, "")) for column in COLUMNS), flush=True)
+                write_table(output, measured_on, rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
