@@ -377,6 +377,30 @@ def test_encoded_again(stream: io.BytesIO) -> None:
     assert isinstance(packed.own, PackedWeight)
 
 
+def test_on_another_device(stream: io.BytesIO) -> None:
+    packed = pemncodec.decode(stream, packed=True).to("meta")
+    assert packed(TOKENS.to("meta")).shape == (2, 10, 11)
+    held = {id(w.prototype) for _, _, w in packed_weights(packed) if w.prototype is not None}
+    assert len(held) == 1
+    assert packed.head.weight is packed.words.weight
+    assert packed.own.device.type == packed.own.bits.device.type == "meta"
+
+
+def test_a_module_of_trusted_code() -> None:
+    torch.manual_seed(0)
+    model, written = nn.Linear(300, 40), io.BytesIO()
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(50).repeat(240).view(40, 300))
+    builder = ("torch.nn:Linear", {"in_features": 300, "out_features": 40})
+    pemncodec.encode(model, written, masks=random_masks(model), builder=builder)
+    packed = pemncodec.decode(written, packed=True, trust=[builder[0]])
+    assert isinstance(packed.weight, PackedWeight)
+    dense = pemncodec.decode(written, trust=[builder[0]])
+    inputs = torch.randn(2, 300)
+    assert torch.equal(packed(inputs), dense(inputs))
+    assert_same_module(pemncodec.unpack(packed), dense)
+
+
 def test_in_shared_memory(stream: io.BytesIO) -> None:
     packed = pemncodec.decode(stream, packed=True)
     with torch.no_grad():

@@ -104,11 +104,28 @@ def test_scaled_sums(scale: tuple[float, float]) -> None:
     assert torch.equal(torch.addmm(bias, inputs, packed.t(), alpha=alpha, beta=beta), expected)
 
 
-def test_gradients_pass_through_a_product() -> None:
-    packed, dense = weights(KINDS["stored"], (24, 16))
+@pytest.mark.parametrize("which", ["stored", "constant"])
+def test_gradients_pass_through_a_product(which: str) -> None:
+    packed, dense = weights(KINDS[which], (24, 16))
     inputs = torch.randn(2, 16, requires_grad=True)
-    (inputs @ packed.t()).sum().backward()
+    layer = installed(nn.Linear(16, 24), packed)
+    layer(inputs).sum().backward()
     assert torch.allclose(inputs.grad, dense.sum(0).expand(2, 16))
+    assert torch.equal(layer.bias.grad, torch.full((24,), 2.0))
+
+
+@pytest.mark.parametrize("which", ["stored", "constant"])
+def test_a_packed_weight_times_another(which: str) -> None:
+    packed, dense = weights(KINDS[which], (24, 16))
+    assert torch.allclose(packed @ packed.t(), dense @ dense.t(), atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["stored", "constant"])
+def test_autocast(which: str) -> None:
+    packed, dense = weights(KINDS[which], (24, 16))
+    layer, inputs = installed(nn.Linear(16, 24), packed), torch.randn(2, 16)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(layer(inputs), nn.functional.linear(inputs, dense, layer.bias))
 
 
 @pytest.mark.parametrize("which", KINDS)

@@ -50,6 +50,7 @@ def multiply(recipe: Recipe, bits: Tensor, prototype: Tensor, inputs: Tensor) ->
     """
     if inputs.device.type != "cpu":
         return multiply_on_device(recipe, bits, prototype, inputs)
+    inputs = inputs.detach()  # NumPy takes nothing that requires gradients
     rows, columns = recipe.shape
     out = torch.empty(inputs.shape[0], rows)
     threads = torch.get_num_threads()
