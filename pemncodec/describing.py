@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +28,7 @@ from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
 from pemncodec.tensors import dtype_name
 
+_RUN: Final = 0.25  # of describing a network, about, is running it
 _CACHED: Final = (
     "the model returns caches of earlier calls, the file's network does not: it was described with "
     "use_cache=False"
@@ -56,7 +57,11 @@ class Network:
 
 
 def describe_network(
-    module: nn.Module, state: MaskedState, options: EncodeOptions, origin: Origin | None = None
+    module: nn.Module,
+    state: MaskedState,
+    options: EncodeOptions,
+    origin: Origin | None,
+    progress: Callable[[float], None],
 ) -> Network:
     """Trace a module.
 
@@ -64,7 +69,8 @@ def describe_network(
         module: as the caller gave it; nothing is done to it.
         state: its weights and masks.
         options: example inputs, builder, whether to fold batch norms.
-        origin: the file that it comes from, which says what it takes.
+        origin: the file that it comes from, if any, which says what it takes.
+        progress: called with the share that is done.
 
     Raises:
         EncodeArgumentError: options that do not fit the module.
@@ -84,6 +90,7 @@ def describe_network(
         notes = (_guessed(inputs.tensors[0]),)
     original = Reference(plain, inputs)
     original.evaluated()  # what cannot be run is refused before it is described
+    progress(_RUN)
     if options.fold_bn:
         folded = fold_batch_norms(plain)
         if not folded:
@@ -105,10 +112,24 @@ def describe_network(
             example=inputs,
             train_graph=options.train_graph,
             masked=masked,
+            progress=_never_back(progress),
         )
+    progress(1.0)
     state = in_module_order(state, plain)
     notes += (_CACHED,) * cached
     return Network(module, state, inputs, trace, original, notes)
+
+
+def _never_back(progress: Callable[[float], None]) -> Callable[[float], None]:
+    """Of tracing, which begins again with a larger module where one cannot be described."""
+    most = 0.0
+
+    def tell(share: float) -> None:
+        nonlocal most
+        most = max(most, share)
+        progress(_RUN + (1 - _RUN) * most)
+
+    return tell
 
 
 def _guessed(batch: Tensor) -> str:

@@ -206,8 +206,9 @@ def _encode(
     notes = notes_of(given, state, options)
     network = None
     if module is not None:
-        step("describing the architecture", None)
-        network = describe_network(module, state, options, origin)
+        doing = "describing the architecture"
+        step(doing, None)
+        network = describe_network(module, state, options, origin, lambda share: step(doing, share))
         prove_own_masks(network, state)
         state = network.state
     modes = dense_modes(state, options.dense_modes)

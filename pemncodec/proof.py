@@ -152,6 +152,7 @@ def prove_network(
         trains=network.trace.trains,
         exported=network.trace.exported,
         builder="".join(options.trust),
+        progress=lambda share: step("comparing outputs", share),
     )
     difference = accuracy = None
     if lossy:

@@ -477,7 +477,7 @@ def test_markdown_and_latex_are_for_papers(folder: Path, run: Run, tmp_path: Pat
         r"\toprule",
         r"\midrule",
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
     ):
         assert part in latex
     row = r"\textless{}b\textgreater{}\&.pemn & "
@@ -488,18 +488,19 @@ def test_markdown_and_latex_are_for_papers(folder: Path, run: Run, tmp_path: Pat
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
 def test_latex_compiles_whatever_the_names(folder: Path, run: Run, tmp_path: Path) -> None:
-    names = ["[a]*.pemn", "\\b{c}$d^e_f%g#h~.pemn", "n|o\"p'q`.pemn", "≈ é.pemn"]
+    long = f"{'a-long-name-' * 8}.pemn"
+    names = ["[a]*.pemn", "\\b{c}$d^e_f%g#h~.pemn", "n|o\"p'q`.pemn", "≈ é.pemn", long]
     for name in names:
         shutil.copy(folder / "net.pemn", tmp_path / name)
     assert run("report", *names, "--latex", "r.tex").returncode == 0
-    document = (
-        r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{r}\end{document}"
-    )
+    document = r"\documentclass{article}\usepackage{booktabs, graphicx}"
+    document += r"\begin{document}\input{r}\end{document}"
     (tmp_path / "page.tex").write_text(document)
     subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
         cwd=tmp_path, check=True, capture_output=True, timeout=60,
     )  # fmt: skip
+    assert "Overfull" not in (tmp_path / "page.log").read_text(errors="replace")
 
 
 # ------------------------------------------------------------------------------ page and figures

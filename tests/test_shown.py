@@ -132,12 +132,17 @@ def test_steps_tell_their_share(small: MaskedNet, manifest: bool) -> None:
     small.encode(
         io.BytesIO(), manifest=manifest, progress=lambda name, share: told.append((name, share))
     )
-    for step in ("looking for prototypes", "coding", "verifying"):
+    steps = ["looking for prototypes", "coding", "verifying"]
+    if manifest:
+        steps += ["describing the architecture", "comparing outputs"]
+    for step in steps:
         shares = [share for name, share in told if name == step and share is not None]
         assert shares == sorted(shares)
         assert shares[-1] == 1.0
         assert all(0 <= share <= 1 for share in shares)
     assert len([share for name, share in told if name == "verifying"]) > 5
+    assert len([share for name, share in told if name[:10] == "describing"]) >= 8 * manifest
+    assert len([share for name, share in told if name[:9] == "comparing"]) == 4 * manifest
     names = [name for name, _ in told]
     assert names.index("verifying") > names.index("coding") > names.index("looking for prototypes")
 

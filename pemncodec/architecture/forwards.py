@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -48,6 +48,7 @@ def trace_forwards(
     *,
     training: bool,
     export: bool,
+    progress: Callable[[float], None],
     other: Forwards | None = None,
 ) -> Forwards:
     """The graphs of all modules in one mode.
@@ -60,6 +61,7 @@ def trace_forwards(
         example: what it is run on where a `forward` has to be exported; None refuses it.
         training: the mode.
         export: whether what torch.fx cannot trace is exported, or left out.
+        progress: called with the share of modules that is done; it may begin again.
         other: the graphs in the other mode. What had to be exported as a whole for that has no
             graphs of the modules below it, so that in this mode they cannot be called either.
 
@@ -74,7 +76,7 @@ def trace_forwards(
     while True:
         try:
             copied = working_copy(root).train(training)
-            return Forwards(copied, call, exporter, whole)
+            return Forwards(copied, call, exporter, whole, progress)
         except _FailureError as failure:
             first = first or failure
             around = _user_module_around(root, failure.path)
@@ -207,6 +209,7 @@ class Forwards:
         call: of its `forward`; None when that is not known.
         exporter: for what torch.fx cannot trace; None leaves it out.
         whole: paths of modules to be exported with all that is below them.
+        progress: called with the share of modules that is done.
 
     Attributes:
         graphs: None for a module that nothing calls, or without `forward`.
@@ -223,6 +226,7 @@ class Forwards:
         call: Call | None,
         exporter: _Exporter | None,
         whole: Collection[str],
+        progress: Callable[[float], None],
     ) -> None:
         self.graphs: dict[str, Nodes | None] = {}
         self.whole = whole
@@ -237,7 +241,8 @@ class Forwards:
         modules = list(_walk(root))
         for path, module in modules:
             check_plain(module, path)
-        for path, module in modules:
+        for number, (path, module) in enumerate(modules):
+            progress(number / len(modules))
             mine = self._calls.get(path, [])
             if type(module) is nn.Sequential:
                 for child in module.children() if mine else ():

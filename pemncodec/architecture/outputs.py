@@ -7,7 +7,7 @@ apart, or a refusal. Every run is one of a fresh copy, since a `forward` may lea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -166,7 +166,13 @@ class Reference:
 
 
 def compare_outputs(
-    original: Reference, rebuilt: nn.Module, *, trains: bool, exported: bool, builder: str = ""
+    original: Reference,
+    rebuilt: nn.Module,
+    *,
+    trains: bool,
+    exported: bool,
+    builder: str = "",
+    progress: Callable[[float], None] = lambda _: None,
 ) -> float:
     """Compare what the model as it was given and the rebuilt module return.
 
@@ -180,6 +186,7 @@ def compare_outputs(
         trains: whether to compare train mode.
         exported: whether outputs may differ by rounding.
         builder: names the code that made `rebuilt`, if code did.
+        progress: called with the share that is done.
 
     Returns:
         The largest difference by rounding, as `relative_difference` has it; 0.0 where all is equal
@@ -200,11 +207,14 @@ def compare_outputs(
     try:
         comparison.compare(original.evaluated(), evaluated, "eval")
         if trains and (original.evaluated().by_mode or evaluated.by_mode):
+            progress(1 / 3)
             trained = _calls(rebuilt, original.inputs, True, traced)
+            progress(2 / 3)
             comparison.compare(original.trained(traced), trained, "train")
     finally:
         # Copies share parameters, so one that was written to also explains a difference.
         _check_parameters(original.original, rebuilt, written)
+    progress(1.0)
     return comparison.rounding
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ def trace_module(
     example: ExampleInputs | None = None,
     train_graph: bool = False,
     masked: Collection[str] = (),
+    progress: Callable[[float], None] = lambda _: None,
 ) -> Trace:
     """Describe a module so that `build_module` can rebuild it without its code.
 
@@ -55,6 +56,7 @@ def trace_module(
         example: what the module is run on where a `forward` has to be exported; None refuses it.
         train_graph: export train mode, too.
         masked: names of parameters that need no entry in the manifest's list of frozen ones.
+        progress: called with the share that is done; it may begin again.
 
     Raises:
         UnsupportedModelError: the manifest cannot describe it; names the module and the cause.
@@ -64,13 +66,21 @@ def trace_module(
         for name, parameter in module.named_parameters()
         if not parameter.requires_grad and name not in masked
     ]
-    evaluating = trace_forwards(module, len(inputs), example, training=False, export=True)
+    evaluating = trace_forwards(
+        module,
+        len(inputs),
+        example,
+        training=False,
+        export=True,
+        progress=lambda share: progress(share / 2),
+    )
     training = trace_forwards(
         module,
         len(inputs),
         example,
         training=True,
         export=train_graph,
+        progress=lambda share: progress(0.5 + share / 2),
         other=evaluating,
     )
     tree = Tree(module, evaluating, training)

@@ -69,7 +69,10 @@ if TYPE_CHECKING:
     "--markdown", metavar="PATH", type=FileName(), help="Also write a table for a README."
 )
 @click.option(
-    "--latex", metavar="PATH", type=FileName(), help="Also write a table for a paper (booktabs)."
+    "--latex",
+    metavar="PATH",
+    type=FileName(),
+    help="Also write a table for a paper; needs booktabs and graphicx.",
 )
 @click.option("--html", metavar="PATH", help="Also write one page with plots.")
 @click.option(

@@ -92,10 +92,14 @@ def table_markdown(models: Sequence[ModelCosts], columns: Sequence[Column]) -> s
 
 
 def table_latex(models: Sequence[ModelCosts], columns: Sequence[Column]) -> str:
-    """A `tabular` with the rules of the package booktabs, to be put in a document."""
+    """A `tabular` with the rules of the package booktabs, to be put in a document.
+
+    graphicx makes it smaller where it would be wider than the text.
+    """
     places = "".join("l" if column.kind == "text" else "r" for column in columns)
     lines = [
-        r"% \usepackage{booktabs}",
+        r"% \usepackage{booktabs, graphicx}",
+        r"\noindent\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{places}}}",
         r"\toprule",
         _latex_row([_latex_title(column) for column in columns]),
@@ -109,7 +113,7 @@ def table_latex(models: Sequence[ModelCosts], columns: Sequence[Column]) -> str:
     lines.append(r"\bottomrule")
     if note := estimates(models, columns):
         lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\footnotesize {_latex(note)}}} \\")
-    lines.append(r"\end{tabular}")
+    lines.append(r"\end{tabular}}")
     return "\n".join(lines) + "\n"
 
 
