@@ -1,18 +1,20 @@
 """How long a .pemn file takes to load, against the dense file that it replaces.
 
-    python benchmarks/load_time.py [--weights 1e6 --weights 25e6] [--rounds 7] [-o FILE.csv]
+    python benchmarks/load_time.py [--weights 1e6 --weights 25e6] [--rounds 7] [--avx2]
     python benchmarks/load_time.py --print     # the table of README, from its CSV
 
 All .pemn files of one size have the same masks, whose rows have densities of their own as those of
-trained networks do: RP and independent weights, by the presets fast and max. The dense files have
-the effective weights of the independent ones.
+trained networks do: RP and independent weights, by the presets fast and max, and a constant, by
+max. The dense files have the effective weights of the independent ones. `--avx2` loads them a
+second time, with an extension whose kernels are those of processors without AVX-512.
 
 Warm and cold loads each run in a process of their own, as in a program that starts up, after a
 small file of the same kind has been loaded, so that no import is timed. Every page of the result is
 touched. Warm: the file is in the page cache. Cold: it was dropped from there. Loop: one process
 loads everything in turn, each file twice, and the second load is timed, whose memory is mapped
 already. Rounds are interleaved. The table shows medians, the time relative to `safetensors` +
-`clone()`, and by how much the process grew beyond the tensors themselves.
+`clone()`, the processor time of a warm load, all threads together, and by how much the process grew
+beyond the tensors themselves.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +80,12 @@ touch(load(small))
 before = memory("VmRSS")
 with open("/proc/self/clear_refs", "w") as stream:
     stream.write("5")  # the peak starts anew
-start = time.perf_counter()
+start, used = time.perf_counter(), time.process_time()
 tensors = touch(load(path))
-seconds = time.perf_counter() - start
+seconds, used = time.perf_counter() - start, time.process_time() - used
 grown = memory("VmHWM") - before
 size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-print(json.dumps({"seconds": seconds, "grown": grown, "bytes": size}))
+print(json.dumps({"seconds": seconds, "used": used, "grown": grown, "bytes": size}))
 """
 
 LOOP = r"""
@@ -101,29 +104,65 @@ print(json.dumps(times))
 """
 
 
-def write_models(folder: Path, weights: int) -> dict[str, tuple[str, Path]]:
-    """Files of a network of ten square linear layers: name of the form → kind of load, file."""
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A way to load a model.
+
+    Attributes:
+        kind: of `loaders`.
+        path: its file.
+        package: the folder of the package that loads it.
+        kernels: which of its kernels run.
+    """
+
+    kind: str
+    path: Path
+    package: Path = ROOT
+    kernels: str = "own"
+
+
+def write_models(folder: Path, weights: int) -> dict[str, Form]:
+    """Files of a network of ten square linear layers, by the names of their forms; those that are
+    there are taken."""
 
     def network() -> nn.Sequential:
         side = max(8, round((weights / 10) ** 0.5))
         return nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(10)))
 
-    forms: dict[str, tuple[str, Path]] = {}
-    for name, strategy in (("RP 1e-3", RandomPadding(1e-3)), ("independent", Independent())):
-        model = mask_model(network(), strategy, keep=0.2)
-        give_scores(model)
-        for preset in ("fast", "max"):
-            path = folder / f"{name}-{preset}-{weights}.pemn"
+    forms: dict[str, Form] = {}
+    for name, strategy, presets in (
+        ("constant", RandomPadding(length=1), ("max",)),
+        ("RP 1e-3", RandomPadding(1e-3), ("fast", "max")),
+        ("independent", Independent(), ("fast", "max")),
+    ):
+        paths = {preset: folder / f"{name}-{preset}-{weights}.pemn" for preset in presets}
+        if not all(path.exists() for path in paths.values()):
+            model = mask_model(network(), strategy, keep=0.2)
+            give_scores(model)
             inputs = torch.zeros(5, model[0].in_features)
-            pemncodec.encode(model, path, preset=preset, example_inputs=inputs)
-            forms[f".pemn {name}, {preset}"] = ("state dict", path)
+            for preset, path in paths.items():
+                pemncodec.encode(model, path, preset=preset, example_inputs=inputs)
+        for preset, path in paths.items():
+            forms[f".pemn {name}, {preset}"] = Form("state dict", path)
             if preset == "fast":
-                forms[f".pemn {name}, {preset}, module"] = ("module", path)
-    state = pemncodec.load_state_dict(path)
+                forms[f".pemn {name}, {preset}, module"] = Form("module", path)
     dense, pickled = folder / f"{weights}.safetensors", folder / f"{weights}.pt"
-    safetensors.torch.save_file(state, dense)
-    torch.save(state, pickled)
-    return {BASELINE: (BASELINE, dense), "torch.load": ("torch.load", pickled)} | forms
+    if not (dense.exists() and pickled.exists()):
+        state = pemncodec.load_state_dict(path)
+        safetensors.torch.save_file(state, dense)
+        torch.save(state, pickled)
+    return {BASELINE: Form(BASELINE, dense), "torch.load": Form("torch.load", pickled)} | forms
+
+
+def without_avx512(folder: Path) -> Path:
+    """A copy of the package in which functions of several versions are those for AVX2."""
+    package = folder / "avx2"
+    places = ["--build-base", str(folder / "build"), "--build-lib", str(package)]
+    flags = os.environ | {"CFLAGS": "-D'BEST(NAME)=NAME##_avx2'"}
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build", *places], cwd=ROOT, env=flags, check=True
+    )
+    return package
 
 
 def give_scores(model: nn.Sequential) -> None:
@@ -135,31 +174,37 @@ def give_scores(model: nn.Sequential) -> None:
         scores.copy_((torch.rand(scores.shape, generator=generator) * 2 - 1) * scale)
 
 
-def measure(kind: str, small: Path, path: Path, cold: bool) -> dict[str, float]:
+def measure(form: Form, small: Path, cold: bool) -> dict[str, float]:
     """One load in a process of its own."""
-    with path.open("rb") as stream:
+    with form.path.open("rb") as stream:
         if cold:
             os.fsync(stream.fileno())
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         else:
             while stream.read(MEBIBYTE):
                 pass
-    result: dict[str, float] = run(FRESH, kind, str(small), str(path))
+    result: dict[str, float] = run(form.package, FRESH, form.kind, str(small), str(form.path))
     return result
 
 
-def measure_loop(forms: dict[str, tuple[str, Path]], rounds: int) -> dict[str, float]:
+def measure_loop(forms: list[Form], rounds: int) -> dict[Form, float]:
     """Medians of the seconds that each form takes in a process that loads all of them in turn."""
-    files = [(kind, str(path)) for kind, path in forms.values()]
-    times = run(LOOP, json.dumps([1 + rounds, files]))[len(files) :]
-    return {form: statistics.median(times[index :: len(files)]) for index, form in enumerate(forms)}
+    medians: dict[Form, float] = {}
+    for package in dict.fromkeys(form.package for form in forms):
+        own = [form for form in forms if form.package == package]
+        files = [(form.kind, str(form.path)) for form in own]
+        times = run(package, LOOP, json.dumps([1 + rounds, files]))[len(files) :]
+        for index, form in enumerate(own):
+            medians[form] = statistics.median(times[index :: len(files)])
+    return medians
 
 
-def run(worker: str, *arguments: str) -> Any:
-    """What a process of its own prints."""
+def run(package: Path, worker: str, *arguments: str) -> Any:
+    """What a process of its own prints, with the package of a folder."""
     done = subprocess.run(
         [sys.executable, "-c", LOADERS + worker, *arguments],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=package, env=os.environ | {"PYTHONPATH": str(package)},
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     return json.loads(done.stdout)
 
@@ -167,11 +212,20 @@ def run(worker: str, *arguments: str) -> Any:
 @click.command()
 @click.option("--weights", type=float, multiple=True, default=(1e6, 25e6), show_default=True)
 @click.option("--rounds", default=7, show_default=True)
+@click.option("--avx2", is_flag=True, help="Load with the kernels for AVX2, too.")
+@click.option("--folder", type=Path, help="Where files are kept for later runs.")
 @click.option("--print", "print_only", is_flag=True, help="Measure nothing: print README's table.")
 @click.option(
     "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "load_time.csv"
 )
-def main(weights: tuple[float, ...], rounds: int, print_only: bool, output: Path) -> None:
+def main(
+    weights: tuple[float, ...],
+    rounds: int,
+    avx2: bool,
+    folder: Path | None,
+    print_only: bool,
+    output: Path,
+) -> None:
     """Measure, print and write the table."""
     if print_only:
         click.echo(markdown(QUOTED))
@@ -179,45 +233,54 @@ def main(weights: tuple[float, ...], rounds: int, print_only: bool, output: Path
     measured_on = provenance(("torch", "safetensors"))  # before the output changes what git sees
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        small = write_models(folder, 10_000)
+        kept, package = folder or Path(name), without_avx512(Path(name)) if avx2 else None
+        kept.mkdir(exist_ok=True)
+        small = write_models(kept, 10_000)
         for count in map(int, weights):
-            forms = write_models(folder, count)
-            results: dict[tuple[str, bool], list[dict[str, float]]] = {}
+            forms = [(name, form) for name, form in write_models(kept, count).items()]
+            if package is not None:
+                forms += [
+                    (name, replace(form, package=package, kernels="AVX2 by switch"))
+                    for name, form in forms
+                    if form.kind != "torch.load"
+                ]
+            results: dict[tuple[Form, bool], list[dict[str, float]]] = {}
             for _ in track(range(rounds), f"{count:,} weights", transient=True):
-                for form, (kind, path) in forms.items():
+                for name, form in forms:
                     for cold in (False, True):
-                        one = measure(kind, small[form][1], path, cold)
+                        one = measure(form, small[name].path, cold)
                         results.setdefault((form, cold), []).append(one)
-            rows += summarize(count, forms, results, measure_loop(forms, rounds))
-            for _, path in forms.values():
-                path.unlink(missing_ok=True)
+            loop = measure_loop([form for _, form in forms], rounds)
+            rows += summarize(count, forms, results, loop)
     show(rows, measured_on)
     write_table(output, measured_on, rows, rows[0])
 
 
 def summarize(
     count: int,
-    forms: dict[str, tuple[str, Path]],
-    results: dict[tuple[str, bool], list[dict[str, float]]],
-    loop: dict[str, float],
+    forms: list[tuple[str, Form]],
+    results: dict[tuple[Form, bool], list[dict[str, float]]],
+    loop: dict[Form, float],
 ) -> list[dict[str, object]]:
-    """A row for each form: medians, relative to the baseline of the same size and cache."""
+    """A row for each form: medians, relative to the baseline of the same size and package."""
 
-    def median(form: str, cold: bool, of: Callable[[dict[str, float]], float]) -> float:
+    def median(form: Form, cold: bool, of: Callable[[dict[str, float]], float]) -> float:
         return statistics.median(map(of, results[form, cold]))
 
+    base = {form.package: form for name, form in forms if name == BASELINE}
     rows: list[dict[str, object]] = []
-    for form, (_, path) in forms.items():
-        row: dict[str, object] = {"weights": count, "form": form, "bytes": path.stat().st_size}
+    for name, form in forms:
+        dense = base[form.package]
+        row: dict[str, object] = {"weights": count, "form": name, "kernels": form.kernels}
+        row["bytes"] = form.path.stat().st_size
         for cold in (False, True):
             cache = "cold" if cold else "warm"
             seconds = median(form, cold, lambda r: r["seconds"])
-            base = median(BASELINE, cold, lambda r: r["seconds"])
             row[f"{cache} ms"] = round(1e3 * seconds, 2)
-            row[f"{cache} ×"] = round(seconds / base, 2)
+            row[f"{cache} ×"] = round(seconds / median(dense, cold, lambda r: r["seconds"]), 2)
+        row["CPU ms"] = round(1e3 * median(form, False, lambda r: r["used"]), 2)
         row["loop ms"] = round(1e3 * loop[form], 2)
-        row["loop ×"] = round(loop[form] / loop[BASELINE], 2)
+        row["loop ×"] = round(loop[form] / loop[dense], 2)
         over = median(form, False, lambda r: r["grown"] - r["bytes"])
         row["more MiB"] = round(over / MEBIBYTE, 1)
         rows.append(row)
@@ -227,15 +290,24 @@ def summarize(
 def markdown(path: Path) -> str:
     """The state dicts of a CSV: what README quotes."""
     _, rows = read_table(path)
-    lines = ["| form | file | warm cache | cold cache | memory |", "|---|---:|---:|---:|---:|"]
+    rows = [row for row in rows if not row["form"].endswith(", module")]
+    avx2 = {row["form"]: row for row in rows if row["kernels"] != "own"}
+    lines = [
+        "| form | file | warm cache | cold cache | CPU | memory | warm, AVX2 | CPU, AVX2 |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
     for row in rows:
-        if not row["form"].endswith(", module"):
-            warm, cold, memory = (float(row[key]) for key in ("warm ms", "cold ms", "more MiB"))
-            size = f"{int(row['bytes']) / 1e6:.1f} MB"
-            lines.append(
-                f"| {row['form']} | {size} | {warm:.0f} ms | {cold:.0f} ms | {memory:.0f} MiB |"
-            )
+        if row["kernels"] == "own":
+            size, memory = f"{int(row['bytes']) / 1e6:.1f} MB", f"{float(row['more MiB']):.0f} MiB"
+            cells = [row["form"], size, *_milliseconds(row, "warm ms", "cold ms", "CPU ms"), memory]
+            other = avx2.get(row["form"])
+            cells += ["", ""] if other is None else _milliseconds(other, "warm ms", "CPU ms")
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _milliseconds(row: dict[str, str], *columns: str) -> list[str]:
+    return [f"{float(row[column]):.0f} ms" for column in columns]
 
 
 def show(rows: list[dict[str, object]], title: str) -> None:
