@@ -110,9 +110,9 @@ def encode(
         find_seed: "auto" looks for the seeds of torch's CPU generator, or of NumPy's legacy one,
             from which the frozen weights come, so that the file stores the seeds and not the
             weights: for some seconds, or for a second with "quick" or preset "fast". "full" then
-            tries all 2^32 seeds wherever the architecture suggests, half a minute for each such
-            place on two cores. "off" does not look for any. Nor is it done where `prototypes` are
-            given.
+            tries all 2^32 seeds wherever the architecture suggests, three quarters of a minute for
+            each such place on two cores. "off" does not look for any. Nor is it done where
+            `prototypes` are given.
         seed: what `torch.manual_seed` or `np.random.seed` was given, if it is known.
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
             at some 25 million weights a second on one core; "default" for the smallest of models

@@ -68,7 +68,7 @@ find_seed_option = click.option(
     default="auto",
     show_default=True,
     help="Look for the seeds of torch behind the weights: for some seconds; for one (quick); "
-    "also behind all 2^32 seeds, half a minute on two cores wherever they may begin (full).",
+    "also behind all 2^32 seeds, 45 s on two cores wherever they may begin (full).",
 )
 trust_pickle_option = click.option(
     "--trust-pickle", is_flag=True, help="Load a pickled module; runs code from that file."
