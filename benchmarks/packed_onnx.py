@@ -182,16 +182,15 @@ def _script(script: str, *arguments: object) -> list[Any]:
 
 def print_table() -> None:
     """The table of README."""
-    heads = ("network", "dense", "**packed**", "session", "its memory", "a run")
+    heads = ("network", "dense", "**packed**", "session, ms", "its memory, MB", "a run")
     print(f"| {' | '.join(heads)} |\n|---|{'---:|' * (len(heads) - 1)}")
     _, rows = read_table(RESULTS)
-    for dense, packed in zip(rows[::2], rows[1::2], strict=True):
-        sizes = (f"{int(row['bytes']):,}" for row in (dense, packed))
-        ratios = (
-            f"{float(packed[column]):.2f} ×"
-            for column in ("session ratio", "peak ratio", "run ratio")
-        )
-        print(f"| {' | '.join((packed['network'], *sizes, *ratios))} |")
+    for pair in zip(rows[::2], rows[1::2], strict=True):
+        cells = [pair[1]["network"], *(f"{int(row['bytes']):,}" for row in pair)]
+        for column, factor in (("session s", 1000), ("peak MB", 1)):
+            cells.append(" → ".join(f"{factor * float(row[column]):.3g}" for row in pair))
+        cells.append(f"{float(pair[1]['run ratio']):.2f} ×")
+        print(f"| {' | '.join(cells)} |")
 
 
 @click.command()
