@@ -1,4 +1,4 @@
-"""Which seeds of torch's generator are found behind frozen weights, and what the search costs.
+"""Which seeds of torch and NumPy are found behind frozen weights, and what the search costs.
 
     python benchmarks/seeds.py [--official FOLDER] [--rest] [-o FILE.csv]
     python benchmarks/seeds.py --list
@@ -10,7 +10,7 @@
 * numpy: 8 networks as FedPM initialises them, by NumPy's legacy generator.
 * every: all 2^32 seeds at four places, from a 256th part of them.
 * resnet: ResNet-50, kaiming normal, one random seed, encoded with its architecture.
-* foreign: 100 networks whose values torch's generator did not draw so: nothing may be found.
+* foreign: 100 networks whose values were drawn in other ways: nothing may be found.
 * official: two checkpoints of the official PEMN code, where their folder is there.
 
 Seconds are CPU time of one thread. The README quotes the Markdown table that --print makes of the
