@@ -510,6 +510,9 @@ def test_memory_is_used_again_once_it_is_free() -> None:
     assert workspace.empty(10, torch.float32).data_ptr() != place
     del view, second
     gc.collect()
+    assert len(workspace._free) == 1  # the largest
+    for count in (1000, 1005, 1010, 1015):  # somewhat larger than what is there
+        assert workspace.empty(count, torch.float32).shape == (count,)
     assert workspace.empty(500, torch.float64).data_ptr() % 64 == 0
     assert workspace.empty(0, torch.float32).shape == (0,)
 

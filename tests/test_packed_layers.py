@@ -15,6 +15,7 @@ import pemncodec
 from pemncodec.contents import Contents, Fill, MaskedTensor, TorchPrototype
 from pemncodec.decoding import load_tensors
 from pemncodec.format.writer import encode_contents
+from pemncodec.packed import devices, expansion
 from pemncodec.packed import weight as weight_module
 from pemncodec.packed.modules import install_weights
 from pemncodec.packed.packing import pack_weights
@@ -141,6 +142,20 @@ def test_rows_of_an_embedding(which: str, columns: int, dtype: str) -> None:
     for wrong in (-1, 700):
         with pytest.raises(IndexError, match="index out of range in self"):
             layer(torch.tensor([1, wrong]))
+
+
+@pytest.mark.parametrize("which", KINDS)
+@pytest.mark.parametrize("cached", [0, 1 << 22])
+def test_weights_that_are_made_in_parts(
+    which: str, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expansion, "_CACHED_BYTES", cached)
+    packed, dense = weights(KINDS[which], (333, 401), offset=1900)
+    assert torch.equal(packed.dense(), dense)
+    assert torch.equal(packed.t().dense(), dense.t())
+    assert torch.equal(packed.to(torch.float16).dense(), dense.half())
+    made = devices.expand_on_device(packed.recipe, packed.bits, packed.prototype, packed.dtype)
+    assert torch.equal(made.view(333, 401), dense)
 
 
 def test_many_rows_of_an_embedding() -> None:
