@@ -184,7 +184,7 @@ class MaskedSections:
         )
         kept = self._decode_stored(row, int(np.count_nonzero(used)))
         values = np.zeros(row.length, kept.dtype)
-        values[used] = kept
+        values[np.flatnonzero(used)] = kept  # several times as fast as by the mask
         return values
 
     def _decode_stored(self, row: StoredRow, count: int) -> Array:
