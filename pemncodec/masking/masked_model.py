@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
@@ -343,8 +344,10 @@ def _global_weights(model: nn.Module) -> list[MaskedWeight]:
     return [masked for masked in _masked_weights(model) if masked.recipe.is_global]
 
 
-# Not compiled, since the numbers of a schedule would be in the code, anew in each step.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# Not compiled, since the numbers of a schedule would be in the code, anew in each step. What the
+# public torch.compiler.disable does, without importing torch.compile before it is called: that
+# takes a second and 70 MiB, and encoding has no need of it.
+@_disable_dynamo
 @torch.no_grad()
 def _count_globally(model: nn.Module, _: Any) -> None:
     """Forward hook: how many weights of each layer the ranking of all layers keeps."""
