@@ -9,12 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from file_server import serving
 from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 import pemncodec
 from pemncodec.distributed import PemnReader
@@ -37,6 +41,8 @@ def file() -> bytes:
         "stored": torch.rand(300, 500, generator=generator) < 0.3,
         "mixed": torch.rand(400, 400, generator=generator) < rows * columns,
     }
+    # At the ends of blocks, so that it shows whether they are decoded.
+    masks["blocks"].view(-1)[[BLOCK - 1, BLOCK]] = True
     state = {
         "blocks": seeded.expand(ROWS, COLUMNS) * masks["blocks"],
         "stored": torch.randn(300, 500, generator=generator) * masks["stored"],
@@ -89,6 +95,37 @@ def test_four_ranks(file: bytes, tmp_path: Path) -> None:
         assert decoded["both"] == {"rans": half + stored, "mixing": mixed}
         for way in ("columns", "plain", "replicated"):
             assert decoded[way] == {"rans": ROWS * COLUMNS + stored, "mixing": mixed}
+
+
+@pytest.mark.parametrize(
+    ("offsets", "lengths"),
+    [
+        ((BLOCK // COLUMNS, 0), (1, 1)),  # the first weight of a block, and the last
+        ((BLOCK // COLUMNS - 1, COLUMNS - 1), (1, 1)),
+        ((0, 5), (ROWS, 2)),
+        ((3, 3), (0, 4)),
+    ],
+)
+def test_parts_of_any_shape(
+    file: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    offsets: tuple[int, ...],
+    lengths: tuple[int, ...],
+) -> None:
+    expected = pemncodec.load_state_dict(file)["blocks"]
+    # Memory may still hold what was decoded before.
+    monkeypatch.setattr(np, "empty", lambda shape, dtype=float: np.full(shape, 7, dtype))
+    index = MetadataIndex("blocks")
+    zeros = torch.Size([0, 0])
+    item = ReadItem(
+        LoadItemType.TENSOR, index, zeros, index, torch.Size(offsets), torch.Size(lengths)
+    )
+    state = {"blocks": torch.zeros(lengths)}
+    planner = DefaultLoadPlanner()
+    planner.set_up_planner(state)
+    PemnReader(file).read_data(LoadPlan([item]), planner).wait()
+    rows, columns = (slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))
+    assert torch.equal(state["blocks"], expected[rows, columns])
 
 
 def test_one_process_needs_no_group(file: bytes) -> None:
