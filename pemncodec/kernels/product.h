@@ -17,7 +17,7 @@ typedef struct {
 static inline const char *find_shape(Bytes bits, uint64_t columns, Bytes inputs, Room out,
                                      Shape *shape)
 {
-    if (inputs.size == 0 || columns > inputs.size / 4 || inputs.size % (4 * columns) != 0)
+    if (columns > inputs.size / 4 || inputs.size % (4 * columns) != 0) /* there is a column */
         return "inputs";
     shape->columns = columns;
     shape->batch = inputs.size / (4 * (size_t)columns);

@@ -38,8 +38,9 @@ def packed_product(
     ... in binary32, each product rounded by itself; the upper 8 lanes are then added to the lower
     8, and so on by halves.
 
-    In C it is faster than to expand the matrix for torch's product of up to 64 inputs with AVX-512,
-    32 with AVX2, 4 without; where there are as many values as weights, it has to read them all.
+    In C it is faster than to expand the matrix for torch's product, of few inputs: of 64 and more
+    with AVX-512, of some 16 to 32 with AVX2, of 4 without. Where there are as many values as
+    weights, it has to read them all.
 
     Args:
         bits: ceil(R * columns / 8) bytes; the bits behind the last weight are ignored.
