@@ -322,6 +322,7 @@ def test_a_state_dict_is_loaded_again(stream: io.BytesIO) -> None:
         assert torch.equal(fresh(TOKENS), expected)
     assert not packed.load_state_dict(state).missing_keys
     assert torch.equal(packed(TOKENS), expected)
+    assert all(same_bits(tensor, state[name]) for name, tensor in packed.state_dict().items())
     assert torch.equal(packed.last.state_dict()["weight.bits"], state["last.weight.bits"])
 
 
