@@ -198,9 +198,10 @@ def test_blocks_from_anywhere_are_coded_alike(
     assert list(out) == bits
 
 
-def extreme_tables(least: int) -> NDArray[np.int32]:
-    """The largest inputs that are allowed; weights reach their bounds if no prediction is sure."""
-    stretch = np.where(np.arange(STRETCH) < STRETCH // 2, -9999, 9999)
+def extreme_tables(least: int, most: int = 9999) -> NDArray[np.int32]:
+    """The largest inputs that are allowed, up to `most`; weights reach their bounds, the lower ones
+    if `most` is negative, if no prediction is sure."""
+    stretch = np.where(np.arange(STRETCH) < STRETCH // 2, -most, most)
     squash = np.where(np.arange(SQUASH) < SQUASH // 2, least, 65536 - least)
     return np.append(stretch, squash).astype(np.int32)
 
@@ -215,6 +216,7 @@ def extreme_tables(least: int) -> NDArray[np.int32]:
         (1 << 15, 1, _tables()),
         (40, 1, extreme_tables(1)),
         (40, 1, extreme_tables(32_000)),
+        (40, 1, extreme_tables(32_000, -9999)),
     ],
 )
 def test_long_blocks(
