@@ -316,14 +316,13 @@ def test_a_state_dict_is_loaded_again(stream: io.BytesIO) -> None:
     assert not torch.equal(packed(TOKENS), expected)
     written.seek(0)
     state = torch.load(written, weights_only=True)
-    for assign in (False, True):
-        fresh = pemncodec.decode(stream, packed=True)
-        fresh.load_state_dict(state, assign=assign)
-        assert torch.equal(fresh(TOKENS), expected)
     assert not packed.load_state_dict(state).missing_keys
     assert torch.equal(packed(TOKENS), expected)
     assert all(same_bits(tensor, state[name]) for name, tensor in packed.state_dict().items())
     assert torch.equal(packed.last.state_dict()["weight.bits"], state["last.weight.bits"])
+    fresh = pemncodec.decode(stream, packed=True)
+    fresh.load_state_dict(state, assign=True)  # last: PyTorch notes it in the state
+    assert torch.equal(fresh(TOKENS), expected)
 
 
 def test_state_dicts_that_do_not_fit(stream: io.BytesIO, manifest: dict[str, Any]) -> None:
