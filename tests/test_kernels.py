@@ -963,6 +963,7 @@ def test_seeds_refuses(kernel: ModuleType) -> None:
         ((tables[:-2496], parities, 2, 0, 1), "masks"),
         ((tables, parities, 3, 0, 1), "parities"),
         ((tables, parities, 4, 0, 1), "parities"),
+        ((bytes(2 * 2496 * 13), bytes(26), 2, 0, 1), "parities"),
         ((tables, parities, 0, 0, 1), "places"),
         ((tables, parities, 65, 0, 1), "places"),
         ((tables, parities, 2, 2**32, 0), "first"),
