@@ -22,6 +22,7 @@ from pemncodec.errors import CorruptError, TruncatedError
 STORED, CONSTANT, ZSTD = 0, 1, 2
 _SMALL = 1 << 16  # bytes that are compressed as well as possible, whatever it gains
 _SAMPLE = 1 << 15  # bytes
+_BLOCK = 1 << 15  # items that are put together at one time: they stay in the cache
 _CHUNKS = 4  # that a sample is taken from
 _WORTH = 1 / 256  # of a plane's compressed bytes, which a slower way must save
 _DOUBT = 1 / 32  # of the entropy of independent bytes, above which there may be a better way
@@ -47,14 +48,22 @@ def decode_planes(
         TruncatedError: `data` is too short.
         CorruptError: `data` is not what `encode_planes` can have written.
     """
-    as_bytes = np.empty((count, itemsize), np.uint8)
+    planes = []
     position = 0
-    for plane in range(itemsize):
-        as_bytes[:, plane], position = _decode_plane(data, position, count)
+    for _ in range(itemsize):
+        plane, position = _decode_plane(data, position, count)
+        planes.append(plane)
     if position != len(data):
         raise CorruptError("trailing", f"{len(data) - position} bytes behind the last plane")
-    items: npt.NDArray[np.unsignedinteger] = as_bytes.reshape(-1).view(f"<u{itemsize}")
-    return _rotate(items, 8 * itemsize - 1) if rotate else items
+    items = np.empty(count, f"<u{itemsize}")
+    as_bytes = items.view(np.uint8).reshape(count, itemsize)
+    for start in range(0, count, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        for index, plane in enumerate(planes):
+            as_bytes[block, index] = plane[block]
+        if rotate:
+            items[block] = _rotate(items[block], 8 * itemsize - 1)
+    return items
 
 
 def _rotate(items: npt.NDArray[np.unsignedinteger], bits: int) -> npt.NDArray[np.unsignedinteger]:
@@ -134,7 +143,7 @@ def _decode_plane(data: bytes, position: int, count: int) -> tuple[npt.NDArray[n
         raise TruncatedError("truncated", f"a byte plane of {size} bytes is cut off")
     body, position = data[position : position + size], position + size
     if method == CONSTANT:
-        return np.full(count, body[0], np.uint8), position
+        return np.broadcast_to(np.uint8(body[0]), (count,)), position
     raw = decode_zstd(body, size=count, limit=count) if method == ZSTD else body
     return np.frombuffer(raw, np.uint8), position
 
