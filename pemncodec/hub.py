@@ -74,7 +74,7 @@ def from_pretrained(
         name,
         filename,
         revision=revision,
-        cache_dir=cache_dir,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
         force_download=force_download,
         local_files_only=local_files_only,
         token=token,
