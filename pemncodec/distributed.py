@@ -26,7 +26,7 @@ from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.format.sections import Source
 from pemncodec.limits import Limits
 from pemncodec.saving import plain_names
-from pemncodec.tensors import array_to_tensor
+from pemncodec.tensors import array_to_tensor, dtype_name
 from pemncodec.threads import available_threads
 
 
@@ -111,6 +111,11 @@ class PemnReader(StorageReader):
                 tensor = array_to_tensor(_decoded(file, name, wanted, pool), file.dtype(name))
                 for item in wanted:
                     target = planner.resolve_tensor(item).detach()
+                    if target.is_floating_point() != tensor.is_floating_point():
+                        raise DecodeArgumentError(
+                            f"{self._prefix}{name} is {file.dtype(name)} in the file and "
+                            f"{dtype_name(target)} in the state: give the state that dtype"
+                        )
                     target.copy_(tensor[_slices(item)])
                     planner.commit_tensor(item, target)
         done: Future[None] = Future()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, Final, Literal
 
 import torch
@@ -175,15 +176,29 @@ def encode_with(
         return _encode(options, source, target, _logged(progress))
 
 
+_BEFORE: Final[list[int]] = []  # torch's threads when calls began that are under way
+_BEFORE_LOCK: Final = Lock()
+
+
 @contextmanager
 def _torch_threads(threads: int | None) -> Iterator[None]:
-    """As many threads of torch as the caller has given, while the block runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    """As many threads of torch as the caller has given, while the block runs; None leaves them.
+
+    Calls of several threads may overlap. PyTorch keeps a number for the process, which new threads
+    take, and one for each thread; these get back what was before the first of these calls.
+    """
+    if threads is None:
+        yield
+        return
+    with _BEFORE_LOCK:
+        _BEFORE.append(torch.get_num_threads())
+        torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _BEFORE_LOCK:
+            torch.set_num_threads(_BEFORE[0])
+            _BEFORE.pop()
 
 
 def _encode(

@@ -179,6 +179,10 @@ def test_a_module_without_buffers_that_are_not_persistent() -> None:
     [
         ({"other": torch.zeros(3)}, "Missing key in checkpoint state_dict: other"),
         ({"bias": torch.zeros(3)}, "Size mismatch"),
+        (
+            {"bias": torch.zeros(10, dtype=torch.int64)},
+            "bias is float32 in the file and int64 in the state",
+        ),
     ],
 )
 def test_states_that_do_not_fit(file: bytes, state: dict[str, Tensor], words: str) -> None:

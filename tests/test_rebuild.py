@@ -536,9 +536,6 @@ def test_compile_without_graph_breaks(name: str) -> None:
 def test_ties_are_one_parameter() -> None:
     rebuilt = rebuild(Tied(), [TOKENS])
     assert rebuilt.head.weight is rebuilt.embedding.weight
-    assert (
-        rebuild(Shared(), [FEATURES]).second[2] is rebuild(Shared(), [FEATURES]).second[2] or True
-    )
     shared = rebuild(Shared(), [FEATURES])
     assert shared.second[0] is shared.first
 

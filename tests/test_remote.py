@@ -406,6 +406,9 @@ def test_what_is_a_url(name: object, url: bool) -> None:
     [
         ("https://me:secret@host/a/net.pemn?sig=x#y", "https://host/a/net.pemn?…", "net.pemn"),
         ("https://me:se?cr#et@host/net.pemn", "https://host/net.pemn", "net.pemn"),
+        ("https://me:se/cr/et@host/net.pemn", "https://host/net.pemn", "net.pemn"),
+        ("s3://AKIA:ab/cd+e@bucket/a@b.pemn?x", "s3://b.pemn?…", "b.pemn"),
+        ("https://host:8080/a@1.0/net.pemn", "https://host:8080/a@1.0/net.pemn", "net.pemn"),
         ("hf://me/model@main/net.pemn", "hf://me/model@main/net.pemn", "net.pemn"),
         ("zip://a.pemn::https://me@host/a.zip?x", "zip://a.pemn::https://host/a.zip?…", "a.zip"),
         ("me@host/net.pemn?x", "me@host/net.pemn?x", "net.pemn?x"),

@@ -7,11 +7,13 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 import pemncodec
 from pemncodec import DecodeArgumentError, EncodeArgumentError, threads
@@ -171,3 +173,39 @@ def test_the_command_says_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         result = CliRunner().invoke(cli, encode, env={"PEMN_THREADS": wrong})
         assert result.exit_code == 2
         assert "--threads" in result.output
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+@pytest.mark.parametrize("given", [(1, 2), (None, 1)])
+def test_overlapping_calls_leave_torch_its_threads(
+    first_to_end: int, given: tuple[int | None, int | None]
+) -> None:
+    before = torch.get_num_threads()
+    runs, may_end = [Event(), Event()], [Event(), Event()]
+
+    def encode(index: int) -> None:
+        def waits(_: nn.Module) -> float:
+            runs[index].set()
+            assert may_end[index].wait(60)
+            return 0.0
+
+        more = given[index]
+        pemncodec.encode(
+            nn.Linear(4, 4), io.BytesIO(), masks={"weight": torch.eye(4) > 0}, find_seed="off",
+            threads=None if more is None else before + more, accuracy=waits,
+        )  # fmt: skip
+
+    # New threads of Python, which take torch's number from the process.
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        calls = []
+        for index, pool in enumerate((one, other)):
+            calls.append(pool.submit(encode, index))
+            assert runs[index].wait(60)
+        for index in (first_to_end, 1 - first_to_end):
+            may_end[index].set()
+            calls[index].result()
+        afterwards = [pool.submit(torch.get_num_threads).result() for pool in (one, other)]
+    with ThreadPoolExecutor(1) as fresh:
+        afterwards.append(fresh.submit(torch.get_num_threads).result())
+    afterwards.append(torch.get_num_threads())
+    assert afterwards == [before] * 4

@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -24,9 +24,6 @@ from pemncodec.limits import limits_within
 from pemncodec.remote.stores import stored_bytes
 from pemncodec.remote.urls import is_url, shown
 from pemncodec.saving import plain_names
-
-if TYPE_CHECKING:
-    pass
 
 _STATE_DICT_SUFFIXES = (".safetensors", ".pt", ".pth")
 _EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")

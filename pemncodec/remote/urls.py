@@ -22,6 +22,8 @@ def shown(name: str) -> str:
     if not is_url(name):
         return name
     public = re.sub(r"://[^/]*@", "://", name)
+    # A password with a slash in it, which should be %2F; what is behind a port is a path.
+    public = re.sub(r"://[^/?#@]*:(?!\d{1,5}/)[^?#]*@", "://", public)
     return re.sub(r"[?#].*?(?=::|$)", "?…", public)
 
 
