@@ -345,6 +345,17 @@ def test_state_dicts_that_do_not_fit(stream: io.BytesIO, manifest: dict[str, Any
     assert torch.equal(packed(TOKENS), expected)
 
 
+@pytest.mark.parametrize("gone", ["recipe", "bits"])
+def test_parts_of_a_weight_are_unexpected(stream: io.BytesIO, gone: str) -> None:
+    packed = pemncodec.decode(stream, packed=True)
+    state = packed.state_dict()
+    parts = [name for name in state if name.startswith("own.")]
+    del state[f"own.{gone}"]
+    found = packed.load_state_dict(state, strict=False)
+    assert found.missing_keys == ["own"]
+    assert found.unexpected_keys == [name for name in parts if name != f"own.{gone}"]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
 def test_compiled(manifest: dict[str, Any]) -> None:
     together = [PROTOTYPES[which] for which in ("short seed", "long torch", "constant")]

@@ -134,10 +134,10 @@ def _join_entries(
                 "(pemncodec.unpack)"
             )
             del state[entry]
-        parts = {part: state.pop(entry + part, None) for part in (_BITS, _PROTOTYPE, _RECIPE)}
-        bits, text = parts[_BITS], parts[_RECIPE]
-        if bits is None or text is None:
-            continue  # which is missing then
+        if entry + _BITS not in state or entry + _RECIPE not in state:
+            continue  # PyTorch then says what is missing, and which parts it did not expect
+        bits, text = state.pop(entry + _BITS), state.pop(entry + _RECIPE)
+        prototype = state.pop(entry + _PROTOTYPE, None)
         try:
             recipe = parse_recipe(bytes(text.tolist()).decode("utf-8", "replace"))
             if recipe != parameter.recipe or any(
@@ -145,14 +145,14 @@ def _join_entries(
                 or (own is not None and (own.shape, own.dtype) != (other.shape, other.dtype))
                 for own, other in (
                     (parameter.bits, bits),
-                    (parameter.prototype, parts[_PROTOTYPE]),
+                    (parameter.prototype, prototype),
                 )
             ):
                 raise ValueError("has another seed, scale, offset or shape")
         except ValueError as error:
             errors.append(f"{entry}: {error}: decode the file that the state is of")
             continue
-        state[entry] = PackedWeight(bits, parts[_PROTOTYPE], recipe, parameter.dtype)
+        state[entry] = PackedWeight(bits, prototype, recipe, parameter.dtype)
 
 
 # ---------------------------------------------------------------------------------- shown
