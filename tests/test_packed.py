@@ -356,6 +356,60 @@ def test_parts_of_a_weight_are_unexpected(stream: io.BytesIO, gone: str) -> None
     assert found.unexpected_keys == [name for name in parts if name != f"own.{gone}"]
 
 
+def with_values(manifest: dict[str, Any], seed: int) -> nn.Module:
+    """A packed module; all its weights take one prototype, whose values are stored."""
+    values = np.random.default_rng(seed).random(37).astype("f4")
+    stream = file_of(manifest, (StoredPrototype(values, "float32"),))
+    return pemncodec.decode(stream, packed=True)
+
+
+def test_loading_one_weight_changes_no_other(manifest: dict[str, Any]) -> None:
+    packed, other = with_values(manifest, 0), with_values(manifest, 1)
+    before = {name: weight.dense().clone() for _, name, weight in packed_weights(packed.pair)}
+    before |= {"own": packed.own.dense().clone()}
+    alias, kept = packed.last.weight.detach(), packed.last.weight.dense().clone()
+    packed.last.load_state_dict(other.last.state_dict())
+    assert torch.equal(packed.last.weight.dense(), other.last.weight.dense())
+    assert torch.equal(alias.dense(), kept)  # whole, either way
+    assert torch.equal(packed.pair.weight.dense(), before["weight"])
+    assert torch.equal(packed.own.dense(), before["own"])
+    state = {name: t for name, t in other.state_dict().items() if name.startswith("own.")}
+    packed.load_state_dict(state, strict=False)
+    assert torch.equal(packed.own.dense(), other.own.dense())
+    assert torch.equal(packed.pair.weight.dense(), before["weight"])
+    state["own.prototype"].zero_()
+    assert packed.own.dense().any()
+
+
+def test_all_weights_loaded_share_a_prototype(manifest: dict[str, Any]) -> None:
+    packed, other = with_values(manifest, 0), with_values(manifest, 1)
+    packed.load_state_dict(other.state_dict())
+    held = {id(weight.prototype) for _, _, weight in packed_weights(packed)}
+    assert len(held) == 1
+    assert torch.equal(packed(TOKENS), other(TOKENS))
+    assert not held & {id(weight.prototype) for _, _, weight in packed_weights(other)}
+
+
+def test_what_is_converted_is_a_copy(manifest: dict[str, Any]) -> None:
+    packed, other = with_values(manifest, 0), with_values(manifest, 1)
+    expected = packed(TOKENS)
+    for copied in (packed.own.to(torch.float64), packed.own.to("cpu", copy=True)):
+        copied.prototype.zero_()
+        assert torch.equal(packed(TOKENS), expected)
+    packed.own.prototype.copy_(other.own.prototype)
+    assert torch.equal(packed.own.to(torch.float64).prototype, other.own.prototype)
+
+
+def test_a_detached_weight_takes_no_other_prototype(manifest: dict[str, Any]) -> None:
+    packed, other = with_values(manifest, 0), with_values(manifest, 1)
+    expected = packed(TOKENS)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="another prototype: load a state dict"):
+        packed.own.detach().copy_(other.own)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="same seed, scale and offset"):
+        packed.own.copy_(packed.own.t())
+    assert torch.equal(packed(TOKENS), expected)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
 def test_compiled(manifest: dict[str, Any]) -> None:
     together = [PROTOTYPES[which] for which in ("short seed", "long torch", "constant")]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pemncodec.packed.expansion import expand
 from pemncodec.packed.product import multiplies, multiply
-from pemncodec.packed.prototypes import moved
+from pemncodec.packed.prototypes import copied, same_prototype
 from pemncodec.packed.recipe import Recipe, parse_recipe
 from pemncodec.packed.rows import take_rows, takes_rows
 from pemncodec.packed.workspace import shared_workspace
@@ -299,7 +299,7 @@ def _to_copy(
         return NotImplemented
     device = weight.device if device is None else torch.device(device)
     bits = weight.bits.to(device, copy=True, non_blocking=non_blocking)
-    return weight.with_parts(bits, moved(weight.prototype, device), dtype)
+    return weight.with_parts(bits, copied(weight.prototype, device), dtype)
 
 
 def _transposed(weight: PackedWeight) -> Any:
@@ -311,14 +311,23 @@ def _transposed(weight: PackedWeight) -> Any:
 def _copy(target: Any, source: Any, non_blocking: bool = False) -> Any:
     if not (isinstance(target, PackedWeight) and isinstance(source, PackedWeight)):
         return NotImplemented
-    if source.recipe != target.recipe:
+    if (source.recipe, source.transposed) != (target.recipe, target.transposed):
         raise RuntimeError(
             "a packed weight takes only bits and prototype of one with the same seed, scale and "
             "offset: decode the other file"
         )
-    target.bits.copy_(source.bits, non_blocking)
-    if target.prototype is not None and source.prototype is not None:
-        target.prototype.copy_(source.prototype, non_blocking)
+    prototype = copied(source.prototype, target.device)
+    if same_prototype(target.prototype, prototype):
+        target.bits.copy_(source.bits, non_blocking)
+        return target
+    if not isinstance(target, torch.nn.Parameter):
+        raise RuntimeError(
+            "a packed weight that is no parameter takes only bits for its own prototype, and these "
+            "are for another prototype: load a state dict into the module"
+        )
+    # Other weights may share the one that it has, and views of it both of its tensors.
+    target.bits = source.bits.to(target.device, copy=True)
+    target.prototype = prototype
     return target
 
 
