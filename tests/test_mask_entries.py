@@ -466,3 +466,32 @@ def test_masks_may_be_arrays() -> None:
     stream = encoded(plain(), masks={"fc": np.eye(2, 3)}, manifest=False)
     with pemncodec.open(stream) as file:
         assert file.mask("fc.weight").tolist() == np.eye(2, 3, dtype=bool).tolist()
+
+
+@pytest.mark.parametrize("by_caller", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_masks_that_are_1_where_weights_are_dropped(by_caller: bool, dtype: torch.dtype) -> None:
+    state = plain()
+    state["fc.weight"] = (state["fc.weight"] * MASK).to(dtype)
+    masks = {"fc.weight": MASK == 0}
+    if not by_caller:
+        state["fc.mask"] = masks.pop("fc.weight")
+    words = (
+        r"the mask of fc\.weight keeps only weights that are 0, and drops the others: a mask is 1"
+    )
+    with pytest.raises(EncodeError, match=words):
+        encoded(state, masks=masks, manifest=False)
+
+
+@pytest.mark.parametrize(
+    ("weight", "mask"),
+    [
+        (torch.zeros(2, 3), MASK),  # nothing is dropped that was there
+        (torch.ones(2, 3), torch.zeros(2, 3)),  # nothing is kept
+        (torch.eye(2, 3), torch.eye(2, 3)),
+        (torch.cat([torch.zeros(1 << 18), torch.ones(1 << 18)]), torch.ones(1 << 19)),
+    ],
+)
+def test_masks_that_keep_few_weights_or_none(weight: Tensor, mask: Tensor) -> None:
+    state = pemncodec.load_state_dict(encoded({"w": weight}, masks={"w": mask}, manifest=False))
+    torch.testing.assert_close(state["w"], weight * mask, rtol=0, atol=0)

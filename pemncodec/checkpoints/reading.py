@@ -114,6 +114,12 @@ def read_source(
         check_describable(network, options.keep, options.rule)
     if not state.masks:
         raise NoMasksError(f"no masks found: {what_to_give(named)}")
+    for name in state.masks:
+        if state.keeps_zeros_alone(name):
+            raise EncodeError(
+                f"the mask of {name} keeps only weights that are 0, and drops the others: a mask "
+                "is 1 (True) where a weight is used"
+            )
     return state
 
 

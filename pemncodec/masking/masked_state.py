@@ -67,6 +67,18 @@ class MaskedState:
             for part in parts
         )
 
+    def keeps_zeros_alone(self, name: str) -> bool:
+        """Whether a mask keeps nothing but weights that are 0, and drops others."""
+        kept = torch.from_numpy(self.masks[name].reshape(-1))
+        flat = self.tensors[name].detach().cpu().contiguous().reshape(-1)
+        drops = False
+        for part in (slice(start, start + _PART) for start in range(0, flat.numel(), _PART)):
+            used = flat[part] != 0
+            if (used & kept[part]).any():
+                return False
+            drops = drops or bool(used.any())
+        return drops and bool(kept.any())
+
     def mode_before(self, name: str) -> DenseMode:
         """How a file has shortened a tensor before."""
         return self.shortened[name][0] if name in self.shortened else "lossless"
