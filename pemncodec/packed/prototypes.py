@@ -18,7 +18,9 @@ def copied(prototype: Tensor | None, device: torch.device) -> Tensor | None:
     holds both, and neither was written to."""
     if prototype is None:
         return None
-    known: dict[torch.device, _Copy] = _copies.setdefault(prototype, {})
+    if prototype not in _copies:
+        _copies[prototype] = {}
+    known: dict[torch.device, _Copy] = _copies[prototype]
     if device in known:
         version, own_version, reference = known[device]
         there = reference()
