@@ -356,6 +356,28 @@ def test_forms_are_chosen(run: Run, models: Callable[..., list[dict[str, object]
     assert "safetensors" not in result.stdout.decode()
 
 
+def test_tables_for_papers_have_the_forms_that_are_chosen(run: Run) -> None:
+    chosen = ["report", EXAMPLE, "--forms", "fp16,csr,zstd19"]
+    table = run(*chosen, "--markdown", "-").stdout.decode()
+    head, _, row = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[:3]
+    )
+    forms = ["safetensors fp16", "safetensors fp16: error", "CSR", "safetensors + zstd-19"]
+    assert head == ["model", "keep", *forms, ".pemn", "bits per weight", "largest error"]
+    assert all(row)
+    assert row[4] == "387,714"
+    assert "CSR" in run(*chosen, "--latex", "-").stdout.decode()
+    usual = run("report", EXAMPLE, "--markdown", "-").stdout.decode()
+    assert "CSR" not in usual
+    assert "2:4" in usual
+
+
+def test_the_help_names_every_form(run: Run) -> None:
+    said = " ".join(run("report", "--help").stdout.decode().split())
+    names = said.partition("Only these other forms: ")[2].partition("  [")[0].partition(" [")[0]
+    assert forms_module.check_forms(names.split(", ")) == list(FORMS)
+
+
 def test_a_form_that_is_not_installed_is_missed_only_where_it_is_asked_for(
     run: Run, models: Callable[..., list[dict[str, object]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -545,4 +545,19 @@ def test_the_command_says_by_its_status_whether_seeds_are_found(run: Run, tmp_pa
     assert run("seed", "seeded.pt", "--seed", SEED).returncode == 0
     result = run("seed", "foreign.pt")
     assert (result.returncode, result.stdout) == (1, b"a: not found\n")
-    assert run("seed", "foreign.pt", "-q").stdout == b""
+    quiet = run("seed", "foreign.pt", "-q")
+    assert (quiet.stdout, quiet.stderr) == (b"", b"")
+
+
+def test_the_command_says_what_to_try_next(run: Run, tmp_path: Path) -> None:
+    few = drawn("normal", 256, 0.3, seed=3_000_000_001).reshape(16, 16)
+    torch.save({"a": torch.from_numpy(few)}, tmp_path / "few.pt")
+    result = run("seed", "few.pt")
+    assert (result.returncode, result.stdout) == (1, b"a: not found\n")
+    assert b"--seed tries one that you know, and --find-seed full tries every" in result.stderr
+    off = run("seed", "few.pt", "--find-seed", "off")
+    assert (off.returncode, off.stdout) == (1, b"a: not looked for\n")
+    assert b"--find-seed off looks for no seed: leave it out, or give --seed" in off.stderr
+    known = run("seed", "few.pt", "--find-seed", "off", "--seed", "3000000001")
+    assert known.stdout.startswith(b"a: 256 normal values, torch seed 3000000001")
+    assert (known.returncode, known.stderr) == (0, b"")

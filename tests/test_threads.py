@@ -169,8 +169,15 @@ def test_the_command_says_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert result.exit_code == 0, result.output
         assert seen
         assert set(seen) == {expected}
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_checks_the_number(command: str, tmp_path: Path) -> None:
+    net = tmp_path / "net.pemn"
+    pemncodec.encode(nn.Linear(4, 4), net, masks={"weight": torch.eye(4) > 0}, find_seed="off")
+    arguments = [command, str(net), *(["-o", str(tmp_path / "net.pt")] * (command == "decode"))]
     for wrong in ("0", "many"):
-        result = CliRunner().invoke(cli, encode, env={"PEMN_THREADS": wrong})
+        result = CliRunner().invoke(cli, arguments, env={"PEMN_THREADS": wrong})
         assert result.exit_code == 2
         assert "--threads" in result.output
 

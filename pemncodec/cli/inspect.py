@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pemncodec.architecture.text import render_architecture
-from pemncodec.cli.options import json_option, max_memory_option
+from pemncodec.cli.options import json_option, max_memory_option, threads_option
 from pemncodec.cli.streams import FileName, named, opened
 from pemncodec.cli.terminal import print_info, print_json
 from pemncodec.errors import ManifestError
@@ -23,6 +23,7 @@ from pemncodec.remote.urls import is_url, shown
 )
 @click.option("--architecture", is_flag=True, help="The network instead, as print(model) does.")
 @max_memory_option
+@threads_option
 @json_option
 def inspect(
     source: str,

@@ -19,6 +19,7 @@ from pemncodec.cli.options import (
     json_option,
     max_memory_option,
     prefix_option,
+    threads_option,
     trust_pickle_option,
 )
 from pemncodec.cli.streams import (
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
 @click.option(
     "--forms",
     metavar="NAMES",
-    help="Only these other forms, such as safetensors,csr  [default: all].",
+    help="Only these other forms: torch_save, safetensors, fp16, zstd19, zipnn, nncodec, csr, "
+    "bitmask, two_of_four, packed_masks  [default: all].",
 )
 @click.option(
     "--exact", is_flag=True, help="Estimate nothing: some forms take a minute for every 50 MB."
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
 )
 @trust_pickle_option
 @max_memory_option
+@threads_option
 @force_option
 @json_option
 def report(
@@ -156,8 +159,8 @@ def report(
             click.echo(visible(f"{model.name}: {said}"), err=True)
     texts = {
         "csv": table_csv(models, chosen or COLUMNS),
-        "markdown": table_markdown(models, chosen or paper_columns(models)),
-        "latex": table_latex(models, chosen or paper_columns(models)),
+        "markdown": table_markdown(models, chosen or paper_columns(models, options.forms)),
+        "latex": table_latex(models, chosen or paper_columns(models, options.forms)),
     }
     if as_json:
         print_json({"models": [model.to_json() for model in models]})

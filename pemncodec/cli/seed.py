@@ -13,6 +13,7 @@ from pemncodec.cli.options import (
     json_option,
     prefix_option,
     quiet_option,
+    threads_option,
     trust_pickle_option,
 )
 from pemncodec.cli.streams import FileName, check_source, checkpoint_path, named
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @find_seed_option
 @click.option("--seed", type=int, help="What torch.manual_seed or np.random.seed was given.")
 @trust_pickle_option
+@threads_option
 @quiet_option
 @json_option
 def seed(
@@ -50,6 +52,7 @@ def seed(
     Only weights that masks use are looked at; without masks, all of two dimensions or more. The
     exit status is 1 if nothing is found.
     """
+    looked = find_seed != "off" or seed is not None
     check_source(source)
     hint = ""
     with steps(quiet=quiet) as step:
@@ -85,12 +88,25 @@ def seed(
         print_json({"weights": [_row(name, fill) for name, fill in found.items()]})
     elif not quiet:
         for name, fill in found.items():
-            words = f"{fill.prototype.in_words}, × {fill.scale:g}" if fill else "not found"
+            without = "not found" if looked else "not looked for"
+            words = f"{fill.prototype.in_words}, × {fill.scale:g}" if fill else without
             click.echo(f"{visible(name)}: {words}")
+    nothing = not any(found.values())
+    if nothing and found and not (looked and hint):
+        hint = _next_step(find_seed, looked=looked)
     if hint and not quiet:
         click.echo(f"note: {hint}", err=True)
-    if not any(found.values()):
+    if nothing:
         raise click.exceptions.Exit(1)
+
+
+def _next_step(find_seed: FindSeed, *, looked: bool) -> str:
+    if not looked:
+        return "--find-seed off looks for no seed: leave it out, or give --seed"
+    every = "" if find_seed == "full" else ", and --find-seed full tries every seed"
+    return (
+        f"few weights do not tell their seed by themselves: --seed tries one that you know{every}"
+    )
 
 
 def _row(name: str, fill: SeededFill | None) -> dict[str, Any]:

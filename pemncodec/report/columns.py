@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -146,11 +146,10 @@ COLUMNS: Final[tuple[Column, ...]] = (
     *(_of_file(f"{part}_bytes", part, "count", _part_bytes(part), "parts") for part in PARTS),
     *(column for form in FORMS.values() for column in _form_columns(form)),
 )
-# What fits a page.
-_FOR_PAPERS = (
-    "model", "accuracy", "keep", "safetensors_bytes", "bitmask_bytes", "two_of_four_bytes",
-    "packed_masks_bytes", "pemn_bytes", "bits_per_weight", "times_smaller", "largest_error",
-)  # fmt: skip
+# What fits a page: before and behind what other forms take, and these forms.
+_BEFORE = ("model", "accuracy", "keep")
+_FORMS_FOR_PAPERS = ("safetensors", "bitmask", "two_of_four", "packed_masks")
+_BEHIND = ("pemn_bytes", "bits_per_weight", "times_smaller", "largest_error")
 
 
 def chosen_columns(keys: Sequence[str]) -> list[Column]:
@@ -171,10 +170,19 @@ def columns_of(models: Sequence[ModelCosts]) -> list[Column]:
     ]
 
 
-def paper_columns(models: Sequence[ModelCosts]) -> list[Column]:
-    """Those of `columns_of` that are for a table in a paper."""
+def paper_columns(
+    models: Sequence[ModelCosts], forms: Collection[str] | None = None
+) -> list[Column]:
+    """Those of `columns_of` that are for a table in a paper.
+
+    Args:
+        models: of the table.
+        forms: keys of the forms that were asked for; None takes a few that fit a page.
+    """
     shown = {column.key: column for column in columns_of(models)}
-    return [shown[key] for key in _FOR_PAPERS if key in shown]
+    chosen = _FORMS_FOR_PAPERS if forms is None else dict.fromkeys(forms)
+    of_forms = (f"{form}_{what}" for form in chosen for what in ("bytes", "error"))
+    return [shown[key] for key in (*_BEFORE, *of_forms, *_BEHIND) if key in shown]
 
 
 def grouped(columns: Sequence[Column]) -> dict[str, list[Column]]:

@@ -20,15 +20,16 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
 
 
 def check_forms(keys: Collection[str]) -> Collection[str]:
-    """The keys, each of which is a form's.
+    """Keys of `FORMS`, for keys that may be short: `zipnn` is `safetensors_zipnn`.
 
     Raises:
-        EncodeArgumentError: one is not; names those that there are.
+        EncodeArgumentError: one is no form's; names those that there are.
     """
+    whole = {key.removeprefix("safetensors_"): key for key in FORMS} | {key: key for key in FORMS}
     for key in keys:
-        if key not in FORMS:
+        if key not in whole:
             raise EncodeArgumentError(f"unknown form {key!r:.60}, have {', '.join(FORMS)}")
-    return keys
+    return [whole[key] for key in keys]
 
 
 def measure_forms(
