@@ -12,12 +12,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pemncodec import ExportError
+import pemncodec
 from pemncodec.export import to_executorch, to_onnx
 
 
 def main(source: str, folder: str) -> None:
     """Export `source` into `folder`, with a batch of one, as phones run networks."""
+    pemncodec.decode(source)  # a file that is no network ends here
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     for suffix, write in ((".onnx", to_onnx), (".pte", to_executorch)):
@@ -26,11 +27,14 @@ def main(source: str, folder: str) -> None:
             try:
                 write(source, target, batch=1, packed=packed)
                 print(f"{target}: {target.stat().st_size:,} bytes")
-            except ExportError as error:
+            except pemncodec.ExportError as error:
                 print(f"{target}: left out, {error}")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except (pemncodec.PemnError, OSError) as error:
+        sys.exit(f"{sys.argv[1]}: {error}")

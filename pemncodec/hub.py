@@ -6,9 +6,11 @@ and no mixin, since a decoded module has no class of its own.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,12 +22,15 @@ from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.atomic import write_file
 from pemncodec.format.info import FileInfo
 from pemncodec.format.reader import PemnFile
-from pemncodec.remote.urls import is_url
+from pemncodec.remote.urls import is_url, last_part
 
 try:
     from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
-except ImportError:
-    raise ImportError("pemncodec.hub needs huggingface_hub: pip install 'pemncodec[hub]'") from None
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+except ModuleNotFoundError as error:
+    if error.name != "huggingface_hub":  # but one that it needs
+        raise
+    raise ImportError("pemncodec.hub needs huggingface_hub: pip install huggingface_hub") from None
 
 FILE_NAME: Final = "model.pemn"
 CARD_NAME: Final = "README.md"
@@ -53,8 +58,9 @@ def from_pretrained(
     """The network of a repository on the Hub, or of a folder; see `pemncodec.decode`.
 
     Args:
-        pretrained_model_name_or_path: a folder, or "user/name" of a repository, whose file is kept
-            in the cache of `huggingface_hub`.
+        pretrained_model_name_or_path: a folder or its URL, or "user/name" of a repository, whose
+            file is kept in the cache of `huggingface_hub`. A path of a file, or a URL that ends
+            with ".pemn", is taken as it is.
         filename: of the .pemn file in it.
         revision: branch, tag or commit of the repository.
         cache_dir: another folder for the cache.
@@ -68,18 +74,33 @@ def from_pretrained(
         DecodeError: as in `decode`.
     """
     name = os.fspath(pretrained_model_name_or_path)
+    if is_url(name):
+        is_file = last_part(name).endswith(".pemn")
+        return decode(name if is_file else f"{name.rstrip('/')}/{filename}", **options)
     if Path(name).is_dir():
         return decode(Path(name, filename), **options)
-    path = hf_hub_download(
-        name,
-        filename,
-        revision=revision,
-        cache_dir=None if cache_dir is None else Path(cache_dir),
-        force_download=force_download,
-        local_files_only=local_files_only,
-        token=token,
-        library_name="pemncodec",
-    )
+    if Path(name).is_file():
+        return decode(name, **options)
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise FileNotFoundError(
+            errno.ENOENT, "there is no such folder, and no repository has such a name", name
+        ) from None
+    try:
+        path = hf_hub_download(
+            name,
+            filename,
+            revision=revision,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            library_name="pemncodec",
+        )
+    except OSError as error:
+        error.add_note(f"The Hub was asked, since there is no folder {name!r} here.")
+        raise
     return decode(path, **options)
 
 
@@ -104,11 +125,13 @@ def save_pretrained(
         What the file costs, part by part.
 
     Raises:
-        EncodeError: as in `encode`.
+        EncodeError: as in `encode`; no folder was made then.
     """
     if is_url(save_directory):
         raise EncodeArgumentError("save_directory is a folder of this machine; see push_to_hub")
     folder = Path(save_directory)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder", str(folder))
     return _save(source, folder, folder.resolve().name, card_data, options)
 
 
@@ -169,21 +192,32 @@ def _save(
     card_data: Mapping[str, Any] | None,
     options: Mapping[str, Any],
 ) -> FileInfo:
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / FILE_NAME
-    if isinstance(source, PemnFile) and not options and (data := source.data()) is not None:
-        write_file([data], target)
-        info = source.info()
+    head = _card_head({} if card_data is None else card_data)
+    if isinstance(source, PemnFile) and not options and (own := source.data()) is not None:
+        data, info = [own], source.info()
     else:
-        info = encode(source, target, **options).info
+        stream = io.BytesIO()  # nothing is written where it cannot be encoded
+        info = encode(source, stream, **options).info
+        data = [stream.getvalue()]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(data, folder / FILE_NAME)
     card = folder / CARD_NAME
     if not card.exists():
-        write_file([str(_card(title, info, card_data or {})).encode()], card)
+        write_file([str(_card(head, title, info)).encode()], card)
     return info
 
 
-def _card(title: str, info: FileInfo, data: Mapping[str, Any]) -> ModelCard:
-    fields = {"library_name": "pemncodec", "tags": ["pemncodec", "masked-network"], **data}
+def _card_head(data: Mapping[str, Any]) -> ModelCardData:
+    if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
+        raise EncodeArgumentError(
+            f'card_data must be fields by name, such as {{"license": "mit"}}, not {data!r:.60}'
+        )
+    return ModelCardData(
+        **{"library_name": "pemncodec", "tags": ["pemncodec", "masked-network"], **data}
+    )
+
+
+def _card(head: ModelCardData, title: str, info: FileInfo) -> ModelCard:
     masked = "No weights are masked."
     if info.bits_per_weight is not None:
         masked = (
@@ -191,9 +225,10 @@ def _card(title: str, info: FileInfo, data: Mapping[str, Any]) -> ModelCard:
             "bits for each says which of them are used."
         )
     lines = [
-        f"---\n{ModelCardData(**fields).to_yaml()}\n---\n",
+        f"---\n{head.to_yaml()}\n---\n",
         f"# {title}\n",
         f"A masked network in a `.pemn` file. {masked}\n",
+        *_losses(info),
         "| | bytes |",
         "|---|---:|",
         f"| the same tensors, plain | {info.dense_model_bytes:,} |",
@@ -206,3 +241,14 @@ def _card(title: str, info: FileInfo, data: Mapping[str, Any]) -> ModelCard:
         *(f"\n* {key}: {' '.join(text.split())}" for key, text in info.metadata.items()),
     ]
     return ModelCard("\n".join(lines) + "\n")
+
+
+def _losses(info: FileInfo) -> Iterator[str]:
+    """What the network in the file has lost, a line each."""
+    if info.largest_error:
+        yield (
+            "Lossy: trained tensors are shortened, values of a tensor by up to "
+            f"{100 * info.largest_error:.2g} % of its largest.\n"
+        )
+    if info.inference_only:
+        yield "For inference only: batch norms are folded into a scale and a shift.\n"

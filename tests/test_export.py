@@ -137,19 +137,21 @@ def test_options_that_do_not_fit(
 
 
 @pytest.mark.parametrize(
-    ("write", "package"), [(to_onnx, "onnxscript"), (to_executorch, "executorch")]
+    ("write", "package", "packages"),
+    [(to_onnx, "onnxscript", "onnx onnxscript"), (to_executorch, "executorch", "executorch")],
 )
 def test_what_is_not_installed_is_named(
     net: Path,
     monkeypatch: pytest.MonkeyPatch,
     write: Callable[..., None],
     package: str,
+    packages: str,
 ) -> None:
     monkeypatch.setattr(
         "pemncodec.export.program.find_spec",
         lambda name: None if name == package else find_spec("json"),
     )
-    with pytest.raises(ExportError, match=f"needs {package}: pip install"):
+    with pytest.raises(ExportError, match=f"needs {package}: pip install {packages}$"):
         write(net, net.with_suffix(".out"))
     assert not net.with_suffix(".out").exists()
 
@@ -170,6 +172,16 @@ def test_mobile_export(net: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(script), str(net), str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    tensors = tmp_path / "tensors.pemn"
+    with pemncodec.open(net) as file:
+        pemncodec.encode(file, tensors, manifest=False)
+    for bad, cause in ((tensors, "no architecture"), (tmp_path / "none.pemn", "No such file")):
+        command = [sys.executable, str(script), str(bad), str(tmp_path / "no")]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert refused.returncode == 1
+        assert cause in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert not (tmp_path / "no").exists()
     assert (tmp_path / "out" / "net.onnx").stat().st_size > 1000
     assert (tmp_path / "out" / "net.packed.onnx").stat().st_size > 1000
     if find_spec("executorch") is None:

@@ -75,6 +75,71 @@ def test_the_card_has_the_sizes(network: bytes, tmp_path: Path) -> None:
     assert (folder / "README.md").read_text() == "mine"
 
 
+def test_the_card_says_what_is_lost(tmp_path: Path) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    net = pruned_net()
+    info = save_pretrained(net, tmp_path / "q8", example_inputs=images, dense="q8", fold_bn=True)
+    assert info.largest_error > 0
+    card = (tmp_path / "q8" / "README.md").read_text()
+    assert "Lossy: trained tensors are shortened" in card
+    assert f"by up to {100 * info.largest_error:.2g} % of its largest" in card
+    assert "For inference only: batch norms are folded" in card
+    save_pretrained(net, tmp_path / "exact", example_inputs=images)
+    card = (tmp_path / "exact" / "README.md").read_text()
+    assert "Lossy" not in card
+    assert "inference only" not in card
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"dens": "q8"}, TypeError, "dens"),
+        ({"dense": "q9"}, pemncodec.EncodeError, "q9"),
+        ({"card_data": "mit"}, pemncodec.EncodeError, "card_data must be fields by name"),
+        ({"card_data": {1: "mit"}}, pemncodec.EncodeError, "card_data must be fields by name"),
+        ({"masks": {"none": torch.ones(2)}}, pemncodec.EncodeError, "none"),
+    ],
+)
+def test_nothing_is_left_of_what_failed(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        save_pretrained(pruned_net(), tmp_path / "a" / "net", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_no_folder_to_save_into(network: bytes, tmp_path: Path) -> None:
+    (tmp_path / "net").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="a file, not a folder"):
+        save_pretrained(pemncodec.open(network), tmp_path / "net")
+    assert (tmp_path / "net").read_text() == "mine"
+
+
+def test_files_and_urls_are_not_asked_of_the_hub(
+    network: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
+    monkeypatch.setattr("pemncodec.hub.hf_hub_download", lambda *_a, **_o: pytest.fail("asked"))
+    (tmp_path / "net.pemn").write_bytes(network)
+    store = fsspec.filesystem("memory")
+    store.pipe("/hub-test/model.pemn", network)
+    images = torch.randn(2, 3, 8, 8)
+    expected = pemncodec.decode(network)(images)
+    names = (tmp_path / "net.pemn", "memory://hub-test", "memory://hub-test/model.pemn")
+    for name in names:
+        assert torch.equal(from_pretrained(name)(images), expected)
+    store.rm("/hub-test", recursive=True)
+    for name in ("memory://hub-test", "./nett", f"{tmp_path}/nett", "of/my/nett", "nett/"):
+        with pytest.raises(FileNotFoundError, match=r"(?i)no such"):
+            from_pretrained(name)
+
+
+def test_what_could_be_a_folder_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        from_pretrained("my-nett", cache_dir=tmp_path, local_files_only=True)
+    assert caught.value.__notes__ == ["The Hub was asked, since there is no folder 'my-nett' here."]
+
+
 def test_the_cache_is_used_without_a_network(network: bytes, tmp_path: Path) -> None:
     repository = tmp_path / "models--someone--net"
     for commit, name, content in (("1" * 40, "main", network), ("2" * 40, "old", b"")):
@@ -131,5 +196,16 @@ def test_a_url_is_no_folder(network: bytes) -> None:
 def test_the_client_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.delitem(sys.modules, "pemncodec.hub")
-    with pytest.raises(ImportError, match=r"needs huggingface_hub: pip install 'pemncodec\[hub\]'"):
+    with pytest.raises(ImportError, match=r"needs huggingface_hub: pip install huggingface_hub$"):
+        importlib.import_module("pemncodec.hub")
+
+
+def test_what_the_client_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "huggingface_hub").mkdir()
+    (tmp_path / "huggingface_hub" / "__init__.py").write_text("import not_installed_here")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "pemncodec.hub")
+    with pytest.raises(ModuleNotFoundError, match="not_installed_here"):
         importlib.import_module("pemncodec.hub")

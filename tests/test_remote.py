@@ -433,7 +433,20 @@ def test_a_store_whose_client_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setattr(sys.modules[fsspec.get_filesystem_class.__module__], "_registry", {})
-    with pytest.raises(OSError, match=r"needs another package: pip install 'pemncodec\[s3\]'"):
+    with pytest.raises(OSError, match=r"needs another package: pip install s3fs: "):
+        pemncodec.open("s3://bucket/net.pemn")
+
+
+def test_a_store_whose_client_lacks_a_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import fsspec
+
+    (tmp_path / "s3fs.py").write_text("import not_installed_here")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "s3fs", raising=False)
+    monkeypatch.setattr(sys.modules[fsspec.get_filesystem_class.__module__], "_registry", {})
+    with pytest.raises(OSError, match=r"needs another package: s3fs says .*not_installed_here"):
         pemncodec.open("s3://bucket/net.pemn")
 
 

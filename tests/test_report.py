@@ -636,7 +636,7 @@ def test_figures_are_drawn_as_svg_and_pdf(folder: Path, run: Run, tmp_path: Path
 def test_figures_need_matplotlib(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("report", folder / "net.pemn", "--figures", "figures")
-    fails(result, 2, "--figures needs matplotlib: pip install 'pemncodec[figures]'")
+    fails(result, 2, "--figures needs matplotlib: pip install matplotlib")
 
 
 # -------------------------------------------------------------------------------------- errors

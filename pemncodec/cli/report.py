@@ -234,7 +234,7 @@ def _check_outputs(
         if is_url(figures):
             raise click.UsageError("--figures is a folder here, no URL")
         if find_spec("matplotlib") is None:
-            raise click.UsageError("--figures needs matplotlib: pip install 'pemncodec[figures]'")
+            raise click.UsageError("--figures needs matplotlib: pip install matplotlib")
         folder = Path(figures)
         if folder.exists() and not folder.is_dir():
             raise click.UsageError(f"{figures} is not a folder")

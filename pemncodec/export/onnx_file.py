@@ -41,7 +41,7 @@ def to_onnx(
     Returns:
         Names of masked tensors that are not packed, and why; empty unless `packed`.
     """
-    require("onnx", ("onnx", "onnxscript"), "pip install 'pemncodec[onnx]'")
+    require("onnx", ("onnx", "onnxscript"), "pip install onnx onnxscript")
     with open_file(source, limits=limits) as file:
         model, dense = _packed_model(file, options) if packed else (_model(file, options), {})
     write_file([model.SerializeToString()], target)

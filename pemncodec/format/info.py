@@ -109,6 +109,11 @@ class FileInfo:
         """Bytes by part, in the order of the file."""
         return {part: getattr(self, f"{part}_bytes") for part in PARTS}
 
+    @property
+    def largest_error(self) -> float:
+        """Of any value, relative to the largest of its tensor; 0 if lossless, or not decoded."""
+        return max((tensor.relative_error or 0.0 for tensor in self.tensors), default=0.0)
+
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
         return asdict(self)

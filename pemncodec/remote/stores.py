@@ -15,7 +15,7 @@ from pemncodec.remote.urls import redacted, shown
 
 # Stores in which a file appears under its name when its last byte is there.
 _WHOLE: Final = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf"})
-_EXTRAS: Final = {"s3": "pemncodec[s3]", "s3a": "pemncodec[s3]", "hf": "pemncodec[hub]"}
+_PACKAGES: Final = {"s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub"}
 
 
 class StoreRanges:
@@ -113,8 +113,14 @@ def _file_system(url: str) -> tuple[Any, str]:
 
         system, path = url_to_fs(url)
     except ImportError as error:
-        package = _EXTRAS.get(scheme.lower())
-        what = f"pip install '{package}'" if package else redacted(named_line(error), url)
+        package = _PACKAGES.get(scheme.lower())
+        cause = error.__cause__ or error
+        if package is None:
+            what = redacted(named_line(error), url)
+        elif getattr(cause, "name", None) in ("fsspec", package):
+            what = f"pip install {package}"
+        else:  # it is there, and something that it needs is not
+            what = f"{package} says {redacted(named_line(cause), url)}"
         raise failure(
             name, errno.EOPNOTSUPP, f"{scheme}:// needs another package: {what}"
         ) from None

@@ -82,9 +82,7 @@ class ModelCosts:
     @property
     def largest_error(self) -> float | None:
         """Of any value of the .pemn file, relative to the largest of its tensor; 0 if lossless."""
-        if self.info is None:
-            return None
-        return max((tensor.relative_error or 0.0 for tensor in self.info.tensors), default=0.0)
+        return None if self.info is None else self.info.largest_error
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
