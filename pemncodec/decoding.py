@@ -214,7 +214,9 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
         DecodeArgumentError: it is no floating-point dtype.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise DecodeArgumentError(f"dtype must be one of torch's for floats, not {dtype!r:.60}")
+        raise DecodeArgumentError(
+            f"dtype must be one of torch's for floats, such as torch.float16, not {dtype!r:.60}"
+        )
     return dtype
 
 
@@ -223,8 +225,8 @@ def build_empty_module(file: PemnFile) -> nn.Module:
     if file.manifest is None:
         raise ManifestError(
             "no-manifest",
-            "the file holds no architecture, only tensors: use load_state_dict, "
-            "or decode to .safetensors or .pt",
+            "the file holds no architecture, only tensors: decode it to .safetensors or .pt "
+            "(load_state_dict)",
         )
     if file.manifest["format"] == BUILDER_FORMAT:
         build_trusted(file.manifest, ())  # which refuses what nobody trusts

@@ -92,7 +92,7 @@ class DecodeError(PemnError, ValueError):
 
 
 class NotPemnError(DecodeError):
-    """The data is not a .pemn file, or was damaged by a text-mode transfer."""
+    """The data does not begin as a .pemn file does, perhaps since a transfer damaged it."""
 
 
 class UnsupportedVersionError(DecodeError):

@@ -42,5 +42,8 @@ def limits_within(decoded_bytes: int) -> Limits:
     )
 
 
+RAISED_BY = "--max-memory (limits=Limits(…)) raises it, if you trust the file"
+"""What to do where a file is refused that is as large as it says."""
+
 UNLIMITED = limits_within(1 << 62)
 """For files whose tensors are in memory already: they may be as large as these."""

@@ -151,12 +151,18 @@ class EncodeOptions:
 
     def _check_without_manifest(self) -> None:
         if self.architecture is not None:
-            raise EncodeArgumentError("an architecture is given, but the manifest is turned off")
+            raise EncodeArgumentError(
+                "--no-manifest (manifest=False) stores no architecture: leave out --arch "
+                "(architecture=…)"
+            )
         if self.builder is not None:
-            raise EncodeArgumentError("builder is stored as the architecture, which is turned off")
+            raise EncodeArgumentError(
+                "--no-manifest (manifest=False) stores no --builder (builder=…): leave out one of "
+                "them"
+            )
         if self.fold_bn or self.accuracy is not None:
             raise EncodeArgumentError(
-                "fold_bn and accuracy need the architecture: leave out --no-manifest "
+                "--fold-bn and --accuracy need the architecture: leave out --no-manifest "
                 "(manifest=False)"
             )
 

@@ -279,5 +279,5 @@ def _check_drop(before: float, after: float, max_drop: float | None) -> None:
     if max_drop is not None and not before - after <= max_drop:
         raise EncodeError(
             f"the accuracy falls from {before:g} to {after:g}, by more than {max_drop:g}: "
-            "use a dense mode that loses less"
+            "give --dense (dense=…) a mode that loses less"
         )

@@ -55,6 +55,28 @@ def test_encode_prints_what_the_file_costs(run: Run, tmp_path: Path) -> None:
     assert result.stderr == b""
 
 
+def test_the_output_is_named_as_what_it_becomes(
+    run: Run, masked_state: Path, tmp_path: Path
+) -> None:
+    encode = ["encode", masked_state, "--keep", 0.5, "--no-manifest", "-q", "-o"]
+    for name in ("e.pem", "e.pemn.pt", "memory://e.pem"):
+        fails(run(*encode, name), 2, f"{name} must end in .pemn")
+    for name in ("e.pemn", "e"):
+        assert run(*encode, name).returncode == 0
+        assert run("verify", name).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "e.pemn", "model.pt"]
+
+
+def test_errors_say_what_to_do_on_the_command_line(run: Run, masked_state: Path) -> None:
+    encode = ["encode", masked_state, "--keep", 0.5, "--no-manifest", "-q"]
+    fails(run(*encode, *ARCH), 2, "leave out --arch")
+    fails(run(*encode, "--fold-bn"), 2, "--fold-bn and --accuracy need the architecture")
+    builder = ["--arch", "torch.nn:Identity", "--builder"]
+    fails(run(*encode, *builder), 2, "stores no --builder")
+    assert run(*encode).returncode == 0
+    fails(run("decode", "model.pemn", "-o", "m.onnx"), 1, "decode it to .safetensors or .pt")
+
+
 def test_presets(run: Run, net: Path, tmp_path: Path) -> None:
     """What is not said is `default`; `fast` decodes to the same tensors from more bytes."""
     for preset in ("fast", "default", "max"):
@@ -222,7 +244,8 @@ def test_damaged_files(run: Run, net: Path, tmp_path: Path) -> None:
         fails(run("decode", name, "-o", "out.pt", cwd=tmp_path), 1, name)
     assert not (tmp_path / "out.pt").exists()
     fails(run("inspect", EXAMPLE, cwd=tmp_path), 1, "not a .pemn file")
-    fails(run("decode", net, "-o", "out.pt", "--max-memory", "1K", cwd=tmp_path), 1, "limit")
+    limited = run("decode", net, "-o", "out.pt", "--max-memory", "1K", cwd=tmp_path)
+    fails(limited, 1, "the limit is 1,024: --max-memory (limits=Limits(…)) raises it")
     fails(run("decode", net, "-o", "out.bin", cwd=tmp_path), 2, ".safetensors")
     fails(run("decode", net, "-o", "out.pt", "--device", "abacus", cwd=tmp_path), 2, "--device")
 

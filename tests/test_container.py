@@ -523,8 +523,18 @@ def test_masks_of_tensors_that_have_none() -> None:
 
 def test_a_transfer_in_text_mode_is_named() -> None:
     data = encoded_small()
-    for damaged in (b"\x09" + data[1:], data.replace(b"\r\n", b"\n", 1)):
+    for damaged in (
+        bytes(byte & 0x7F for byte in data),
+        data.replace(b"\r\n", b"\n"),
+        data.replace(b"\r\n", b"\r"),
+        data.replace(b"\n", b"\r\n"),
+        data.decode("latin-1").encode(),
+        data.decode(errors="replace").encode(),
+    ):
         with pytest.raises(pemncodec.NotPemnError, match="damaged by a text-mode transfer"):
+            pemncodec.open(io.BytesIO(damaged))
+    for damaged in (b"\x88" + data[1:], data[:4] + b"\0" + data[5:]):
+        with pytest.raises(pemncodec.NotPemnError, match="whose signature is damaged"):
             pemncodec.open(io.BytesIO(damaged))
     with pytest.raises(pemncodec.NotPemnError, match=r"^offset 0: not a \.pemn file$"):
         pemncodec.open(io.BytesIO(b"\x89PNG" + data[4:]))

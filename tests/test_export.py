@@ -117,11 +117,11 @@ def test_command(net: Path, tmp_path: Path, suffix: str) -> None:
         (["-o", "net.pt2", "--device", "cuda"], "--device is for state dicts"),
         (
             ["-o", "net.pt", "--batch", "1"],
-            "--batch, --packed and --trust are for .pt2, .onnx, .pte",
+            "net.pt becomes a state dict: --batch is for networks (.pt2, .onnx, .pte)",
         ),
         (
-            ["-o", "net.safetensors", "--packed"],
-            "--batch, --packed and --trust are for .pt2, .onnx",
+            ["-o", "net.safetensors", "--packed", "--trust", "a:b"],
+            "net.safetensors becomes a state dict: --packed and --trust are for networks",
         ),
         (["-o", "net.pt2", "--batch", "0"], "--batch"),
     ],

@@ -353,7 +353,7 @@ def test_limits_hold_before_anything_is_downloaded(
     assert server.sent == 1 << 17
     few = pemncodec.Limits(decoded_bytes=8 << 20, header_bytes=10_000, manifest_bytes=0)
     server.files["/wide.pemn"] = wide = with_section_of(9 << 20)
-    with pytest.raises(pemncodec.LimitError, match=f"a file of {len(wide)} bytes"):
+    with pytest.raises(pemncodec.LimitError, match=f"a file of {len(wide):,} bytes"):
         pemncodec.open(server.url("/wide.pemn"), limits=few)
     assert server.sent == 3 << 16
 

@@ -256,7 +256,9 @@ def test_words_before_a_prototype_are_limited() -> None:
     pemncodec.open(io.BytesIO(same), limits=Limits(drawn_words=1033)).close()
     with pytest.raises(LimitError):
         pemncodec.open(io.BytesIO(same), limits=Limits(drawn_words=1032))
-    with pytest.raises(LimitError, match="need 1044 words of torch's generator, the limit is 1043"):
+    with pytest.raises(
+        LimitError, match="need 1,044 words of torch's generator, the limit is 1,043"
+    ):
         pemncodec.open(io.BytesIO(data), limits=Limits(drawn_words=1043))
 
 
@@ -267,7 +269,7 @@ def test_a_file_of_far_words_is_refused_at_once() -> None:
     container = decode_container(io.BytesIO(data), Limits())
     sections = [data[e.offset : e.offset + e.length] for e in container.sections]
     front = encode_container(far.encode(), sections, 2)
-    with pytest.raises(LimitError, match="need 4611686018427387920 words"):
+    with pytest.raises(LimitError, match="need 4,611,686,018,427,387,920 words"):
         pemncodec.open(io.BytesIO(b"".join([front, *sections])))
 
 
@@ -277,7 +279,7 @@ def test_more_memory_allows_more_words(tmp_path: Path, run: Run) -> None:
     path.write_bytes(b"".join(encode_contents(Contents((far,), ()))))
     refused = run("verify", path)
     assert refused.returncode != 0
-    assert b"need 8589934608 words of torch's generator" in refused.stderr
+    assert b"need 8,589,934,608 words of torch's generator" in refused.stderr
     assert run("verify", path, "--max-memory", "17G").returncode == 0
 
 

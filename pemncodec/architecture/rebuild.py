@@ -14,7 +14,7 @@ from pemncodec.architecture.layer_modules import build_layer
 from pemncodec.architecture.manifest import layer_arguments
 from pemncodec.architecture.program import Program, UserModule, user_module
 from pemncodec.errors import LimitError, ManifestError, first_line
-from pemncodec.limits import Limits
+from pemncodec.limits import RAISED_BY, Limits
 
 
 def build_module(manifest: dict[str, Any]) -> nn.Module:
@@ -163,7 +163,8 @@ class _Bounded(KnownResults):  # type: ignore[no-untyped-call]
                 size = value.numel() * value.element_size()
                 raise LimitError(
                     "limit",
-                    f"the network computes a value of {size} bytes, the limit is {self.limit}",
+                    f"the network computes a value of {size:,} bytes, the limit is "
+                    f"{self.limit:,}: {RAISED_BY}",
                 )
         return result
 

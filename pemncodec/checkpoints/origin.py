@@ -72,7 +72,7 @@ class Origin:
             if bool((tensor.detach()[unused] != 0).any()):
                 raise EncodeError(
                     f"{name} is not 0 everywhere where the mask of its .pemn file is, as if it had "
-                    "been trained: give it a mask (masks=…)"
+                    "been trained: give it a mask (masks=…, --masks)"
                 )
             masks[name] = mask
         return masks

@@ -93,9 +93,13 @@ def decode(
         text = "\n".join([f"{written:,} bytes", *_lines(dense)])
         _say(output, {"bytes": written, "dense": dense}, text, quiet=quiet, as_json=as_json)
         return
-    if batch is not None or packed or trust:
-        known = ", ".join(_EXPORT_SUFFIXES)
-        raise click.UsageError(f"--batch, --packed and --trust are for {known}")
+    own = {"--batch": batch is not None, "--packed": packed, "--trust": bool(trust)}
+    if given := [name for name, is_given in own.items() if is_given]:
+        what = shown(output) if output != STDIO else "standard output"
+        raise click.UsageError(
+            f"{what} becomes a state dict: {' and '.join(given)} "
+            f"{'are' if len(given) > 1 else 'is'} for networks ({', '.join(_EXPORT_SUFFIXES)})"
+        )
     with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
         count = len(plain_names(file))
         save_state_dict(file, output, device, step)

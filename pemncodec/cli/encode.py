@@ -165,6 +165,9 @@ def encode(
     beside = last_part(source) if is_url(source) else source
     output = output or (STDIO if piped else str(Path(beside).with_suffix(".pemn")))
     check_output(output, source, force=force)
+    suffix = Path(last_part(output) if is_url(output) else output).suffix
+    if suffix not in ("", ".pemn") and (is_url(output) or not _is_device(Path(output))):
+        raise click.BadParameter(f"{shown(output)} must end in .pemn", param_hint="-o")
     written = io.BytesIO()  # for standard output, which code of the user may not reach meanwhile
     with steps(quiet=quiet) as step, user_code():
         step("loading torch", None)
@@ -202,3 +205,8 @@ def encode(
         print_json(report_json(report), to_stderr=output == STDIO)
     elif not quiet:
         print_report(shown(output), report, verbose=verbose, to_stderr=output == STDIO)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether it is a pipe or device, whose name says nothing of what goes there."""
+    return path.exists() and not path.is_file() and not path.is_dir()

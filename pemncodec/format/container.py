@@ -25,6 +25,14 @@ from pemncodec.limits import Limits
 
 SIGNATURE = b"\x89PMN\r\n\x1a\n"
 MAJOR = 0
+_DAMAGED_AS_TEXT = (
+    SIGNATURE.replace(b"\r\n", b"\n"),
+    SIGNATURE.replace(b"\n", b"\r\n"),
+    SIGNATURE.replace(b"\r\n", b"\r"),
+    SIGNATURE.replace(b"\x89", b"\x09"),  # seven bits of each byte
+    SIGNATURE.decode("latin-1").encode(),
+    SIGNATURE.decode(errors="replace").encode(),
+)
 
 
 class Readable(Protocol):
@@ -150,8 +158,10 @@ def check_signature(prefix: bytes) -> None:
         return
     if head and SIGNATURE.startswith(head):
         raise TruncatedError("truncated", "the file ends within its signature", offset=0)
-    if head[1:4] == SIGNATURE[1:4]:
+    if any(head[:6] == damaged[:6] for damaged in _DAMAGED_AS_TEXT):
         raise NotPemnError("not-pemn", "a .pemn file damaged by a text-mode transfer", offset=0)
+    if head[1:4] == SIGNATURE[1:4]:
+        raise NotPemnError("not-pemn", "a .pemn file whose signature is damaged", offset=0)
     raise NotPemnError("not-pemn", "not a .pemn file", offset=0)
 
 

@@ -36,7 +36,7 @@ from pemncodec.format.prototype_rows import (
     decode_prototypes,
     encode_prototypes,
 )
-from pemncodec.limits import Limits
+from pemncodec.limits import RAISED_BY, Limits
 from pemncodec.values.numpy_legacy import is_numpy
 from pemncodec.values.torch_cpu import words_of
 
@@ -350,8 +350,8 @@ def _check_decoded_bytes(
     if total > limits.decoded_bytes:
         raise LimitError(
             "limit",
-            f"the file decodes to {total} bytes, the limit is {limits.decoded_bytes}; "
-            "raise it if you trust the file",
+            f"the file decodes to {total:,} bytes, the limit is {limits.decoded_bytes:,}: "
+            f"{RAISED_BY}",
         )
 
 
@@ -365,8 +365,8 @@ def _check_drawn_words(prototypes: Sequence[PrototypeRow], limits: Limits) -> No
     if total > limits.drawn_words:
         raise LimitError(
             "limit",
-            f"the prototypes need {total} words of torch's generator, the limit is "
-            f"{limits.drawn_words}; raise it if you trust the file",
+            f"the prototypes need {total:,} words of torch's generator, the limit is "
+            f"{limits.drawn_words:,}: {RAISED_BY}",
         )
 
 

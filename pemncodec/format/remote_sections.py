@@ -14,7 +14,7 @@ from pemncodec.format.container import (
     check_section,
     decode_container,
 )
-from pemncodec.limits import Limits
+from pemncodec.limits import RAISED_BY, Limits
 from pemncodec.remote.ranges import Ranges, open_ranges
 
 FIRST_BYTES: Final = 1 << 16
@@ -49,7 +49,8 @@ class RemoteSections:
             most = limits.decoded_bytes + limits.header_bytes + limits.manifest_bytes
             if self._ranges.size > most:
                 raise LimitError(
-                    "limit", f"a file of {self._ranges.size} bytes, the limit is {most}"
+                    "limit",
+                    f"a file of {self._ranges.size:,} bytes, the limit is {most:,}: {RAISED_BY}",
                 )
         except BaseException:
             self.close()
