@@ -116,7 +116,7 @@ def encode(
             `prototypes` are given.
         seed: what `torch.manual_seed` or `np.random.seed` was given, if it is known.
         preset: "fast" for masks that decode at memory speed; "max" for the smallest, which decode
-            at some 25 million weights a second on one core; "default" for the smallest of models
+            at some 30 million weights a second on one core; "default" for the smallest of models
             that this decodes within a second.
         threads: how many to use, torch's among them; None takes as many as can run, and leaves
             torch's alone. The file is the same.
