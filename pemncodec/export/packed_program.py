@@ -5,11 +5,13 @@ Operators of ATen alone: whoever runs the program may fold what they make of con
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -17,21 +19,27 @@ from pemncodec.contents import SeededPrototype, numel
 from pemncodec.export.packing import Packing, TwoValues
 from pemncodec.format.header import MaskedRow
 from pemncodec.tensors import array_to_tensor
-from pemncodec.values.on_device import permutation_on, philox_on, values_of_words
+from pemncodec.values.on_device import philox_on, values_of_words
 from pemncodec.values.philox import normal_quantiles
 
 _CPU = torch.device("cpu")
 
 
-def pack_module(module: nn.Module, packing: Packing, aliases: Mapping[str, str]) -> None:
-    """Replaces weights of a decoded module by bits, and by hooks that make them for each call.
+def pack_module(module: nn.Module, packing: Packing, aliases: Mapping[str, str]) -> str:
+    """Replaces weights of a decoded module by bits, and by a module that makes them for each call.
 
     Args:
         module: the network, changed in place.
         packing: of its file.
         aliases: of its file.
+
+    Returns:
+        Name of the module that makes the weights.
     """
-    weights = _Weights(module, packing)
+    made_by = "packed"
+    while hasattr(module, made_by):
+        made_by += "_"
+    weights = _Weights(packing)
     places: list[tuple[nn.Module, str, str]] = []
     targets = {name: name for name in packing.packed} | dict(aliases)
     for name, target in targets.items():
@@ -40,9 +48,11 @@ def pack_module(module: nn.Module, packing: Packing, aliases: Mapping[str, str])
         for registered in (owner._parameters, owner._buffers):
             if target in packing.packed and registered.pop(attribute, None) is not None:
                 places.append((owner, attribute, target))
+    module.add_module(made_by, weights)
 
     def make(*_: Any) -> None:
-        made = weights.make()
+        made = weights()
+        del module._modules[made_by]  # `forward` may call all children, as that of Sequential does
         for owner, attribute, target in places:
             vars(owner)[attribute] = made[target]
         for owner, _attribute, _target in places:
@@ -52,16 +62,18 @@ def pack_module(module: nn.Module, packing: Packing, aliases: Mapping[str, str])
     def drop(*_: Any) -> None:
         for owner, attribute, _target in places:
             vars(owner).pop(attribute, None)
+        module.add_module(made_by, weights)
 
     module.register_forward_pre_hook(make)
     module.register_forward_hook(drop, always_call=True)
+    return made_by
 
 
-class _Weights:
-    """Makes packed weights of buffers of a module."""
+class _Weights(nn.Module):
+    """Makes packed weights of its buffers."""
 
-    def __init__(self, module: nn.Module, packing: Packing) -> None:
-        self._module = module
+    def __init__(self, packing: Packing) -> None:
+        super().__init__()
         self._rows = [masked.row for masked in packing.packed.values()]
         self._prototypes = packing.prototypes
         self._keep("places", torch.tensor([1 << i for i in range(8)], dtype=torch.uint8))
@@ -79,12 +91,12 @@ class _Weights:
             self._keep(f"prototype_{index}", array_to_tensor(own, prototype.dtype, _CPU))
 
     def _keep(self, name: str, values: Tensor) -> None:
-        self._module.register_buffer(f"packed_{name}", values)
+        self.register_buffer(name, values)
 
     def _kept(self, name: str) -> Tensor:
-        return self._module.get_buffer(f"packed_{name}")
+        return self.get_buffer(name)
 
-    def make(self) -> dict[str, Tensor]:
+    def forward(self) -> dict[str, Tensor]:
         """All packed weights by name."""
         values = {index: self._values(index) for index in self._prototypes}
         return {
@@ -109,7 +121,9 @@ class _Weights:
         values = values_of_words(kind, words, table)
         if not seeded.period:
             return values
-        return values[permutation_on(_CPU, seed, count, seeded.length, stream=stream) % count]
+        # Not `permutation_on`, which writes into memory: what the weights are made by can be moved.
+        keys = philox_on(_CPU, seed, count, count + seeded.length, stream=stream)
+        return values[torch.argsort(keys, stable=True) % count]
 
     def _unpacked(self, bits: Tensor, count: int) -> Tensor:
         return ((bits[:, None] & self._kept("places")) != 0).reshape(-1)[:count]
@@ -125,32 +139,48 @@ class _Weights:
         return torch.where(used, values, 0).reshape(row.shape)
 
 
-def sink_constants(program: ExportedProgram) -> None:
-    """Moves what is made of constants to where it is first used: few weights exist at once."""
+def sink_weights(program: ExportedProgram, made_by: str) -> None:
+    """Moves what makes a weight to where the weight is first used: few weights exist at once.
+
+    Nothing else moves, so what `forward` writes, and what it reads before and after, stay in order.
+
+    Args:
+        program: of a module after `pack_module`, changed in place.
+        made_by: what `pack_module` gave.
+    """
     graph = program.graph
-    given = set(program.graph_signature.user_inputs)
-    constant: set[Node] = set()
-    for node in graph.nodes:
-        own = node.op == "placeholder" and node.name not in given
-        if own or (node.op == "call_function" and all(n in constant for n in node.all_input_nodes)):
-            constant.add(node)
-    unplaced = {node for node in constant if node.op == "call_function"}
+    makers = [node for node in graph.nodes if _is_made_by(node, made_by)]
+    for node in makers:  # as operators of the network: `unflatten` takes a module for one call
+        node.meta["nn_module_stack"] = dict(list(node.meta["nn_module_stack"].items())[:-1])
+    if not all(map(_only_computes, makers)):
+        return
+    movable = set(makers)
 
     def place_inputs(node: Node, before: Node) -> None:
         for given in node.all_input_nodes:
-            if given in unplaced:
-                unplaced.remove(given)
+            if given in movable:
+                movable.remove(given)
                 place_inputs(given, before)
                 before.prepend(given)
 
-    nodes = list(graph.nodes)
-    for node in nodes:
-        if node not in constant:
+    for node in list(graph.nodes):
+        if node not in movable:
             place_inputs(node, node)
-    for node in reversed(nodes):
-        if node in unplaced:
+    for node in reversed(makers):
+        if node in movable:
             graph.erase_node(node)
-        elif node in constant:
-            for key in ("source_fn_stack", "torch_fn", "from_node"):
-                node.meta.pop(key, None)
     program.graph_module.recompile()
+
+
+def _is_made_by(node: Node, name: str) -> bool:
+    """Whether the module of that name computes it."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return node.op == "call_function" and bool(stack) and stack[-1][0] == name
+
+
+def _only_computes(node: Node) -> bool:
+    """Whether all that an operator does is to give what its inputs determine."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return target is operator.getitem
+    return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags

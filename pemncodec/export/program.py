@@ -14,10 +14,17 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from pemncodec.architecture.exported import quiet
+from pemncodec.architecture.isolation import working_copy
 from pemncodec.decoding import load_module
 from pemncodec.errors import ExportError
-from pemncodec.export.packed_program import pack_module, sink_constants
+from pemncodec.export.packed_program import pack_module, sink_weights
 from pemncodec.export.packing import Packing, plan_packing
+from pemncodec.export.program_proof import (
+    drawn_inputs,
+    outputs_of,
+    program_outputs,
+    same_outputs,
+)
 from pemncodec.format.atomic import write_file
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import Limits
@@ -41,13 +48,15 @@ def to_program(
     Args:
         source: a path, a URL, or a binary file object.
         packed: masks as bits, of which the program makes the weights when it is called; False
-            holds the weights.
+            holds the weights. Before a packed program is returned it is run once: its outputs are
+            those of the network, bit for bit.
         batch: batch size to fix; None lets it vary, and so every size that may.
         limits: bounds on what the file may decode to.
         trust: as in `pemncodec.decode`.
 
     Raises:
-        ExportError: torch.export cannot export it so; the message says why.
+        ExportError: torch.export cannot export it so, or the packed program's outputs differ from
+            the network's; the message says why.
         DecodeError: as in `pemncodec.decode`.
     """
     program, _ = program_and_dense(source, packed, batch=batch, limits=limits, trust=trust)
@@ -92,15 +101,33 @@ def export_program(
 ) -> ExportedProgram:
     """The network of an open file; see `to_program`."""
     module = load_module(file, "cpu", trust)
-    if packing is not None:
-        pack_module(module, packing, file.aliases)
-    program = _export(module, (file.manifest or {}).get("inputs", []), batch)
-    if packing is not None:
-        sink_constants(program)
+    examples, varying = _examples((file.manifest or {}).get("inputs", []), batch)
+    if packing is None:
+        return _export(module, examples, varying)
+    inputs = drawn_inputs(examples)
+    try:
+        expected = outputs_of(working_copy(module), inputs)
+    except Exception as error:
+        raise ExportError(f"the network fails on inputs of its file: {cause_of(error)}") from error
+    made_by = pack_module(module, packing, file.aliases)
+    program = _export(module, examples, varying)
+    sink_weights(program, made_by)
+    outputs = program_outputs(program, inputs)
+    if not same_outputs(outputs, expected):
+        # torch.export may choose other operators than the module, which round differently.
+        dense = _export(load_module(file, "cpu", trust), examples, varying)
+        if not same_outputs(outputs, program_outputs(dense, inputs)):
+            raise ExportError(
+                "the packed program's outputs differ from the network's: "
+                "export it without --packed (packed=False)"
+            )
     return program
 
 
-def _export(module: nn.Module, inputs: list[dict[str, Any]], batch: int | None) -> ExportedProgram:
+def _examples(
+    inputs: list[dict[str, Any]], batch: int | None
+) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Inputs as a file describes them, and their sizes that vary, by axis."""
     if not inputs:
         raise ExportError("the file does not say what the network takes")
     if batch is not None and batch < 1:
@@ -112,24 +139,28 @@ def _export(module: nn.Module, inputs: list[dict[str, Any]], batch: int | None) 
         varying = {axis: Dim.DYNAMIC for axis, n in enumerate(item["shape"]) if n is None}
         if batch is not None and varying.pop(0, None) is not None:
             sizes = [batch, *sizes[1:]]
-        examples.append(_example(sizes, getattr(torch, item["dtype"])))
+        examples.append(torch.zeros(sizes, dtype=getattr(torch, item["dtype"])))
         dynamic.append(varying)
+    return tuple(examples), tuple(dynamic)
+
+
+def _export(
+    module: nn.Module, examples: tuple[Tensor, ...], varying: tuple[dict[int, Any], ...]
+) -> ExportedProgram:
     with quiet():
         try:
-            program = torch.export.export(
-                module, tuple(examples), dynamic_shapes=tuple(dynamic), strict=False
-            )
+            program = torch.export.export(module, examples, dynamic_shapes=varying, strict=False)
         except Exception as error:
-            hint = "; a fixed batch may do: --batch 1 (batch=1)" if batch is None else ""
+            hint = (
+                "; a fixed batch may do: --batch 1 (batch=1)"
+                if any(0 in axes for axes in varying)
+                else ""
+            )
             raise ExportError(f"torch.export: {cause_of(error)}{hint}") from error
     for graph in program.graph_module.modules():
         for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of this machine
     return program
-
-
-def _example(sizes: list[int], dtype: torch.dtype) -> Tensor:
-    return torch.zeros(sizes, dtype=dtype)
 
 
 def require(form: str, packages: tuple[str, ...], command: str) -> None:
