@@ -486,16 +486,98 @@ WRITES: dict[str, Callable[[nn.Module], object]] = {
     "into several": lambda m: torch._foreach_zero_([m.own]),
     "as a result": lambda m: torch.add(torch.zeros(8, 8), 1, out=m.own),
     "embedding with a norm": lambda m: functional.embedding(TOKENS, m.words.weight, max_norm=0.1),
+    "a row": lambda m: m.own[0].zero_(),
+    "a weight": lambda m: m.own.__setitem__((0, 0), 100.0),
+    "some": lambda m: m.own.__setitem__(torch.eye(8) > 0, 100.0),
+    "a part of its data": lambda m: m.own.data.__setitem__(slice(5), 7.0),
+    "a row of its data": lambda m: m.own.data[0].add_(1),
+    "its data": lambda m: setattr(m.own, "data", torch.zeros(8, 8)),
+    "data of a view": lambda m: setattr(m.own[0], "data", torch.zeros(8)),
+    "a flat view": lambda m: m.own.view(-1)[:10].fill_(9),
+    "flattened": lambda m: m.own.flatten().zero_(),
+    "reshaped": lambda m: m.own.reshape(4, 16).zero_(),
+    "another dtype": lambda m: m.own.view(torch.int32).zero_(),
+    "transposed": lambda m: m.own.T.zero_(),
+    "a transposed row": lambda m: m.own.t()[0].zero_(),
+    "a chunk": lambda m: m.attention.in_proj_weight.chunk(3)[1].mul_(2),
+    "one of a pair": lambda m: m.own.split(4)[0].mul_(2),
+    "a row of rows": lambda m: m.own.unbind()[3].mul_(2),
+    "a diagonal": lambda m: m.own.diagonal().fill_(0),
+    "a view as a result": lambda m: torch.add(torch.zeros(8), 1, out=m.own[0]),
+    "views": lambda m: torch._foreach_mul_([m.own[0], torch.ones(8)], 2),
+    "a detached view": lambda m: m.own[0].detach().zero_(),
+    "orthogonal values": lambda m: nn.init.orthogonal_(m.own),
+    "the identity": lambda m: nn.init.eye_(m.own),
+    "a vector": lambda m: nn.utils.vector_to_parameters(torch.zeros(64), [m.own]),
+    "a step": lambda m: step(m.own, foreach=False),
+    "a step of all": lambda m: step(m.own, foreach=True),
 }
 
 
+def step(weight: Tensor, *, foreach: bool) -> None:
+    weight.grad = torch.ones(8, 8)
+    torch.optim.SGD([weight], lr=1.0, foreach=foreach).step()
+
+
+@pytest.fixture(scope="module")
+def written_to(manifest: dict[str, Any]) -> nn.Module:
+    prototypes = (PROTOTYPES["short seed"], PROTOTYPES["long torch"])
+    return pemncodec.decode(file_of(manifest, prototypes), packed=True)
+
+
 @pytest.mark.parametrize("way", WRITES)
-def test_nothing_is_written(stream: io.BytesIO, way: str) -> None:
-    packed = pemncodec.decode(stream, packed=True)
-    expected = packed(TOKENS)
-    with torch.no_grad(), pytest.raises(RuntimeError, match="a packed weight cannot be written to"):
-        WRITES[way](packed)
-    assert torch.equal(packed(TOKENS), expected)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_nothing_is_written(written_to: nn.Module, way: str, mode: Callable[[], Any]) -> None:
+    expected = written_to(TOKENS)
+    with mode(), pytest.raises(RuntimeError, match="a packed weight cannot be written to"):
+        WRITES[way](written_to)
+    assert torch.equal(written_to(TOKENS), expected)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_views_are_read(stream: io.BytesIO, mode: Callable[[], Any]) -> None:
+    dense, packed = pemncodec.decode(stream), pemncodec.decode(stream, packed=True)
+    x, y = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    with mode():
+        # Three products of three chunks, since query, key and value differ.
+        first, second = (model.attention(x, y, x + y) for model in (dense, packed))
+        assert torch.equal(first[0], second[0])
+        assert torch.equal(first[1], second[1])
+        mine, own = packed.own, dense.own
+        for part in (
+            lambda w: functional.linear(x, w[2:5]),
+            lambda w: x @ w.T[:, 1:] + w[0, 1:],
+            lambda w: w.reshape(2, 4, 8).permute(2, 0, 1).flatten(1)[::2].contiguous(),
+            lambda w: torch.cat([w.chunk(2)[1], w]).sum(0),
+            lambda w: torch.einsum("bij,kj->bik", x, w.view(8, 8)),
+        ):
+            assert torch.equal(part(mine), part(own))
+        for written in (mine[0].clone(), mine[0] * 2, mine.T.reshape(-1), mine[:3].double()):
+            expected = written.mul(0.5)
+            assert torch.equal(written.mul_(0.5), expected)
+            assert type(written) is Tensor
+        assert torch.equal(mine + 0, own)
+    assert mine[0].tolist() == own[0].tolist()
+    assert str(mine[0].clone()) == str(own[0].detach().clone())
+    assert repr(mine[0]).startswith("DenseView([")
+    assert not mine[0].detach().numpy().flags.writeable
+    assert np.array_equal(np.asarray(mine[0]), own[0].detach())
+    assert type(copy.deepcopy(mine[0].detach())) is Tensor
+    assert torch.equal(pickle.loads(pickle.dumps(mine[1])), own[1])  # noqa: S301
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
+def test_views_are_compiled(stream: io.BytesIO) -> None:
+    dense, packed = pemncodec.decode(stream), pemncodec.decode(stream, packed=True)
+
+    def part(model: nn.Module, x: Tensor) -> Tensor:
+        query, _, value = model.attention.in_proj_weight.chunk(3)
+        return functional.linear(functional.linear(x, query), value[2:]) @ model.own.T[:6]
+
+    torch._dynamo.reset()
+    compiled, x = torch.compile(part, backend="aot_eager", fullgraph=True), torch.randn(2, 8)
+    with torch.no_grad():
+        assert torch.equal(compiled(packed, x), part(dense, x))
 
 
 def test_nothing_is_trained(stream: io.BytesIO) -> None:
