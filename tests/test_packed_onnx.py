@@ -16,6 +16,7 @@ from conftest import ROOT, random_masks
 from torch import Tensor, nn
 
 import pemncodec
+from pemncodec import ExportError
 from pemncodec.cli import cli
 from pemncodec.contents import (
     Contents,
@@ -295,6 +296,62 @@ def test_what_a_runtime_would_not_compute_once(monkeypatch: pytest.MonkeyPatch) 
         said = to_onnx(file, io.BytesIO(), packed=True)
         assert said.keys() == why.keys()
         assert all(why[name] in reason for name, reason in said.items())
+
+
+class NamedAsInput(nn.Module):
+    """Its tensors have names of an input, of outputs, and such as operators get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.randn(41, 41))
+        self.matmul = nn.Parameter(torch.randn(41, 41))
+        self.w12 = nn.Parameter(torch.randn(41, 41))
+        self.x_ = nn.Parameter(torch.full((41, 41), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.x).relu() @ self.matmul @ self.w12 + (x @ self.x_)
+
+
+class ReturnsWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(41, 41)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight = self.layer.weight
+        return self.layer(x), weight, weight.t()
+
+
+class ReturnsTransposed(ReturnsWeight):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.layer.weight.t()
+        return x @ weight, weight
+
+
+@pytest.mark.parametrize("network", [NamedAsInput, ReturnsWeight, ReturnsTransposed])
+def test_names_of_tensors_and_outputs(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = with_random_padding(network())
+    masks = {name: mask for name, mask in random_masks(model).items() if name != "x_"}
+    file = encoded(model, ROWS, masks=masks)
+    (packed, said), (dense, _) = exported(file, packed=True), exported(file)
+    assert not said
+    onnx.checker.check_model(packed, full_check=True)
+    for asked in ("input", "output"):
+        names = [[value.name for value in getattr(m.graph, asked)] for m in (packed, dense)]
+        assert names[0] == names[1]
+    feeds = {"x": ROWS.numpy()}
+    for actual, expected in zip(run(packed, feeds), run(dense, feeds), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6 * abs(expected).max())
+
+
+def test_no_file_that_no_runtime_opens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = with_random_padding(linear_network())
+    file = encoded(model, ROWS, masks=random_masks(model))
+    monkeypatch.setattr("pemncodec.export.onnx_graph.OnnxGraph._new_name", lambda _: "w")
+    with pytest.raises(ExportError, match="no valid ONNX model"):
+        to_onnx(file, tmp_path / "net.onnx", packed=True)
+    assert not (tmp_path / "net.onnx").exists()
 
 
 # ------------------------------------------------------------------------ trained tensors

@@ -44,6 +44,7 @@ def to_onnx(
     require("onnx", ("onnx", "onnxscript"), "pip install onnx onnxscript")
     with open_file(source, limits=limits) as file:
         model, dense = _packed_model(file, options) if packed else (_model(file, options), {})
+    _check(model)
     write_file([model.SerializeToString()], target)
     return dense
 
@@ -68,13 +69,13 @@ def _packed_model(
     model, made = _exported(file, names, options)
     graph = OnnxGraph(_names(model))
     masked = MaskedTensors(graph, packing)
-    for name in made:
+    for name, under in made.items():
         target = aliases.get(name, name)
         if target in packing.packed:
             rank = len(packing.packed[target].row.shape)
-            masked.add(target, *_take_transposed(model.graph, name, rank))
+            masked.add(target, *_take_transposed(model.graph, under, rank))
         else:
-            dense[target](graph, name)
+            dense[target](graph, under)
     _strip_names(model)
     nodes = [*graph.nodes, *model.graph.node]
     del model.graph.node[:]
@@ -89,7 +90,8 @@ def _take_transposed(graph: GraphProto, name: str, rank: int) -> tuple[str, tupl
     A Transpose that is all the graph does with the tensor is taken out.
     """
     users = [node for part in _graphs(graph) for node in part.node if name in node.input]
-    if len(users) != 1 or users[0].op_type != "Transpose" or users[0] not in graph.node:
+    returned = any(name == value.name for value in graph.output)
+    if returned or len(users) != 1 or users[0].op_type != "Transpose" or users[0] not in graph.node:
         return name, tuple(range(rank))
     graph.node.remove(users[0])
     axes = (tuple(attribute.ints) for attribute in users[0].attribute)
@@ -98,7 +100,7 @@ def _take_transposed(graph: GraphProto, name: str, rank: int) -> tuple[str, tupl
 
 def _exported(
     file: PemnFile, names: Collection[str], options: Mapping[str, Any]
-) -> tuple[ModelProto, list[str]]:
+) -> tuple[ModelProto, dict[str, str]]:
     """The network in ONNX.
 
     Args:
@@ -107,7 +109,8 @@ def _exported(
         options: of `export_program`.
 
     Returns:
-        The model, and which of these tensors it uses, without holding them.
+        The model, and which of these tensors it uses, without holding them, each with the name
+        that it has there: another one than its own where an input or an output has that.
     """
     program = export_program(file, None, **options)
     with quiet():
@@ -116,11 +119,16 @@ def _exported(
             assert exported is not None
             graph = exported.model.graph
             count = len(graph.inputs)
-            lifted = [name for name in graph.initializers if name in names]
+            lifted = {name: v for name, v in graph.initializers.items() if name in names}
+            taken = {value.name for value in graph.inputs}
+            taken.update(value.name for node in graph for value in node.outputs)
             # As inputs, so that optimizing cannot look into them, nor merge or transpose them.
-            for name in lifted:
-                value = graph.initializers.pop(name)
+            for name, value in lifted.items():
+                del graph.initializers[name]
                 value.const_value = None
+                while value.name in taken or value.name in graph.initializers:
+                    value.name = f"{value.name}_"
+                taken.add(value.name)
                 graph.inputs.append(value)
             exported.optimize()
             model = exported.model_proto
@@ -129,7 +137,16 @@ def _exported(
     del model.graph.input[count:]
     _strip_metadata(model)
     used = _names(model)
-    return model, [name for name in lifted if name in used]
+    return model, {name: str(v.name) for name, v in lifted.items() if v.name in used}
+
+
+def _check(model: ModelProto) -> None:
+    from onnx import checker
+
+    try:
+        checker.check_model(model)
+    except checker.ValidationError as error:
+        raise ExportError(f"the export is no valid ONNX model: {cause_of(error)}") from error
 
 
 def _strip_metadata(model: ModelProto) -> None:
@@ -155,7 +172,7 @@ def _names(model: ModelProto) -> set[str]:
         name
         for graph in _graphs(model.graph)
         for part in (
-            *((value.name,) for value in (*graph.input, *graph.initializer)),
+            *((value.name,) for value in (*graph.input, *graph.output, *graph.initializer)),
             *((*node.input, *node.output) for node in graph.node),
         )
         for name in part
