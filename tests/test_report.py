@@ -486,6 +486,34 @@ def test_few_models_are_columns(folder: Path, run: Run) -> None:
     assert line.split()[1:] == ["365,872", f"{size:,}"]
 
 
+@pytest.mark.parametrize(("width", "shares"), [(80, [2, 2]), (140, [4])])
+def test_few_models_are_columns_of_several_tables(
+    folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int,
+    shares: list[int],
+) -> None:  # fmt: skip
+    names = [f"mixer-mask-keep-{n}.pemn" for n in range(4)]
+    for name in names:
+        shutil.copy(folder / "net.pemn", tmp_path / name)
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = run("report", *names, "--forms", "csr,safetensors").stdout.decode().splitlines()
+    assert max(map(len, lines)) <= width
+    heads = [line.split() for line in lines if "keep-" in line]
+    assert [name for head in heads for name in head] == names
+    assert list(map(len, heads)) == shares
+    found = [line.split()[1:] for line in lines if line.split()[:1] == ["CSR"]]
+    assert found == [["387,714"] * share for share in shares]
+
+
+def test_many_narrow_models_stay_lines(
+    folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcdef":
+        shutil.copy(folder / "net.pemn", tmp_path / f"{name}.pemn")
+    monkeypatch.setenv("COLUMNS", "60")
+    text = run("report", *(f"{n}.pemn" for n in "abcdef"), "--forms", "csr").stdout.decode()
+    assert all(text.count(f"{name}.pemn") > 2 for name in "abcdef")
+
+
 def test_markdown_and_latex_are_for_papers(folder: Path, run: Run, tmp_path: Path) -> None:
     paths = [folder / "net.pemn", folder / "<b>&.pemn"]
     assert run("report", *paths, "--markdown", "r.md", "--latex", "r.tex").returncode == 0
@@ -640,6 +668,27 @@ def test_figures_need_matplotlib(folder: Path, run: Run, monkeypatch: pytest.Mon
 
 
 # -------------------------------------------------------------------------------------- errors
+
+
+def test_of_several_files_one_that_cannot_be_used_is_left_out(
+    folder: Path, run: Run, tmp_path: Path
+) -> None:
+    shutil.copy(folder / "net.pemn", tmp_path / "net.pemn")
+    (tmp_path / "cut.pemn").write_bytes((folder / "net.pemn").read_bytes()[:-9])
+    (tmp_path / "empty.pt").write_bytes(b"")
+    result = run("report", "cut.pemn", "net.pemn", "empty.pt", "--forms", "csr", "--json",
+                 "--csv", "r.csv")  # fmt: skip
+    assert result.returncode == 1
+    cut, empty = result.stderr.decode().splitlines()
+    assert cut.startswith("pemn: cut.pemn: the file has ")
+    assert empty == "pemn: empty.pt: cannot load this: the file is empty; left out"
+    assert [model["name"] for model in json.loads(result.stdout)["models"]] == ["net.pemn"]
+    assert [row["model"] for row in rows(tmp_path / "r.csv")] == ["net.pemn"]
+    none = run("report", "cut.pemn", "empty.pt", "--csv", "none.csv")
+    assert (none.returncode, none.stdout) == (1, b"")
+    assert len(none.stderr.splitlines()) == 2
+    fails(run("report", "net.pemn", "nobody.pemn", "empty.pt"), 1, "nobody.pemn: No such file")
+    assert not (tmp_path / "none.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -19,18 +20,29 @@ if TYPE_CHECKING:
 
 _WIDTH = 100  # characters, where nothing says how many there are
 _ENDLESS = 10_000
+_FEW = 5  # models, which are compared best side by side
 
 
 def print_costs(models: Sequence[ModelCosts], columns: Sequence[Column]) -> None:
-    """Prints a column for each model while that fits, else a line for each, in several tables."""
+    """Prints a column for each of few models, a line for each of many, in tables that fit."""
     width = shutil.get_terminal_size((_WIDTH, 0)).columns
-    upright = _upright(models, columns)
-    tables = [upright] if _width(upright) <= width else list(_blocks(models, columns, width))
+    tables = _beside(models, columns, width) or _blocks(models, columns, width)
     for table in tables:
         # A name that is longer than a line is not cut.
         Console(width=max(width, _width(table)), highlight=False).print(table)
     if note := estimates(models, columns):
         Console(highlight=False, soft_wrap=True).print(note)
+
+
+def _beside(models: Sequence[ModelCosts], columns: Sequence[Column], width: int) -> list[Table]:
+    """Tables of a column for each model, several only for few; none where they do not fit."""
+    most = (len(models) + 1) // 2 if len(models) <= _FEW else 1  # one alone compares nothing
+    for count in range(1, most + 1):
+        ends = [len(models) * number // count for number in range(count + 1)]
+        tables = [_upright(models[start:end], columns) for start, end in pairwise(ends)]
+        if all(_width(table) <= width for table in tables):
+            return tables
+    return []
 
 
 def _upright(models: Sequence[ModelCosts], columns: Sequence[Column]) -> Table:

@@ -24,6 +24,7 @@ from pemncodec.cli.options import (
 )
 from pemncodec.cli.streams import (
     STDIO,
+    BadDataError,
     FileName,
     check_output,
     check_source,
@@ -31,7 +32,7 @@ from pemncodec.cli.streams import (
     named,
 )
 from pemncodec.cli.terminal import Step, print_json, steps, visible
-from pemncodec.errors import EncodeArgumentError
+from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.format.atomic import write_file
 from pemncodec.limits import limits_within
 from pemncodec.remote.urls import is_url, shown
@@ -109,7 +110,8 @@ def report(
 
     Masked checkpoints (.pt, .pth, .safetensors) are encoded first, without an architecture; those
     with scores alone (official PEMN) need --keep. Checkpoints without masks are shown as the dense
-    models they are. A dash in place of a PATH prints that table instead of the usual one.
+    models they are. Of several files, one that cannot be used is named and left out, and the exit
+    status is 1. A dash in place of a PATH prints that table instead of the usual one.
 
     \b
     pemn report *.pemn k50.pt --keep-of k50.pt=0.5 --html sizes.html --latex sizes.tex
@@ -123,8 +125,11 @@ def report(
         raise click.UsageError("--html writes a file")
     outputs = [path for path in (*tables.values(), html) if path and path != STDIO]
     _check_outputs(outputs, figures, sources, force=force)
+    # One of several that cannot be used is left out; one that is not there ends all at once.
+    ignored = () if len(sources) == 1 else (EncodeError,)
     for source in sources:
-        check_source(source)
+        with contextlib.suppress(*ignored):
+            check_source(source)
     with steps(quiet=False) as step:
         step("loading torch", None)
         from pemncodec.cli.costs_table import print_costs
@@ -143,14 +148,18 @@ def report(
             trust_pickle=trust_pickle,
             limits=limits_within(max_memory),
         )
-        models = _measure(sources, options, keep_of, step)
+        models, unusable = _measure(sources, options, keep_of, step)
         given = [name for name in ("--keep", "--rule") if name in mask_arguments.given()]
         drawn = {}
-        if figures is not None:
+        if figures is not None and models:
             from pemncodec.report.figures import draw_figures
 
             step("drawing figures", None)
             drawn = draw_figures(models)
+    for said in unusable:
+        click.echo(f"pemn: {visible(said)}", err=True)
+    if not models:
+        raise click.exceptions.Exit(1)
     if given and not any(model.ranked for model in models):
         click.echo(f"{' and '.join(given)}: there are no scores to apply it to", err=True)
     for model in models:
@@ -179,14 +188,19 @@ def report(
         Path(figures).mkdir(exist_ok=True)
         for name, data in drawn.items():
             write_file([data], Path(figures, name))
+    if unusable:
+        raise click.exceptions.Exit(1)
 
 
 def _measure(
     sources: Sequence[str], options: CostOptions, keep_of: dict[str, Keep], step: Step
-) -> list[ModelCosts]:
+) -> tuple[list[ModelCosts], list[str]]:
+    """What models cost, and what is wrong with files that are left out as they cannot be used."""
     from pemncodec.report.costs import model_costs
 
-    models = []
+    models: list[ModelCosts] = []
+    unusable: list[str] = []
+    names = dict(zip(sources, _names(sources), strict=True))
     for number, source in enumerate(sources, 1):
         place = f"{visible(shown(source))} ({number} of {len(sources)})"
 
@@ -194,11 +208,17 @@ def _measure(
             step(f"{place}: {what}", share)
 
         show("reading", None)
-        with _named(source, alone=len(sources) == 1), checkpoint_path(source) as path:
-            keep = keep_of.get(source)
-            models.append(model_costs(path, options, keep=keep, name=shown(source), progress=show))
-    names = _names(sources)
-    return [replace(model, name=name) for model, name in zip(models, names, strict=True)]
+        try:
+            with _named(source, alone=len(sources) == 1), checkpoint_path(source) as path:
+                keep = keep_of.get(source)
+                costs = model_costs(path, options, keep=keep, name=shown(source), progress=show)
+        except BadDataError as error:
+            if len(sources) == 1:
+                raise
+            unusable.append(f"{error}; left out")
+        else:
+            models.append(replace(costs, name=names[source]))
+    return models, unusable
 
 
 def _split(names: str) -> list[str]:
