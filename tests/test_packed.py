@@ -259,7 +259,7 @@ def test_what_a_module_shows(manifest: dict[str, Any]) -> None:
     stream = file_of(manifest, (own, *PROTOTYPES.values(), *PROTOTYPES.values()))
     packed = pemncodec.decode(stream, packed=True)
     shown = str(packed)
-    assert shown.startswith("Everything(\n  dense own: nearly as many values as weights\n")
+    assert shown.startswith("Everything(\n  dense own: hardly smaller packed\n")
     assert "100,003 uniform values, from seed 7" in shown
     assert "values × 0.3" in shown
     assert "signs" in shown

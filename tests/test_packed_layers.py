@@ -39,8 +39,8 @@ def weights(
         return packed["weight"], load_tensors(file, "cpu")["weight"]
 
 
-def installed(layer: Any, weight: Tensor) -> Any:
-    install_weights(layer, {"weight": weight}, ["weight"])
+def installed(layer: Any, weight: Tensor, name: str = "weight") -> Any:
+    install_weights(layer, {name: weight}, [name])
     return layer.eval()
 
 
@@ -156,6 +156,14 @@ def test_weights_that_are_made_in_parts(
     assert torch.equal(packed.to(torch.float16).dense(), dense.half())
     made = devices.expand_on_device(packed.recipe, packed.bits, packed.prototype, packed.dtype)
     assert torch.equal(made.view(333, 401), dense)
+
+
+def test_a_buffer_stays_dense() -> None:
+    layer = installed(nn.BatchNorm1d(4), torch.zeros(4), "running_mean")
+    assert "dense running_mean: only parameters are packed" in str(layer)
+    assert "dense weight: hardly smaller packed" in str(
+        installed(nn.Linear(4, 4), torch.ones(4, 4))
+    )
 
 
 def test_many_rows_of_an_embedding() -> None:

@@ -75,7 +75,12 @@ def install_weights(
                 made.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=False))
                 setattr(owner, leaf, made[id(tensor)])
         elif name in masked:
-            _add_note(owner, leaf)
+            why = (
+                "hardly smaller packed"
+                if leaf in owner._parameters
+                else "only parameters are packed"
+            )
+            _add_note(owner, f"{leaf}: {why}")
     for owner in {id(owner): owner for owner, _, _ in packed_weights(module)}.values():
         owner._register_state_dict_hook(_flatten_entries)  # type: ignore[no-untyped-call]
         owner._register_load_state_dict_pre_hook(_join_entries, with_module=True)  # type: ignore[no-untyped-call]
@@ -169,5 +174,5 @@ def _extra_repr(owner: nn.Module, *dense: str) -> str:
     parts = [type(owner).extra_repr(owner)]
     for name, weight in _own_weights(owner).items():
         parts.append(f"packed {name}: {weight.source_in_words}")
-    parts += [f"dense {name}: nearly as many values as weights" for name in dense]
+    parts += [f"dense {reason}" for reason in dense]
     return ", ".join(filter(None, parts))
