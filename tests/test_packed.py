@@ -164,6 +164,12 @@ def assert_same_module(first: nn.Module, second: nn.Module) -> None:
 # --------------------------------------------------------------------------------- results
 
 
+@pytest.mark.parametrize("given", ["net.pemn", b"bytes", {}, None])
+def test_only_modules_are_unpacked(given: Any) -> None:
+    with pytest.raises(TypeError, match="unpack takes a module that decode made, not "):
+        pemncodec.unpack(given)
+
+
 @pytest.mark.parametrize("which", PROTOTYPES)
 def test_every_prototype_gives_the_dense_results(manifest: dict[str, Any], which: str) -> None:
     stream = file_of(manifest, (PROTOTYPES[which],))

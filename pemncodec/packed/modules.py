@@ -26,7 +26,12 @@ def unpack(module: Module) -> Module:
 
     Returns:
         The module itself.
+
+    Raises:
+        TypeError: it is no module, such as the name of a file.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"unpack takes a module that decode made, not {module!r:.60}")
     dense: dict[int, nn.Parameter] = {}
     for owner, name, weight in list(packed_weights(module)):
         if id(weight) not in dense:
