@@ -162,7 +162,7 @@ class _Exporter:
         Where one of them has to be exported, most others have to be as well.
         """
         if self.example is None:
-            raise UntraceableError("to export it, example inputs are needed (example_inputs=…)")
+            raise UntraceableError("to export it, give --example-shape (example_inputs=…)")
         root = working_copy(self.root).train(self.training)
         with isolated(root), ExitStack() as stack, torch.no_grad():
             calls = {
