@@ -122,13 +122,17 @@ def _exported(
             lifted = {name: v for name, v in graph.initializers.items() if name in names}
             taken = {value.name for value in graph.inputs}
             taken.update(value.name for node in graph for value in node.outputs)
+            for name, value in list(graph.initializers.items()):
+                if name in taken or name in names:
+                    del graph.initializers[name]
+                    while value.name in taken or value.name in graph.initializers:
+                        value.name = f"{value.name}_"
+                    taken.add(value.name)
+                    if name not in names:
+                        graph.initializers[str(value.name)] = value
             # As inputs, so that optimizing cannot look into them, nor merge or transpose them.
-            for name, value in lifted.items():
-                del graph.initializers[name]
+            for value in lifted.values():
                 value.const_value = None
-                while value.name in taken or value.name in graph.initializers:
-                    value.name = f"{value.name}_"
-                taken.add(value.name)
                 graph.inputs.append(value)
             exported.optimize()
             model = exported.model_proto
