@@ -26,7 +26,7 @@ from pemncodec.remote.urls import is_url, last_part
 
 try:
     from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
 except ModuleNotFoundError as error:
     if error.name != "huggingface_hub":  # but one that it needs
         raise
@@ -82,12 +82,6 @@ def from_pretrained(
     if Path(name).is_file():
         return decode(name, **options)
     try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise FileNotFoundError(
-            errno.ENOENT, "there is no such folder, and no repository has such a name", name
-        ) from None
-    try:
         path = hf_hub_download(
             name,
             filename,
@@ -98,6 +92,10 @@ def from_pretrained(
             token=token,
             library_name="pemncodec",
         )
+    except HFValidationError:
+        raise FileNotFoundError(
+            errno.ENOENT, "there is no such folder, and no repository has such a name", name
+        ) from None
     except OSError as error:
         error.add_note(f"The Hub was asked, since there is no folder {name!r} here.")
         raise
