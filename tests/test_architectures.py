@@ -245,7 +245,7 @@ def test_not_the_name_of_code(builder: str) -> None:
 
 
 def test_code_and_no_manifest() -> None:
-    with pytest.raises(EncodeArgumentError, match="turned off"):
+    with pytest.raises(EncodeArgumentError, match="stores no --builder"):
         encoded(made(11), builder=("a:b", {}), manifest=False)
 
 
