@@ -356,6 +356,21 @@ def test_no_file_that_no_runtime_opens(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not (tmp_path / "net.onnx").exists()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_models_that_are_too_large_for_protobuf(
+    packed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(_: object) -> None:
+        raise ValueError("This protobuf of onnx model is too large (>2 GiB).")
+
+    model = with_random_padding(linear_network())
+    file = encoded(model, ROWS, masks=random_masks(model))
+    monkeypatch.setattr("onnx.checker.check_model", refuse)
+    with pytest.raises(ExportError, match=r"cannot export to ONNX: .* too large \(>2 GiB\)"):
+        to_onnx(file, tmp_path / "net.onnx", packed=packed)
+    assert not (tmp_path / "net.onnx").exists()
+
+
 # ------------------------------------------------------------------------ trained tensors
 
 

@@ -32,8 +32,8 @@ def to_onnx(
     Inputs are named as the arguments of `forward`.
 
     Args:
-        source: a path, or a binary file object.
-        target: a path, or a binary file object.
+        source: a path, a URL, or a binary file object.
+        target: likewise.
         packed: masks as bits, and standard operators that make the weights of them when a session
             is made; False stores the weights.
         limits: bounds on what the file may decode to.
@@ -44,8 +44,7 @@ def to_onnx(
     require("onnx", ("onnx", "onnxscript"), "pip install onnx onnxscript")
     with open_file(source, limits=limits) as file:
         model, dense = _packed_model(file, options) if packed else (_model(file, options), {})
-    _check(model)
-    write_file([model.SerializeToString()], target)
+    write_file([_checked(model)], target)
     return dense
 
 
@@ -144,13 +143,18 @@ def _exported(
     return model, {name: str(v.name) for name, v in lifted.items() if v.name in used}
 
 
-def _check(model: ModelProto) -> None:
+def _checked(model: ModelProto) -> bytes:
+    """The bytes of a model that runtimes can open."""
     from onnx import checker
 
     try:
-        checker.check_model(model)
+        data: bytes = model.SerializeToString()
+        checker.check_model(data)
     except checker.ValidationError as error:
         raise ExportError(f"the export is no valid ONNX model: {cause_of(error)}") from error
+    except Exception as error:  # of protobuf, in which a model has at most 2 GiB
+        raise ExportError(f"cannot export to ONNX: {cause_of(error)}") from error
+    return data
 
 
 def _strip_metadata(model: ModelProto) -> None:
