@@ -62,12 +62,14 @@ class Container:
         version: major and minor version of the format.
         header: the header's JSON, decompressed.
         size: bytes of the front: signature, header, table and their checksum.
+        crc: that checksum.
         sections: in file order.
     """
 
     version: tuple[int, int]
     header: bytes
     size: int
+    crc: int
     sections: tuple[SectionEntry, ...]
 
     @property
@@ -112,12 +114,13 @@ def decode_container(stream: Readable, limits: Limits) -> Container:
         raise LimitError("limit", f"more sections than the limit of {limits.sections}")
     rest = _read(stream, frame_size + table_size + _CRC.size, _PREFIX.size, "header")
     front = prefix + rest[: -_CRC.size]
-    if zlib.crc32(front) != _CRC.unpack(rest[-_CRC.size :])[0]:
+    (crc,) = _CRC.unpack(rest[-_CRC.size :])
+    if zlib.crc32(front) != crc:
         raise CorruptError("checksum", "the checksum of the header does not match", offset=0)
     header = decode_zstd(rest[:frame_size], size=header_size, limit=limits.header_bytes)
     size = len(prefix) + len(rest)
     table = rest[frame_size : -_CRC.size]
-    return Container((major, minor), header, size, _decode_table(table, size, limits))
+    return Container((major, minor), header, size, crc, _decode_table(table, size, limits))
 
 
 def read_section(stream: BinaryIO, entry: SectionEntry, index: int) -> bytes:
