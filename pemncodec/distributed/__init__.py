@@ -1,0 +1,3 @@
+"""Files of models that several processes hold: checkpoints of torch.distributed."""
+
+from pemncodec.distributed.reader import PemnReader as PemnReader
