@@ -43,6 +43,7 @@ from pemncodec.coders.rans import decode_rans, encode_rans
 from pemncodec.format.header import MaskedRow
 from pemncodec.format.prototype_rows import StoredRow
 from pemncodec.format.reader import PemnFile
+from pemncodec.spool import Spool
 
 ROOT = Path(__file__).parent.parent
 PEERS = ("brotli", "constriction", "torchac", "nncodec")
@@ -104,7 +105,9 @@ def ours(preset: Preset) -> Coder:
     def encode(masks: list[Mask]) -> Coded:
         bits = [unpack(mask.packed, mask.count) for mask in masks]
         with ThreadPoolExecutor(1) as pool:
-            return MaskEncoder(bits, preset, pool).encode([mask.context for mask in masks])
+            spool = Spool()
+            coded = MaskEncoder(bits, preset, pool, spool).encode([m.context for m in masks])
+            return [(spool.read(section), members) for section, members in coded]
 
     def decode(coded: Coded, masks: list[Mask]) -> list[Packed]:
         found: dict[int, Packed] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from pemncodec.contents import DenseMode, Seeded
 from pemncodec.decoding import load_module, load_state
 from pemncodec.describing import describe_network
 from pemncodec.errors import EncodeArgumentError
-from pemncodec.format.atomic import write_file
+from pemncodec.format.atomic import folder_beside, named_errors, write_file
 from pemncodec.format.reader import PemnFile
 from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions, FindSeed
@@ -34,6 +33,7 @@ from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensor
 from pemncodec.remote.stores import check_target
 from pemncodec.remote.urls import is_url, shown
 from pemncodec.seeds import seeds_note
+from pemncodec.spool import Spool
 from pemncodec.threads import given_threads, threads_given
 
 Progress = Callable[[str, float | None], None]
@@ -242,28 +242,29 @@ def _encode(
         origin,
         step,
     )
-    pieces = encode_contents(contents, lambda share: step("coding", share), options.preset)
-    seeds = seeds_note(contents, options)
-    del contents  # prototypes may take as much memory as the weights
-    step("verifying", None)
-    data = b"".join(pieces)
-    del pieces
-    stream = io.BytesIO(data)
-    if network is None:
-        report = prove_tensors(stream, as_written, step)
-    else:
-        report = prove_network(stream, as_written, network, options, step)
-    if losing:
-        report = replace(report, verified=f"as shortened, {report.verified}")
-    notes = (*notes, *(network.notes if network else ()))
-    if seeds is not None:
-        notes += (seeds,)
-    report = replace(report, rules=rules_in_words(state), notes=notes)
-    step("writing", None)
-    write_file([data], target)
+    name = shown(os.fspath(target)) if isinstance(target, str | os.PathLike) else ""
+    with Spool(folder_beside(target)) as spool:
+        with named_errors(name):
+            encoded = encode_contents(
+                contents, lambda share: step("coding", share), options.preset, spool
+            )
+        seeds = seeds_note(contents, options)
+        del contents  # prototypes may take as much memory as the weights
+        step("verifying", None)
+        if network is None:
+            report = prove_tensors(encoded, as_written, step)
+        else:
+            report = prove_network(encoded, as_written, network, options, step)
+        if losing:
+            report = replace(report, verified=f"as shortened, {report.verified}")
+        notes = (*notes, *(network.notes if network else ()))
+        if seeds is not None:
+            notes += (seeds,)
+        report = replace(report, rules=rules_in_words(state), notes=notes)
+        step("writing", None)
+        write_file(encoded, target)
     for note in notes:
         _LOG.info("%s", note)
-    name = shown(os.fspath(target)) if isinstance(target, str | os.PathLike) else ""
     _LOG.info("wrote %s: %r", name, report)
     return report
 

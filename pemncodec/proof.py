@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
-from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +25,11 @@ from pemncodec.errors import (
     UnsupportedModelError,
     named_line,
 )
+from pemncodec.format.encoded import EncodedFile
 from pemncodec.format.in_turn import arrays_in_turn
 from pemncodec.format.info import FileInfo
 from pemncodec.format.masked_sections import MaskedValues
-from pemncodec.format.reader import PemnFile, open_file
+from pemncodec.format.reader import PemnFile
 from pemncodec.limits import UNLIMITED
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
@@ -85,19 +85,19 @@ class Report:
 
 
 def prove_tensors(
-    stream: BinaryIO, state: MaskedState, step: Callable[[str, float | None], None]
+    encoded: EncodedFile, state: MaskedState, step: Callable[[str, float | None], None]
 ) -> Report:
     """Decode a file without a manifest, and compare every tensor.
 
     Args:
-        stream: the file.
+        encoded: the file.
         state: what it was made of, shortened where that was asked for.
         step: called with what is under way, and the share of it that is done.
 
     Raises:
         EncodeError: a tensor differs.
     """
-    with open_file(stream, limits=UNLIMITED) as file:
+    with PemnFile(encoded, UNLIMITED) as file:
         names = list(state.tensors)
         _compare_names(file.keys(), names)
         count, done = sum(tensor.numel() for tensor in state.tensors.values()), 0
@@ -114,7 +114,7 @@ def prove_tensors(
 
 
 def prove_network(
-    stream: BinaryIO,
+    encoded: EncodedFile,
     state: MaskedState,
     network: Network,
     options: EncodeOptions,
@@ -123,7 +123,7 @@ def prove_network(
     """Rebuild a file's module once, compare its tensors, and run it beside the original.
 
     Args:
-        stream: the file.
+        encoded: the file.
         state: what it was made of, shortened where that was asked for.
         network: what its manifest was made of.
         options: what else to compare.
@@ -134,7 +134,7 @@ def prove_network(
         EncodeArgumentError: the caller's metric fails.
         UnsupportedModelError: an output differs, or readers would refuse the module.
     """
-    with open_file(stream, limits=UNLIMITED) as file:
+    with PemnFile(encoded, UNLIMITED) as file:
         rebuilt = _rebuilt(file, network, options, lambda share: step("verifying", share / 2))
         info = file.info()
     own = rebuilt.state_dict() if options.builder else named_tensors(rebuilt)

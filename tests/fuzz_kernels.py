@@ -30,6 +30,7 @@ from pemncodec.coders.mixing import _tables
 from pemncodec.coders.rans import byte_frequencies, run_frequencies
 from pemncodec.format.container import decode_container, encode_container
 from pemncodec.kernels import twins
+from pemncodec.spool import Spool
 
 VECTORS = Path(__file__).resolve().parent.parent / "spec" / "vectors"
 LIMITS = pemncodec.Limits(decoded_bytes=1 << 24)
@@ -81,7 +82,8 @@ def damaged_file(random: Random, data: bytes) -> bytes:
     for _ in range(random.randint(1, 3) if sections else 0):
         index = random.randrange(len(sections))
         sections[index] = damaged(random, sections[index])
-    return encode_container(container.header, sections, container.version[1]) + b"".join(sections)
+    front = encode_container(container.header, map(Spool().add, sections), container.version[1])
+    return front + b"".join(sections)
 
 
 def damaged(random: Random, data: bytes) -> bytes:

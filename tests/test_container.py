@@ -45,6 +45,7 @@ from pemncodec.coders.zstd import decode_zstd, encode_zstd
 from pemncodec.format.atomic import write_file
 from pemncodec.format.container import decode_container, encode_container, read_section
 from pemncodec.format.header import DenseRow
+from pemncodec.spool import Spool
 from pemncodec.tensors import tensor_to_array
 
 SMALL_LIMITS = Limits(decoded_bytes=1 << 20, header_bytes=1 << 20, manifest_bytes=1 << 20)
@@ -210,7 +211,7 @@ SECTIONS = [ONES, MASK, ONES]
 def build(header: Any, sections: list[bytes] | None = None) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     sections = SECTIONS if sections is None else sections
-    return b"".join([encode_container(text, sections, 1), *sections])
+    return b"".join([encode_container(text, map(Spool().add, sections), 1), *sections])
 
 
 def refusal(data: bytes, limits: Limits | None = None) -> str:

@@ -50,6 +50,7 @@ from pemncodec.contents import (
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
 from pemncodec.format.contexts import prototype_buckets
 from pemncodec.format.writer import encode_contents
+from pemncodec.spool import Spool
 from pemncodec.values.fill import prototype_values
 
 Mask = NDArray[np.bool_]
@@ -291,7 +292,9 @@ def sections_of(
     tensors = [context(shape) for shape in shapes]
     flat = [mask.reshape(-1) for mask in masks]
     with ThreadPoolExecutor(2) as pool:
-        sections = MaskEncoder(flat, preset, pool).encode(tensors)
+        spool = Spool()
+        coded = MaskEncoder(flat, preset, pool, spool).encode(tensors)
+    sections = [(spool.read(section), members) for section, members in coded]
     assert sorted(i for _, members in sections for i in members) == list(range(len(masks)))
     for section, members in sections:
         packed = decode_masks(section, [tensors[i] for i in members])
@@ -329,7 +332,7 @@ def test_costs_are_those_of_the_body() -> None:
 def test_a_section_costs_six_bytes_more_than_it_holds() -> None:
     """Its row in the section table; what mixing saves is counted with it."""
     assert total_bytes([]) == 0
-    assert total_bytes([(b"12345", [0]), (b"", [1, 2])]) == 5 + 2 * 6
+    assert total_bytes([(Spool().add(b"12345"), [0]), (Spool().add(b""), [1, 2])]) == 5 + 2 * 6
 
 
 def test_each_preset_uses_its_coders() -> None:

@@ -32,6 +32,7 @@ from pemncodec.format.container import encode_container
 from pemncodec.format.header import encode_header
 from pemncodec.limits import Limits
 from pemncodec.masking import Independent, MaxLayerPadding, RandomPadding, mask_model
+from pemncodec.spool import Spool
 
 
 def encoded(source: Any, **options: Any) -> bytes:
@@ -143,7 +144,7 @@ def test_a_file_beyond_the_limit_of_words_that_a_caller_trusts() -> None:
         front = encode_header(replace(file.header, prototypes=prototypes))
         entries = file.container.sections
     sections = [data[entry.offset : entry.offset + entry.length] for entry in entries]
-    data = b"".join([encode_container(front, sections, 2), *sections])
+    data = b"".join([encode_container(front, map(Spool().add, sections), 2), *sections])
     module = pemncodec.decode(data, limits=Limits(drawn_words=1 << 40))
     assert len(header(encoded(module, find_seed="off")).prototypes) == len(prototypes) - 1
 

@@ -1263,13 +1263,13 @@ def test_what_is_in_memory_may_be_decoded_whatever_its_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
-    real = proof.open_file
+    real = proof.PemnFile
 
-    def open_file(stream: io.BytesIO, *, limits: Limits) -> Any:
+    def opened(encoded: Any, limits: Limits) -> Any:
         seen.append(limits.decoded_bytes)
-        return real(stream, limits=limits)
+        return real(encoded, limits)
 
-    monkeypatch.setattr(proof, "open_file", open_file)
+    monkeypatch.setattr(proof, "PemnFile", opened)
     through(nn.Linear(4, 4))
     assert min(seen) >= 1 << 60
 

@@ -21,6 +21,7 @@ import pemncodec
 from pemncodec.format import remote_sections
 from pemncodec.format.container import encode_container
 from pemncodec.remote.urls import is_url, last_part, shown
+from pemncodec.spool import Spool
 
 LOGIN, QUERY = "someone:pass%2Fword@", "?signature=geheim"
 SECRETS = ("someone", "pass", "geheim")
@@ -360,7 +361,7 @@ def test_limits_hold_before_anything_is_downloaded(
 
 def with_section_of(size: int) -> bytes:
     """A file with a section that no tensor could need so much of."""
-    return encode_container(b"{}", [bytes(size)], 1) + bytes(size)
+    return encode_container(b"{}", [Spool().add(bytes(size))], 1) + bytes(size)
 
 
 def test_a_small_file_needs_no_ranges(server: FileServer, network: bytes) -> None:

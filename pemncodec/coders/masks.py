@@ -18,6 +18,7 @@ from pemncodec.coders.packed import PACKED
 from pemncodec.coders.rans import RANS
 from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError, TruncatedError
+from pemncodec.spool import Spool, Spooled
 
 MASK_CODERS: tuple[MaskCoder, ...] = (CONSTANT, PACKED, RANS, MIXING)
 """Every mask coder, the one that decodes fastest first: it is taken where sizes are equal."""
@@ -38,8 +39,8 @@ _CODER_OF_ID = {coder.id: coder for coder in MASK_CODERS}
 _STATIC_CODERS = [coder for coder in MASK_CODERS if not coder.context]
 _CONTEXT_CODERS = [coder for coder in MASK_CODERS if coder.context]
 
-MaskSection = tuple[bytes, list[int]]
-"""A section, and the numbers of its masks."""
+MaskSection = tuple[Spooled, list[int]]
+"""A section in a spool, and the numbers of its masks."""
 
 
 def tries_context(preset: Preset, weights: int) -> bool:
@@ -49,25 +50,29 @@ def tries_context(preset: Preset, weights: int) -> bool:
 
 def total_bytes(sections: Sequence[MaskSection]) -> int:
     """Bytes of mask sections in a file."""
-    return sum(len(section) + _SECTION_BYTES for section, _ in sections)
+    return sum(section.size + _SECTION_BYTES for section, _ in sections)
 
 
 class MaskEncoder:
     """Masks to sections; remembers what it has coded, for callers that try several contexts."""
 
-    def __init__(self, masks: Sequence[Mask], preset: Preset, pool: Executor) -> None:
+    def __init__(self, masks: Sequence[Mask], preset: Preset, pool: Executor, spool: Spool) -> None:
         """Codes every mask by itself.
 
         Args:
             masks: bool [n] each.
             preset: which coders to try.
             pool: does the work.
+            spool: keeps the sections.
         """
         self._masks = masks
         self._pool = pool
-        self._alone = list(pool.map(encode_mask, masks))
+        self._spool = spool
+        coded = list(pool.map(self._encode_alone, masks))
+        self._alone = [section for _, section in coded]
         self._weights = sum(bits.size for bits in masks)
-        self._streams = _streams(masks, self._alone) if tries_context(preset, self._weights) else []
+        constant = [coder == CONSTANT.id for coder, _ in coded]
+        self._streams = _streams(masks, constant) if tries_context(preset, self._weights) else []
         self._least_gain = 0.0 if preset == "max" else _LEAST_DEFAULT_GAIN
         self._coded: dict[tuple[int, tuple[MaskContext, ...]], MaskSection | None] = {}
 
@@ -95,14 +100,24 @@ class MaskEncoder:
             if index in together or index not in streamed
         ]
 
+    def _encode_alone(self, bits: Mask) -> tuple[int, Spooled]:
+        """The number of a mask's coder, and the section that it made."""
+        data = encode_mask(bits)
+        return data[0], self._spool.add(data)
+
+    def _encode_together(
+        self, members: list[int], contexts: Sequence[MaskContext]
+    ) -> MaskSection | None:
+        sizes = [section.size for section in self._alone]
+        best = _encode_together(members, self._masks, contexts, sizes, self._least_gain)
+        return None if best is None else (self._spool.add(best[0]), best[1])
+
     def _encode_streams(self, contexts: Sequence[MaskContext]) -> Iterator[MaskSection | None]:
         coding: dict[tuple[int, tuple[MaskContext, ...]], Future[MaskSection | None]] = {}
         keys = [(own[0], tuple(contexts[index] for index in own)) for own in self._streams]
         for members, key in zip(self._streams, keys, strict=True):
             if key not in self._coded:
-                coding[key] = self._pool.submit(
-                    _encode_together, members, self._masks, contexts, self._alone, self._least_gain
-                )
+                coding[key] = self._pool.submit(self._encode_together, members, contexts)
         for key in keys:
             if key in coding:
                 self._coded[key] = coding[key].result()
@@ -122,12 +137,12 @@ def encode_mask(bits: Mask) -> bytes:
     return min(sections, key=len)
 
 
-def _streams(masks: Sequence[Mask], alone: Sequence[bytes]) -> list[list[int]]:
+def _streams(masks: Sequence[Mask], constant: Sequence[bool]) -> list[list[int]]:
     """Which masks to code together: runs of small ones, every large one by itself."""
     streams: list[list[int]] = []
     room = 0
     for index, bits in enumerate(masks):
-        if alone[index][0] == CONSTANT.id:
+        if constant[index]:
             continue
         if bits.size > _STREAM_WEIGHTS:
             streams.append([index])
@@ -145,9 +160,9 @@ def _encode_together(
     members: list[int],
     masks: Sequence[Mask],
     contexts: Sequence[MaskContext],
-    alone: Sequence[bytes],
+    alone: Sequence[int],
     least_gain: float,
-) -> MaskSection | None:
+) -> tuple[bytes, list[int]] | None:
     """The best section of members that are larger alone; None where it does not pay."""
     found = [_encode_by(c, members, masks, contexts, alone, least_gain) for c in _CONTEXT_CODERS]
     gains = [gain for gain in found if gain is not None]
@@ -159,10 +174,10 @@ def _encode_by(
     members: list[int],
     masks: Sequence[Mask],
     contexts: Sequence[MaskContext],
-    alone: Sequence[bytes],
+    alone: Sequence[int],
     least_gain: float,
-) -> tuple[int, MaskSection] | None:
-    """What one coder gains, and its section."""
+) -> tuple[int, tuple[bytes, list[int]]] | None:
+    """What one coder gains over the bytes of each section alone, and its section and members."""
     while members:
         coded = coder.encode([masks[i] for i in members], [contexts[i] for i in members])
         if coded is None:
@@ -171,13 +186,13 @@ def _encode_by(
         paying = [
             index
             for index, cost in zip(members, costs, strict=True)
-            if cost < len(alone[index]) + _SECTION_BYTES
+            if cost < alone[index] + _SECTION_BYTES
         ]
         if len(paying) == len(members):
-            before = total_bytes([(alone[index], [index]) for index in members])
-            section = (bytes([coder.id]) + body, members)
-            gain = before - total_bytes([section])
-            return (gain, section) if gain > before * least_gain else None
+            before = sum(alone[index] + _SECTION_BYTES for index in members)
+            section = bytes([coder.id]) + body
+            gain = before - (len(section) + _SECTION_BYTES)
+            return (gain, (section, members)) if gain > before * least_gain else None
         members = paying
     return None
 

@@ -36,6 +36,14 @@ def write_file(
             del piece
 
 
+def folder_beside(target: str | os.PathLike[str] | BinaryIO) -> Path | None:
+    """Where there is room for a file that becomes `target`; None if that is not a file here."""
+    if not isinstance(target, str | os.PathLike) or is_url(target):
+        return None
+    path = Path(target).resolve()  # links, as `atomic_path` does
+    return None if path.exists() and not path.is_file() else path.parent
+
+
 @contextlib.contextmanager
 def named_errors(name: str) -> Iterator[None]:
     """Errors of writing know no file, as of a disk that is full: they get the name."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -22,6 +22,7 @@ from pemncodec.errors import (
     UnsupportedVersionError,
 )
 from pemncodec.limits import Limits
+from pemncodec.spool import Spooled
 
 SIGNATURE = b"\x89PMN\r\n\x1a\n"
 MAJOR = 0
@@ -77,10 +78,10 @@ class Container:
         return self.sections[-1].offset + self.sections[-1].length if self.sections else self.size
 
 
-def encode_container(header: bytes, sections: Sequence[bytes], minor: int) -> bytes:
+def encode_container(header: bytes, sections: Iterable[Spooled], minor: int) -> bytes:
     """The front of a file of a minor version; the sections follow it in order."""
     frame = encode_zstd(header)
-    table = b"".join(encode_varint(len(s)) + _CRC.pack(zlib.crc32(s)) for s in sections)
+    table = b"".join(encode_varint(s.size) + _CRC.pack(s.crc) for s in sections)
     prefix = _PREFIX.pack(SIGNATURE, MAJOR, minor, len(header), len(frame), len(table))
     front = prefix + frame + table
     return front + _CRC.pack(zlib.crc32(front))

@@ -16,23 +16,25 @@ from pemncodec.coders.mask_coder import MaskContext, order0_bits
 from pemncodec.contents import Array, MaskedTensor, Prototype, StoredPrototype, bits_of, numel
 from pemncodec.format.contexts import prototype_buckets
 from pemncodec.format.prototype_rows import Used
+from pemncodec.spool import Spool, Spooled
 from pemncodec.values.fill import used_values
 
 _SAMPLE = 1 << 12  # values
+_NOTHING = Spooled(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class CodedWeights:
-    """Coded masks with the numbers of their tensors; a row's `used` and section a prototype."""
+    """Coded masks with the numbers of their tensors; `used` and section of each prototype."""
 
     masks: list[masks.MaskSection]
     used: list[Used]
-    stored: list[bytes]
+    stored: list[Spooled]
 
     @property
     def size(self) -> int:
         """Bytes in the file."""
-        return masks.total_bytes(self.masks) + sum(map(len, self.stored))
+        return masks.total_bytes(self.masks) + sum(section.size for section in self.stored)
 
 
 def encode_weights(
@@ -40,6 +42,7 @@ def encode_weights(
     prototypes: Sequence[Prototype],
     preset: masks.Preset,
     pool: Executor,
+    spool: Spool,
     count: Callable[[float], None],
 ) -> CodedWeights:
     """Masks, and prototypes with the values that masks use, or whole where the file is smaller.
@@ -52,14 +55,16 @@ def encode_weights(
     users: list[list[MaskedTensor]] = [[] for _ in prototypes]
     for tensor in masked:
         users[tensor.fill.prototype].append(tensor)
-    sections: list[dict[Used, bytes]] = []
+    sections: list[dict[Used, Spooled]] = []
     used: list[Used] = []
     candidates: list[int] = []
-    made = pool.map(_stored_sections, prototypes, users, repeat(context), repeat(effort))
+    made = pool.map(
+        _stored_sections, prototypes, users, repeat(context), repeat(effort), repeat(spool)
+    )
     for index, forms in enumerate(made):
         sections.append(forms)
-        used.append(next(iter(sections[-1])))
-        more = len(sections[-1].get("all", b"")) - len(sections[-1][used[-1]])
+        used.append(next(iter(forms)))
+        more = forms.get("all", _NOTHING).size - forms[used[-1]].size
         if context and 0 < 8 * more < sum(_order0_bits(tensor) for tensor in users[index]):
             candidates.append(index)
     buckets = [
@@ -73,7 +78,7 @@ def encode_weights(
         }
         for tensor in masked
     ]
-    encoder = masks.MaskEncoder([tensor.mask.reshape(-1) for tensor in masked], preset, pool)
+    encoder = masks.MaskEncoder([tensor.mask.reshape(-1) for tensor in masked], preset, pool, spool)
 
     def encode(used: list[Used]) -> CodedWeights:
         return CodedWeights(
@@ -96,23 +101,27 @@ def encode_weights(
 
 
 def _stored_sections(
-    prototype: Prototype, users: Sequence[MaskedTensor], context: bool, effort: Effort
-) -> dict[Used, bytes]:
+    prototype: Prototype,
+    users: Sequence[MaskedTensor],
+    context: bool,
+    effort: Effort,
+    spool: Spool,
+) -> dict[Used, Spooled]:
     """Sections of a prototype by which of its values they hold, the fewest first.
 
     That of all values is made where masks use all, and where the others may be worth it. A seeded
     prototype has no section: nothing is stored, and all is known.
     """
     if not isinstance(prototype, StoredPrototype):
-        return {"all": b""}
+        return {"all": _NOTHING}
     used = used_values(prototype.length, [(t.fill.offset, t.mask.reshape(-1)) for t in users])
-    sections: dict[Used, bytes] = {}
+    sections: dict[Used, Spooled] = {}
     if not used.all():
-        sections["masks"] = dense.encode_dense(
-            [prototype.values[used]], prototype.dtype, effort=effort
-        )
+        values = [prototype.values[used]]
+        sections["masks"] = spool.add(dense.encode_dense(values, prototype.dtype, effort=effort))
     if used.all() or (context and _may_pay(prototype, used, users)):
-        sections["all"] = dense.encode_dense([prototype.values], prototype.dtype, effort=effort)
+        values = [prototype.values]
+        sections["all"] = spool.add(dense.encode_dense(values, prototype.dtype, effort=effort))
     return sections
 
 

@@ -22,6 +22,7 @@ from pemncodec.contents import (
 )
 from pemncodec.format.columns import SectionKind
 from pemncodec.format.container import encode_container
+from pemncodec.format.encoded import EncodedFile
 from pemncodec.format.header import (
     AliasRow,
     ConstantRow,
@@ -35,6 +36,7 @@ from pemncodec.format.header import (
 )
 from pemncodec.format.prototype_rows import StoredRow
 from pemncodec.format.weights import encode_weights
+from pemncodec.spool import Spool, Spooled
 from pemncodec.threads import available_threads
 
 
@@ -42,13 +44,15 @@ def encode_contents(
     contents: Contents,
     progress: Callable[[float], None] | None = None,
     preset: masks.Preset = "default",
-) -> list[bytes]:
-    """A whole file in pieces: its front, then each section. Any number of threads makes the same.
+    spool: Spool | None = None,
+) -> EncodedFile:
+    """A whole file: its front, and each section. Any number of threads makes the same.
 
     Args:
         contents: what the file holds.
         progress: called with the share of all values that is coded, 0 to 1.
         preset: which mask coders to try, and how hard all coders do.
+        spool: where each section goes as soon as it is made; None opens one.
     """
     total = sum(numel(t.shape) for t in contents.tensors if not isinstance(t, AliasTensor))
     coded = 0.0
@@ -60,7 +64,7 @@ def encode_contents(
             progress(coded / max(total, 1))
 
     with ThreadPoolExecutor(available_threads()) as pool:
-        return _encode(contents, count, preset, pool)
+        return _encode(contents, count, preset, pool, spool or Spool())
 
 
 def _encode(
@@ -68,17 +72,18 @@ def _encode(
     count: Callable[[float], None],
     preset: masks.Preset,
     pool: Executor,
-) -> list[bytes]:
-    sections: list[bytes] = []
+    spool: Spool,
+) -> EncodedFile:
+    sections: list[Spooled] = []
     kinds: list[SectionKind] = []
 
-    def add(kind: SectionKind, data: bytes) -> int:
-        sections.append(data)
+    def add(kind: SectionKind, section: Spooled) -> int:
+        sections.append(section)
         kinds.append(kind)
         return len(sections) - 1
 
     if contents.manifest is not None:
-        add("manifest", encode_manifest(contents.manifest))
+        add("manifest", spool.add(encode_manifest(contents.manifest)))
     rows: dict[str, TensorRow] = {
         tensor.name: AliasRow(tensor.name, tensor.target)
         for tensor in contents.tensors
@@ -94,9 +99,9 @@ def _encode(
                 count(numel(tensor.shape))
                 rows[tensor.name] = ConstantRow(tensor.name, tensor.dtype, tensor.shape, value)
     groups = dense.group_tensors(changing)
-    coded = pool.map(_encode_group, groups, repeat(preset))
-    for group, (data, errors) in zip(groups, coded, strict=True):
-        section = add("dense", data)
+    coded = pool.map(_encode_group, groups, repeat(preset), repeat(spool))
+    for group, (dense_section, errors) in zip(groups, coded, strict=True):
+        section = add("dense", dense_section)
         for tensor, error in zip(group, errors, strict=True):
             count(numel(tensor.shape))
             error += tensor.error
@@ -104,15 +109,15 @@ def _encode(
     masked = [tensor for tensor in contents.tensors if isinstance(tensor, MaskedTensor)]
     for tensor in masked:
         rows[tensor.name] = MaskedRow(tensor.name, tensor.dtype, tensor.shape, tensor.fill)
-    best = encode_weights(masked, contents.prototypes, preset, pool, count)
+    best = encode_weights(masked, contents.prototypes, preset, pool, spool, count)
     section_of: dict[int, int] = {}
-    for data, members in best.masks:
-        section_of |= dict.fromkeys(members, add("mask", data))
+    for mask_section, members in best.masks:
+        section_of |= dict.fromkeys(members, add("mask", mask_section))
     prototypes = [
-        StoredRow(prototype.dtype, prototype.length, used, add("prototype", data))
+        StoredRow(prototype.dtype, prototype.length, used, add("prototype", stored))
         if isinstance(prototype, StoredPrototype)
         else prototype
-        for prototype, used, data in zip(contents.prototypes, best.used, best.stored, strict=True)
+        for prototype, used, stored in zip(contents.prototypes, best.used, best.stored, strict=True)
     ]
     header = Header(
         tuple(kinds),
@@ -123,15 +128,18 @@ def _encode(
         contents.inference_only,
     )
     minor = minor_version(header)
-    return [encode_container(encode_header(header), sections, minor), *sections]
+    front = encode_container(encode_header(header), sections, minor)
+    return EncodedFile(front, sections, spool)
 
 
-def _encode_group(group: Sequence[DenseTensor], preset: masks.Preset) -> tuple[bytes, list[float]]:
+def _encode_group(
+    group: Sequence[DenseTensor], preset: masks.Preset, spool: Spool
+) -> tuple[Spooled, list[float]]:
     """A section of trained tensors, and how far each of them is off."""
     effort: Effort = "most" if preset == "max" else "usual"
     arrays = [tensor.data for tensor in group]
     data = dense.encode_dense(arrays, group[0].dtype, group[0].mode, effort)
-    return data, dense.largest_errors(data, arrays)
+    return spool.add(data), dense.largest_errors(data, arrays)
 
 
 def _constant_value(tensor: DenseTensor) -> bytes | None:

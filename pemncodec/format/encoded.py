@@ -1,0 +1,44 @@
+"""A file that is coded, and not yet under its name."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+
+from pemncodec.format.container import check_section, decode_container
+from pemncodec.limits import UNLIMITED
+from pemncodec.spool import Spool, Spooled
+
+
+class EncodedFile:
+    """The front of a file and, in a spool, its sections, of which one at a time is in memory.
+
+    As a `SectionSource` it is what `PemnFile` opens. Iterating over it gives the bytes of the file,
+    in pieces.
+    """
+
+    def __init__(self, front: bytes, sections: Sequence[Spooled], spool: Spool) -> None:
+        """Takes the sections in the order of the file. The spool stays its caller's to close."""
+        self._front = front
+        self._sections = sections
+        self._spool = spool
+        self.container = decode_container(io.BytesIO(front), UNLIMITED)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._front
+        for section in self._sections:
+            yield self._spool.read(section)
+
+    def expect(self, indices: Iterable[int]) -> None:
+        pass
+
+    def read(self, index: int) -> bytes:
+        data = self._spool.read(self._sections[index])
+        check_section(data, self.container.sections[index], index)
+        return data
+
+    def data(self) -> None:
+        """Nothing: not all of it may fit into memory."""
+
+    def close(self) -> None:
+        pass
