@@ -19,27 +19,27 @@ from pemncodec.contents import (
     MaskedTensor,
 )
 from pemncodec.contents import Tensor as ContentTensor
-from pemncodec.errors import EncodeArgumentError, PrototypeMismatchError
+from pemncodec.errors import PrototypeMismatchError
 from pemncodec.masking.masked_state import MaskedState
-from pemncodec.options import EncodeOptions
+from pemncodec.options import EncodeOptions, check_dense_pattern
 from pemncodec.seeds import initialised_network, masked_layers, with_seeds
 from pemncodec.tensors import dtype_name, tensor_to_array
 from pemncodec.values.recovery import recover_prototypes
 
 
-def dense_modes(state: MaskedState, patterns: Mapping[str, DenseMode]) -> dict[str, DenseMode]:
+def dense_modes(state: MaskedState, options: EncodeOptions) -> dict[str, DenseMode]:
     """The modes of float32 tensors that are not lossless, by name.
 
     Args:
         state: the tensors.
-        patterns: modes by pattern of the name, the first that fits.
+        options: modes by pattern of the name, the first that fits.
 
     Raises:
         EncodeArgumentError: a pattern that fits no tensor.
     """
-    for pattern in patterns:
-        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in state.tensors):
-            raise EncodeArgumentError(f"dense: no tensor is called {pattern}")
+    patterns = options.dense_modes
+    for pattern in patterns if options.peers is None else ():  # else all parts were asked
+        check_dense_pattern(pattern, state.tensors)
     modes: dict[str, DenseMode] = {}
     for name, tensor in state.tensors.items():
         mode: DenseMode = next(
@@ -100,10 +100,19 @@ def assemble_contents(
     layers = masked_layers(state, masked, arrays)
     layers = with_seeds(layers, initialised_network(state, masked), options, step)
     step("looking for prototypes", None)
+    weights = sum(layer.values.size for layer in layers)
+    if options.peers is not None:
+        weights = sum(options.peers.gather(weights))
     prototypes, fills = recover_prototypes(
-        layers, options.prototypes, lambda share: step("looking for prototypes", share)
+        layers,
+        options.prototypes,
+        lambda share: step("looking for prototypes", share),
+        longest=weights,
     )
-    unused = [prototype for prototype in options.prototypes if prototype not in prototypes]
+    used = [prototype in prototypes for prototype in options.prototypes]
+    if used and options.peers is not None:  # a part may use some alone
+        used = [any(parts) for parts in zip(*options.peers.gather(used), strict=True)]
+    unused = [each for each, is_used in zip(options.prototypes, used, strict=True) if not is_used]
     if unused:
         raise PrototypeMismatchError(
             f"no masked layer comes from {unused[0]}: check each of its fields"

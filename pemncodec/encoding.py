@@ -226,7 +226,7 @@ def _encode(
         network = describe_network(module, state, options, origin, lambda share: step(doing, share))
         prove_own_masks(network, state)
         state = network.state
-    modes = dense_modes(state, options.dense_modes)
+    modes = dense_modes(state, options)
     # What a file has shortened before loses nothing by the same mode.
     losing = {name: mode for name, mode in modes.items() if mode != state.mode_before(name)}
     # As the file will have it; refuses what it cannot hold before anything is coded.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
@@ -11,6 +12,7 @@ from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.contents import DenseMode, Seeded, TorchPrototype
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.limits import Limits
+from pemncodec.peers import Peers
 from pemncodec.threads import is_thread_count
 from pemncodec.values.generators import GENERATORS, check_prototype
 from pemncodec.values.seed_search import FAST, FULL, THOROUGH, Effort
@@ -39,6 +41,8 @@ class EncodeOptions:
 
     Attributes:
         masks_are: where `masks` come from, in words.
+        peers: the processes that encode the other tensors of the network; None where the source is
+            all of it.
 
     Raises:
         EncodeArgumentError: options that are out of range, or contradict each other.
@@ -68,6 +72,7 @@ class EncodeOptions:
     accuracy: Callable[[nn.Module], float] | None = None
     max_drop: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    peers: Peers | None = None
 
     @property
     def dense_modes(self) -> Mapping[str, DenseMode]:
@@ -184,6 +189,12 @@ def check_shares(keep: object) -> None:
                 f"--keep (keep=…) must be above 0 and at most 1, not {share!r:.60}: "
                 "it is a share, such as 0.5"
             )
+
+
+def check_dense_pattern(pattern: str, names: Iterable[str]) -> None:
+    """Raises EncodeArgumentError for a pattern of `dense` that fits none of the tensors' names."""
+    if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
+        raise EncodeArgumentError(f"dense: no tensor is called {pattern}")
 
 
 def _is_seed(value: object) -> bool:

@@ -91,17 +91,33 @@ def with_seeds(
         return layers
     seeds = [] if options.seed is None else [options.seed % (1 << 32)]
     fills = find_seeds(layers, options.seed_effort, seeds, progress, network)
-    found = [
-        replace(layer, fill=fill) if fill else layer
-        for layer, fill in zip(layers, fills, strict=True)
-    ]
+    found = _filled(layers, fills)
+    behind = _seeds_of(found)
+    if options.peers is not None:
+        # What is behind large layers of one part is behind small ones of the others, too.
+        others = {seed for part in options.peers.gather(behind) for seed in part}.difference(behind)
+        found = _filled(found, find_seeds(found, None, sorted(others), progress))
+        behind += others
     for seed in seeds:
-        if not any(layer.fill and _seed_of(layer.fill) == seed for layer in found):
+        if seed not in behind:
             raise PrototypeMismatchError(
                 f"no masked layer comes from seed {options.seed} of torch's CPU generator, or of "
                 "NumPy: leave --seed (seed=…) out to look for others"
             )
     return found
+
+
+def _filled(layers: Sequence[Layer], fills: Sequence[SeededFill | None]) -> list[Layer]:
+    return [
+        replace(layer, fill=fill) if fill else layer
+        for layer, fill in zip(layers, fills, strict=True)
+    ]
+
+
+def _seeds_of(layers: Sequence[Layer]) -> list[int]:
+    """Of torch's generator, or of NumPy's."""
+    prototypes = [layer.fill.prototype for layer in layers if layer.fill is not None]
+    return sorted({each.seed for each in prototypes if isinstance(each, TorchPrototype)})
 
 
 def weight_seeds(
@@ -160,7 +176,3 @@ def _nothing_found(contents: Contents, options: EncodeOptions) -> str | None:
     every = "" if options.find_seed == "full" else " (--find-seed full tries all)"
     words = f"no seed of torch or NumPy is found behind {count:,} values"
     return f"{words}, so that they are stored{every}"
-
-
-def _seed_of(fill: SeededFill) -> int | None:
-    return fill.prototype.seed if isinstance(fill.prototype, TorchPrototype) else None

@@ -38,6 +38,8 @@ class MaskOptions:
         task: which of several sets of scores.
         masks_from: "zeros" for masks that are 0 where the weights are.
         masks_are: where `masks` come from, in words.
+        part: whether other processes read the network's other layers: an option that fits nothing
+            here may be for these.
 
     Raises:
         EncodeArgumentError: an option that is out of range.
@@ -51,6 +53,7 @@ class MaskOptions:
     task: int | None = None
     masks_from: Literal["zeros"] | None = None
     masks_are: str = "given by the caller"
+    part: bool = False
 
     def __post_init__(self) -> None:
         if self.rule is not None:

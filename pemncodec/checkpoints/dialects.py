@@ -21,7 +21,11 @@ from pemncodec.checkpoints.hydra import HYDRA
 from pemncodec.checkpoints.mask_buffers import MASK_BUFFERS
 from pemncodec.checkpoints.movement_pruning import MOVEMENT_PRUNING
 from pemncodec.checkpoints.names import tied_names
-from pemncodec.checkpoints.official_scores import OFFICIAL_SCORES, read_named_scores
+from pemncodec.checkpoints.official_scores import (
+    OFFICIAL_SCORES,
+    read_named_scores,
+    scores_by_weight,
+)
 from pemncodec.checkpoints.pemncodec_masking import PEMNCODEC_MASKING
 from pemncodec.checkpoints.score_rules import rule_named
 from pemncodec.checkpoints.supsup import SUPSUP
@@ -46,6 +50,9 @@ DIALECTS: tuple[Dialect, ...] = (
     FEDPM,
     MASK_BUFFERS,
 )
+
+
+NO_TASKS = "--task (task=…) is for sets of scores, such as X.scores.0"
 
 
 def dialects_of(state: Mapping[str, Tensor]) -> list[Dialect]:
@@ -79,6 +86,13 @@ def check_describable(network: Mapping[str, Tensor], keep: object, rule: object)
             )
 
 
+def scores_in(state: Mapping[str, Tensor], scores_name: str | None) -> list[str]:
+    """Names of the dialects by scores that a state dict has, and `X.NAME` of such scores."""
+    found = [dialect.name for dialect in dialects_of(state) if dialect.by_scores]
+    named = scores_name is not None and scores_by_weight(dict(state), scores_name)
+    return found + [f"X.{scores_name}"] * bool(named)
+
+
 def needs_rule(state: Mapping[str, Tensor], given: MaskChoices) -> bool:
     """Whether scores are there of which neither the caller nor they themselves say the rule."""
     try:
@@ -101,6 +115,7 @@ def read_masks(
     task: int | None = None,
     masks_from: Literal["zeros"] | None = None,
     masks_are: str = "given by the caller",
+    part: bool = False,
 ) -> MaskedState:
     """Weights and masks of a state dict in any of the dialects.
 
@@ -115,13 +130,22 @@ def read_masks(
         task: which of several sets of scores.
         masks_from: "zeros" for more masks where weights are 0.
         masks_are: where `masks` come from, in words.
+        part: whether other processes read the network's other layers.
 
     Raises:
         EncodeArgumentError: an option is missing, needless or out of range.
         EncodeError: scores or masks that do not fit, NaN scores, two masks for a weight.
     """
     options = MaskOptions(
-        keep, {} if masks is None else masks, own, rule, scores_name, task, masks_from, masks_are
+        keep,
+        {} if masks is None else masks,
+        own,
+        rule,
+        scores_name,
+        task,
+        masks_from,
+        masks_are,
+        part,
     )
     dialects = dialects_of(state)
     asked_for = keep is not None or rule is not None
@@ -139,7 +163,7 @@ def read_masks(
             f"{' and '.join(ranked)}: give masks (masks=…, --masks)"
         )
     by_scores = scores_name is not None or any(dialect.by_scores for dialect in dialects)
-    if asked_for and not by_scores:
+    if asked_for and not by_scores and not part:
         given = "keep" if keep is not None else "--rule (rule)"
         hint = "leave it out" if options.masks or masks_from else what_to_give(state)
         raise EncodeArgumentError(
@@ -147,8 +171,8 @@ def read_masks(
             if dialects
             else f"{given} is given, but there are no scores to apply it to: {hint}"
         )
-    if task is not None and SUPSUP not in dialects:
-        raise EncodeArgumentError("--task (task=…) is for sets of scores, such as X.scores.0")
+    if task is not None and SUPSUP not in dialects and not part:
+        raise EncodeArgumentError(NO_TASKS)
     read = _joined(read, read_given_masks(read.tensors, options))
     read = _joined(read, read_zeros(read.tensors, read.masks, options))
     for name in read.masks:

@@ -72,6 +72,10 @@ def _read_official(state: StateDict, options: MaskOptions) -> MaskedState:
     return _read_called(state, _OFFICIAL, options)
 
 
+def no_such_scores(called: str) -> str:
+    return f"--scores-name (scores_name=…): no X.{called} has the shape of an X.weight beside it"
+
+
 def read_named_scores(state: StateDict, options: MaskOptions) -> MaskedState:
     """Scores that are called as the caller says, by the official rule or the caller's.
 
@@ -83,9 +87,9 @@ def read_named_scores(state: StateDict, options: MaskOptions) -> MaskedState:
     if called is None:
         return MaskedState(state, {})
     if not scores_by_weight(state, called):
-        raise EncodeArgumentError(
-            f"--scores-name (scores_name=…): no X.{called} has the shape of an X.weight beside it"
-        )
+        if options.part:
+            return MaskedState(state, {})
+        raise EncodeArgumentError(no_such_scores(called))
     _check_all(state, called, options)
     return _read_called(state, called, options)
 

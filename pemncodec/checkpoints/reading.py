@@ -23,6 +23,7 @@ from pemncodec.checkpoints.files import Checkpoint, check_state_dict
 from pemncodec.checkpoints.mask_names import masks_by_weight, weight_named
 from pemncodec.checkpoints.names import fitting_prefix, missing_ties, plain_names, ties_of
 from pemncodec.checkpoints.origin import RULE, Origin
+from pemncodec.checkpoints.parts import check_together
 from pemncodec.checkpoints.unmasked import NoMasksError, what_to_give
 from pemncodec.checkpoints.wrappers import without_wrappers
 from pemncodec.contents import Mask
@@ -95,7 +96,9 @@ def read_source(
     else:
         given = check_state_dict(source, "state dict")
         network = _network(options.architecture)
-        names = plain_names(given, network, options.prefix)
+        # Of a part they are plain already: what they begin with says nothing of the others.
+        part = options.peers is not None
+        names = {n: n for n in given} if part else plain_names(given, network, options.prefix)
         named = {new: given[old] for old, new in names.items()}
         known = {name: mask for name, mask in known.items() if name in names}
         _check_fit(named, network)
@@ -106,13 +109,16 @@ def read_source(
     other = {**missing_ties(named, groups), **names}
     choices = _choices(options)
     choices["masks"] = masks_by_weight(masks, other, named)
-    state = read_masks(named, own=network, **choices)
+    peers = options.peers
+    state = read_masks(named, own=network, part=peers is not None, **choices)
     state = with_missing_ties(state, missing_ties(state.tensors, groups))
     if origin is not None:
         state = _with_origin(state, origin, known, other)
     if options.manifest:
         check_describable(network, options.keep, options.rule)
-    if not state.masks:
+    if peers is not None:
+        check_together(peers, named, state, options)
+    elif not state.masks:
         raise NoMasksError(f"no masks found: {what_to_give(named)}")
     for name in state.masks:
         if state.keeps_zeros_alone(name):

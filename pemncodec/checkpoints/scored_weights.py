@@ -19,6 +19,7 @@ from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.tensors import dtype_name
 
 MISSING_KEEP = "the checkpoint holds scores but not the keep ratio"
+USED_AS_THEY_ARE = "0 and 1 already, used as they are"
 GIVE_KEEP = "give --keep (keep=…), such as 0.5"
 
 
@@ -67,7 +68,7 @@ def read_scores(
     if options.keep is not None:
         _check_binary({weight: exact[weight] for weight in binary}, keeps, scores)
     masks = {w: _of_shape(exact[w].numpy() == 1, state[w].shape) for w in binary}
-    rules = dict.fromkeys(binary, f"{label}: 0 and 1 already, used as they are")
+    rules = dict.fromkeys(binary, f"{label}: {USED_AS_THEY_ARE}")
     ties: dict[str, int] = {}
     values: StateDict = {}
     ranked = [weight for weight in weights if weight not in binary]
@@ -188,7 +189,7 @@ def _keeps(weights: list[str], options: MaskOptions) -> dict[str, float]:
     if options.keep is None or not weights:
         return dict.fromkeys(weights, 1.0)
     try:
-        found = keep_by_name(options.keep, [[name] for name in weights])
+        found = keep_by_name(options.keep, [[name] for name in weights], part=options.part)
     except ValueError as error:
         raise EncodeArgumentError(str(error)) from None
     return {name: keep_at(share, 0) for name, share in zip(weights, found, strict=True)}

@@ -12,6 +12,7 @@ from pemncodec.errors import EncodeArgumentError
 from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.tensors import dtype_name
 
+NO_ZEROS = "--masks-from zeros (masks_from=…): no tensor of two or more dimensions holds zeros"
 _RULE = "zeros: weights that are 0 are masked out (in tensors of two or more dimensions)"
 
 
@@ -33,10 +34,8 @@ def read_zeros(state: StateDict, masked: Collection[str], options: MaskOptions) 
         if name in masked or name in options.masks or not has_zeros(tensor):
             continue
         masks[name] = (tensor.detach().cpu() != 0).contiguous().numpy()
-    if not masks:
-        raise EncodeArgumentError(
-            "--masks-from zeros (masks_from=…): no tensor of two or more dimensions holds zeros"
-        )
+    if not masks and not options.part:
+        raise EncodeArgumentError(NO_ZEROS)
     return MaskedState(state, masks, rules=dict.fromkeys(masks, _RULE))
 
 

@@ -60,12 +60,15 @@ def dropped_count(count: int, ratio: float) -> int:
     return int((1 - ratio) * count)
 
 
-def keep_by_name(keep: Keep | Mapping[str, Keep], names: list[list[str]]) -> list[Keep]:
+def keep_by_name(
+    keep: Keep | Mapping[str, Keep], names: list[list[str]], *, part: bool = False
+) -> list[Keep]:
     """The keep of each weight.
 
     Args:
         keep: one for all, or by pattern of the weight's name (`fnmatch`); the first that fits.
         names: of each weight; several where it is tied.
+        part: whether there are other weights, which patterns may be for.
 
     Raises:
         ValueError: out of range, a weight that no pattern fits, or a pattern that fits none, or
@@ -74,20 +77,29 @@ def keep_by_name(keep: Keep | Mapping[str, Keep], names: list[list[str]]) -> lis
     if not isinstance(keep, Mapping):
         return [check_keep(keep)] * len(names)
     found: list[Keep] = []
-    used: set[str] = set()
     for own in names:
-        pattern = next((p for p in keep if any(fnmatchcase(name, p) for name in own)), None)
+        pattern = _first_fitting(keep, own)
         if pattern is None:
             raise ValueError(f'keep has nothing for {own[0]}: add it, or "*" for all others')
         found.append(check_keep(keep[pattern]))
-        used.add(pattern)
+    if not part:
+        check_patterns(keep, names)
+    return found
+
+
+def check_patterns(keep: Mapping[str, Keep], names: list[list[str]]) -> None:
+    """Raises ValueError for a pattern that fits no weight, or never comes to its turn."""
+    used = {_first_fitting(keep, own) for own in names}
     for pattern in keep:
         if not any(fnmatchcase(name, pattern) for own in names for name in own):
             raise ValueError(f"keep: no masked weight is called {pattern}")
         wider = next(p for p in keep if p == pattern or fnmatchcase(pattern, p))
         if wider != pattern and pattern not in used:  # "*" for all others may have none
             raise ValueError(f"keep: {pattern} never applies behind {wider}: put it first")
-    return found
+
+
+def _first_fitting(keep: Mapping[str, Keep], own: list[str]) -> str | None:
+    return next((p for p in keep if any(fnmatchcase(name, p) for name in own)), None)
 
 
 def check_keep(keep: Any) -> Keep:

@@ -53,6 +53,7 @@ def recover_prototypes(
     layers: Sequence[Layer],
     seeded: Sequence[Seeded] = (),
     progress: Callable[[float], None] | None = None,
+    longest: int | None = None,
 ) -> tuple[tuple[Prototype, ...], tuple[Fill, ...]]:
     """Short prototypes that reproduce every used value, and each layer's fill.
 
@@ -64,6 +65,8 @@ def recover_prototypes(
         layers: the masked layers.
         seeded: prototypes that the layers may come from, tried before anything is stored.
         progress: called with the share of the weights that have a prototype.
+        longest: how many values a prototype may have that a layer is said to come from: as many as
+            the network has masked weights; None where `layers` are all of it.
     """
     fills: list[Fill | None] = [None] * len(layers)
     prototypes: list[Prototype] = []
@@ -80,7 +83,8 @@ def recover_prototypes(
 
     for index, layer in enumerate(layers):
         # No strategy makes a prototype longer than the model; a damaged checkpoint may claim one.
-        if (fill := layer.fill) is None or fill.prototype.length > weights:
+        most = weights if longest is None else longest
+        if (fill := layer.fill) is None or fill.prototype.length > most:
             continue
         # Layers that share a prototype are mostly all of them, or neighbours.
         if fill.prototype not in latest:
