@@ -54,7 +54,7 @@ def plain_names(
     while _all_parallel(plain.values()) and not _all_parallel(like):
         plain = {old: new.removeprefix(f"{_PARALLEL}.") for old, new in plain.items()}
     if like and not _fit(plain, like):
-        known = set(map(_module_of, like))
+        known = set(map(module_of, like))
         fitting = _renamed(plain, lambda name: next(_fitting(name, known), name))
         if _fit(fitting, like):
             return fitting
@@ -63,7 +63,7 @@ def plain_names(
 
 def fitting_prefix(names: Iterable[str], like: Collection[str]) -> str | None:
     """What has to be left out in front of some names, that these are all that a network has."""
-    modules, known = set(map(_module_of, names)), set(map(_module_of, like))
+    modules, known = set(map(module_of, names)), set(map(module_of, like))
     if known <= modules:
         return None
     longest = max(known, key=len)
@@ -122,10 +122,11 @@ def _all_parallel(names: Collection[str]) -> bool:
 
 def _fit(names: Mapping[str, str], like: Collection[str]) -> bool:
     """Whether the modules of all names are modules of a network; dialects name tensors anew."""
-    return set(map(_module_of, names.values())) <= set(map(_module_of, like))
+    return set(map(module_of, names.values())) <= set(map(module_of, like))
 
 
-def _module_of(name: str) -> str:
+def module_of(name: str) -> str:
+    """The module of an entry of a state dict in any dialect."""
     return _OWN_ENTRY.sub("", f".{name}").removeprefix(".")
 
 
@@ -136,7 +137,7 @@ def _fitting(name: str, known: Collection[str]) -> Iterator[str]:
     for count in range(len(places) + 1 if len(places) <= _MOST_WRAPPERS else 0):
         for gone in combinations(places, count):
             candidate = ".".join(part for at, part in enumerate(parts) if at not in gone)
-            if _module_of(candidate) in known:
+            if module_of(candidate) in known:
                 yield candidate
 
 

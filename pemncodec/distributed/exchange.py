@@ -1,0 +1,74 @@
+"""What processes that encode one network tell each other, also when one of them fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from pemncodec.errors import PemnError, named_line
+
+_SAID: Final = "said"
+_DONE: Final = "done"
+_ABSENT: Final = "absent"
+_FAILED: Final = "failed"
+
+
+class PeerError(PemnError):
+    """Another process has failed, and says of what itself."""
+
+
+class Exchange:
+    """Messages between processes, in rounds: in each of them every process sends one.
+
+    A process that fails says so in the next round, in which then all stop.
+    """
+
+    def __init__(self, send: Callable[[Any], list[Any]]) -> None:
+        """Sends nothing yet.
+
+        Args:
+            send: one round: from the message of this process to those of all, by rank.
+        """
+        self._send = send
+
+    def gather(self, value: Any) -> list[Any]:
+        """What all say, but those that only attend; see `Peers`.
+
+        Raises:
+            PeerError: a process has failed.
+        """
+        return self._round(_SAID, value)
+
+    def finish(self, value: Any) -> list[Any]:
+        """The results of all, but those that only attend.
+
+        Raises:
+            PeerError: a process has failed.
+        """
+        return self._round(_DONE, value)
+
+    def attend(self) -> list[Any]:
+        """Takes part without a say until all others are done; their results.
+
+        Raises:
+            PeerError: a process has failed.
+        """
+        while True:
+            messages = self._messages(_ABSENT, None)
+            if any(kind == _DONE for kind, _ in messages):
+                return [value for kind, value in messages if kind == _DONE]
+
+    def fail(self, error: BaseException) -> None:
+        """Tells all others that this process has failed."""
+        told = isinstance(error, PemnError | OSError)
+        self._send((_FAILED, str(error) if told else named_line(error)))
+
+    def _round(self, kind: str, value: Any) -> list[Any]:
+        return [said for own, said in self._messages(kind, value) if own == kind]
+
+    def _messages(self, kind: str, value: Any) -> list[tuple[str, Any]]:
+        messages = self._send((kind, value))
+        for rank, (own, said) in enumerate(messages):
+            if own == _FAILED:
+                raise PeerError(f"rank {rank}: {said}")
+        return messages
