@@ -1,0 +1,217 @@
+"""A network that several processes encode: who owns what, and what only all of them can tell."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pemncodec
+from pemncodec.distributed.exchange import Exchange, PeerError
+from pemncodec.distributed.ownership import owners
+from pemncodec.encoding import encode_with
+from pemncodec.masking import MaxLayerPadding, mask_model
+from pemncodec.options import EncodeOptions
+
+
+class Threads:
+    """Processes that are threads: one round of messages after the other."""
+
+    def __init__(self, count: int) -> None:
+        self._messages: list[Any] = [None] * count
+        self._barrier = threading.Barrier(count, timeout=60)
+
+    def exchange(self, rank: int) -> Exchange:
+        def send(message: Any) -> list[Any]:
+            self._messages[rank] = message
+            self._barrier.wait()
+            everything = list(self._messages)
+            self._barrier.wait()
+            return everything
+
+        return Exchange(send)
+
+    def run(self, work: Callable[[int, Exchange], Any]) -> list[Any]:
+        """What each gives or raises."""
+        results: list[Any] = list(self._messages)
+
+        def run(rank: int) -> None:
+            exchange = self.exchange(rank)
+            try:
+                results[rank] = work(rank, exchange)
+            except PeerError as error:
+                results[rank] = error
+            except Exception as error:
+                results[rank] = error
+                exchange.fail(error)
+
+        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(results))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+def encoded(parts: Sequence[Mapping[str, Tensor]], **options: Any) -> list[Any]:
+    """The files of a network in parts, or what goes wrong; empty parts only attend."""
+
+    def work(rank: int, exchange: Exchange) -> Any:
+        if not parts[rank]:
+            exchange.attend()
+            return None
+        stream = io.BytesIO()
+        asked = EncodeOptions(manifest=False, peers=exchange, **options)
+        report = encode_with(asked, dict(parts[rank]), stream)
+        exchange.finish(rank)
+        return stream.getvalue(), report
+
+    return Threads(len(parts)).run(work)
+
+
+def scored(*names: str, size: int = 20) -> dict[str, Tensor]:
+    state = {}
+    for name in names:
+        generator = torch.Generator().manual_seed(len(name) + ord(name[0]))
+        state[f"{name}.weight"] = torch.rand(size, size, generator=generator).exp()
+        state[f"{name}.scores"] = torch.randn(size, size, generator=generator)
+        state[f"{name}.bias"] = torch.randn(size, generator=generator)
+    return state
+
+
+class TestOwners:
+    def test_what_belongs_together_has_one_owner(self) -> None:
+        groups = [
+            ["a.weight", "a.scores", "a.bias", "a_mask"],
+            ["b.weight_orig", "b.weight_mask", "b.bias"],
+            ["c.parametrizations.weight.original", "c.parametrizations.weight.0.scores", "c.bias"],
+            ["d.weight", "d.mask_module.context_modules.0.mask_scores"],
+            ["e.weight", "e.scores.0", "e.scores.1"],
+            ["f.shape", "f.bitmask", "f.compressed"],
+            ["g.in_proj_orig", "g.in_proj_mask"],
+            ["weight", "mask"],
+        ]
+        names = [name for group in groups for name in group]
+        # As many processes as there are tensors, so that whatever can part does.
+        found = owners(dict.fromkeys(names, 8), len(names))
+        for group in groups:
+            assert len({found[name] for name in group}) == 1, group
+        assert len(set(found.values())) == len(groups)
+
+    def test_tensors_of_one_module_that_are_no_weight_may_part(self) -> None:
+        found = owners({"weight0": 4, "weight1": 4, "m.first": 4, "m.second": 4}, 4)
+        assert sorted(found.values()) == [0, 1, 2, 3]
+
+    def test_tied_names_have_one_owner(self) -> None:
+        sizes = {"in.weight": 8, "x.weight": 8, "out.weight": 8, "out.bias": 1, "y.weight": 8}
+        found = owners(sizes, 4, [["in.weight", "out.weight"]])
+        assert found["in.weight"] == found["out.weight"] == found["out.bias"]
+        assert len(set(found.values())) == 3
+
+    @given(st.lists(st.integers(0, 1 << 40), max_size=60), st.integers(1, 9))
+    def test_balance(self, sizes: list[int], ranks: int) -> None:
+        named = {f"layer{number}.weight": size for number, size in enumerate(sizes)}
+        found = owners(named, ranks)
+        assert list(found) == list(named)
+        loads = [0] * ranks
+        for name, rank in found.items():
+            loads[rank] += named[name]
+        assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+class TestTogether:
+    def test_same_tensors_as_one_process(self) -> None:
+        parts = [scored("a"), scored("b"), {}, {"c.bias": torch.ones(3)}]
+        keep = {"a.*": 0.3, "b.*": 0.6}
+        whole = {name: tensor for part in parts for name, tensor in part.items()}
+        stream = io.BytesIO()
+        pemncodec.encode(whole, stream, keep=keep, manifest=False)
+        expected = pemncodec.load_state_dict(stream.getvalue())
+        found: dict[str, Tensor] = {}
+        for result in encoded(parts, keep=keep):
+            if result is not None:
+                found |= pemncodec.load_state_dict(result[0])
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({}, "holds scores but not the keep ratio"),
+            ({"keep": {"*": 0.5, "d.*": 0.3}}, "keep: no masked weight is called d"),
+            ({"keep": 0.5, "dense": {"d*": "fp16"}}, "dense: no tensor is called d"),
+            ({"keep": 0.5, "masks_from": "zeros"}, "no tensor of two or more dimensions holds"),
+            ({"keep": 0.5, "task": 1}, "--task (task=…) is for sets"),
+            ({"keep": 0.5, "scores_name": "other"}, "no X.other has the shape"),
+            ({"keep": 0.5, "seed": 77}, "no masked layer comes from seed 77"),
+            (
+                {"keep": 0.5, "prototypes": [pemncodec.SeededPrototype("normal", 5, 3)]},
+                "no masked layer comes from",
+            ),
+        ],
+    )
+    def test_what_fits_nowhere(self, options: dict[str, Any], words: str) -> None:
+        for result in encoded([scored("a"), {"c.bias": torch.ones(3)}, scored("b")], **options):
+            assert isinstance(result, pemncodec.PemnError)
+            assert words in str(result)
+
+    @pytest.mark.parametrize(
+        ("parts", "options", "words"),
+        [
+            ([{"a.weight": torch.ones(3, 3)}, {"b.bias": torch.ones(3)}], {}, "no masks found"),
+            ([{"a.mask": torch.ones(3)}, {"b.bias": torch.ones(3)}], {"keep": 0.5}, "no scores to"),
+        ],
+    )
+    def test_no_masks(
+        self, parts: list[dict[str, Tensor]], options: dict[str, Any], words: str
+    ) -> None:
+        for result in encoded(parts, **options):
+            assert isinstance(result, pemncodec.EncodeError)
+            assert words in str(result)
+
+    def test_scores_whose_meaning_depends_on_others(self) -> None:
+        first, second = scored("a"), scored("b")
+        second["b.scores"] = torch.cat([torch.ones(10, 20), torch.zeros(10, 20)])
+        for result in encoded([first, second], keep=0.5):
+            assert isinstance(result, pemncodec.EncodeError)
+            assert "some scores are 0 and 1 alone, others are not" in str(result)
+
+    def test_an_error_of_one_ends_all(self) -> None:
+        parts = [scored("a"), scored("b"), {}]
+        parts[1]["b.scores"][3, 3] = torch.nan
+        first, second, third = encoded(parts, keep=0.5)
+        assert str(second) == "b.scores: the scores hold NaN"
+        for result in (first, third):
+            assert isinstance(result, PeerError)
+            assert str(result) == "rank 1: b.scores: the scores hold NaN"
+
+    def test_a_seed_that_one_part_finds_serves_all(self) -> None:
+        torch.manual_seed(4321)
+        state = {"a.weight": torch.randn(300, 300), "b.weight": torch.randn(6, 6)}
+        masks = {name: torch.rand(tensor.shape) < 0.7 for name, tensor in state.items()}
+        parts = [{"b.weight": state["b.weight"]}, {"a.weight": state["a.weight"]}]
+        results = encoded(
+            [{n: t * masks[n] for n, t in part.items()} for part in parts], masks_from="zeros"
+        )
+        for _, report in results:
+            assert not any("stored" in text for text in report.info.prototypes)
+            assert any("torch seed 4321" in note for note in report.notes)
+
+    def test_a_prototype_longer_than_a_part(self) -> None:
+        model = mask_model(
+            torch.nn.Sequential(torch.nn.Linear(30, 30), torch.nn.Linear(5, 4)),
+            MaxLayerPadding(),
+            seed=3,
+        )
+        state = model.state_dict()
+        parts = [{n: t for n, t in state.items() if n.startswith(f"{at}.")} for at in "01"]
+        for _, report in encoded(parts):
+            assert "stored" not in " ".join(report.info.prototypes)
