@@ -266,7 +266,6 @@ def other_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(20))
     (folder / "gguf").write_bytes(b"GGUF" + bytes(20))
     (folder / "gzip").write_bytes(gzip.compress(b"checkpoint"))
-    (folder / "index").write_text('{\n  "metadata": {}, "weight_map": {}}')
     (folder / "folder").mkdir()
     (folder / "empty").touch()
     return folder

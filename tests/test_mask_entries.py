@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import pemncodec
 from pemncodec import EncodeArgumentError, EncodeError
 from pemncodec.checkpoints.dialects import read_masks
-from pemncodec.checkpoints.files import load_masks, read_checkpoint
 from pemncodec.checkpoints.reading import with_recorded
+from pemncodec.checkpoints.sources import load_masks, read_checkpoint
 from pemncodec.cli import cli
 from pemncodec.report.costs import CostOptions, model_costs
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import pemncodec
 from pemncodec import EncodeArgumentError, EncodeError
 from pemncodec.checkpoints.dialects import read_masks
-from pemncodec.checkpoints.files import read_checkpoint
 from pemncodec.checkpoints.reading import with_recorded
 from pemncodec.checkpoints.score_rules import RULES, RULES_WITH_VALUE, rule_named
+from pemncodec.checkpoints.sources import read_checkpoint
 
 State = dict[str, Tensor]
 BOTH = {"0.weight": 4, "1.weight": 2}

@@ -1,4 +1,4 @@
-"""Checkpoint files → state dicts."""
+"""One checkpoint file → a state dict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pemncodec.errors import EncodeError, first_line, named_line
 from pemncodec.format.reader import PemnFile
 from pemncodec.masking.masked_state import StateDict
 
-_NESTED = ("state_dict", "model_state_dict", "model", "net")
+NESTED = ("state_dict", "model_state_dict", "model", "net")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,13 +42,11 @@ class Checkpoint:
 def load_checkpoint(
     path: Path, *, trust_pickle: bool = False, name: str | None = None
 ) -> nn.Module | StateDict | PemnFile:
-    """The content of a file, see `read_checkpoint`."""
-    return read_checkpoint(path, trust_pickle=trust_pickle, name=name).source
+    """The content of a file, see `read_file`."""
+    return read_file(path, trust_pickle=trust_pickle, name=name).source
 
 
-def read_checkpoint(
-    path: Path, *, trust_pickle: bool = False, name: str | None = None
-) -> Checkpoint:
+def read_file(path: Path, *, trust_pickle: bool = False, name: str | None = None) -> Checkpoint:
     """A `.safetensors`, `.npz` or `.pemn` file, or what `torch.save` wrote; known by its content.
 
     Objects beside the state dict are passed over, and no code of theirs is run.
@@ -66,6 +64,8 @@ def read_checkpoint(
     kind = kind_of_checkpoint(path, name)
     if kind == "pemn":
         return Checkpoint(PemnFile(path.read_bytes()))
+    if kind == "index":
+        raise EncodeError(f"{name}: cannot load this: JSON where tensors are expected")
     if kind == "safetensors" or (kind == "unknown" and path.suffix == ".safetensors"):
         return Checkpoint(_load_safetensors(path, name))
     if kind == "npz":
@@ -74,7 +74,7 @@ def read_checkpoint(
         warnings.simplefilter("ignore")  # of protocols that it then refuses, or reads well
         loaded = _load_pickle(path, name, trust_pickle=trust_pickle)
     place, recorded = "", Recorded()
-    for key in _NESTED:
+    for key in NESTED:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict | nn.Module | Inert):
             recorded = recorded_in(loaded, key)
             loaded, place = loaded[key], f" under {key!r}"
@@ -89,8 +89,8 @@ def read_checkpoint(
     return Checkpoint(check_state_dict(loaded, name), recorded)
 
 
-def load_masks(path: Path) -> StateDict:
-    """Masks by name: a file as `read_checkpoint` takes it, or a dictionary in such a file.
+def load_masks_file(path: Path) -> StateDict:
+    """Masks by name: a file as `read_file` takes it, or a dictionary in such a file.
 
     Raises:
         EncodeError: anything else.
@@ -190,6 +190,6 @@ def check_state_dict(value: Any, what: str) -> StateDict:
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise EncodeError(
                 f"{what}: entry {name!r:.80} is {full_name(type(tensor))}, expected a tensor; a "
-                f"state dict may be at the top or under one of {', '.join(_NESTED)}"
+                f"state dict may be at the top or under one of {', '.join(NESTED)}"
             )
     return dict(value)

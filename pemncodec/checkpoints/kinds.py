@@ -15,10 +15,11 @@ from pemncodec.format.container import SIGNATURE
 
 Kind = Literal[
     "pickle", "safetensors", "npz", "npy", "pemn", "torchscript", "pt2", "onnx", "hdf5", "gguf",
-    "gzip", "index", "folder", "empty", "unknown",
+    "gzip", "index", "distributed", "folder", "empty", "unknown",
 ]  # fmt: skip
 
-CHECKPOINTS: Final[tuple[Kind, ...]] = ("pickle", "safetensors", "npz", "pemn")
+CHECKPOINTS: Final[tuple[Kind, ...]] = ("pickle", "safetensors", "npz", "pemn", "distributed")
+DISTRIBUTED: Final = ".metadata"  # of torch.distributed.checkpoint, beside its .distcp files
 
 WHAT_TO_DO: Final[dict[Kind, str]] = {
     "npy": "a single NumPy array: save all tensors by name with numpy.savez",
@@ -28,7 +29,6 @@ WHAT_TO_DO: Final[dict[Kind, str]] = {
     "hdf5": "an HDF5 file: save its arrays by name with numpy.savez",
     "gguf": "a GGUF file, quantized for llama.cpp: give the checkpoint that it was made from",
     "gzip": "compressed with gzip: decompress it first",
-    "index": "JSON, such as an index of shards: load the shards and save one state dict",
     "folder": "a folder: name a file in it",
     "empty": "the file is empty",
 }
@@ -59,7 +59,7 @@ def kind_of(path: Path) -> Kind:
     if head[8:9] == b"{":  # behind eight bytes of length
         return "safetensors"
     if head[:1] == b"\x80":
-        return "pickle"
+        return "distributed" if path.name == DISTRIBUTED else "pickle"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return _kind_of_archive(archive.namelist())
@@ -103,6 +103,8 @@ def advice(path: Path) -> str:
         OSError: it cannot be read.
     """
     kind = kind_of(path)
+    if kind == "index":
+        return "it is JSON, of which pemn encode takes indexes of shards"
     if kind in CHECKPOINTS:
         return "it is a checkpoint, which pemn encode makes a .pemn file of"
     return f"it is {WHAT_TO_DO[kind]}" if kind in WHAT_TO_DO and kind != "empty" else ""

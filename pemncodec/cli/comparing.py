@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pemncodec.cli.streams import checkpoint_path, named
+from collections.abc import Sequence
+
+from pemncodec.cli.streams import checkpoint_paths, named
 from pemncodec.format.reader import PemnFile
 from pemncodec.options import MaskChoices
 from pemncodec.remote.urls import shown
@@ -10,7 +12,7 @@ from pemncodec.remote.urls import shown
 
 def compare_files(
     file: PemnFile,
-    against: str,
+    against: Sequence[str],
     given: MaskChoices,
     prefix: str | None,
     *,
@@ -20,7 +22,7 @@ def compare_files(
 
     Args:
         file: to compare.
-        against: the checkpoint's path.
+        against: the checkpoint, in one file or in several.
         given: what the caller says of its masks.
         prefix: what the names of its tensors begin with.
         trust_pickle: whether code in it may run.
@@ -31,17 +33,18 @@ def compare_files(
     from torch import nn
 
     from pemncodec.checkpoints.dialects import read_masks, with_missing_ties
-    from pemncodec.checkpoints.files import read_checkpoint
     from pemncodec.checkpoints.mask_names import masks_by_weight
     from pemncodec.checkpoints.names import missing_ties, plain_names
     from pemncodec.checkpoints.reading import with_recorded
+    from pemncodec.checkpoints.sources import join_checkpoints
     from pemncodec.decoding import load_state
     from pemncodec.proof import compare_states
 
-    with checkpoint_path(against) as path:
-        loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=shown(against))
+    with checkpoint_paths(against) as paths:
+        loaded = join_checkpoints(paths, trust_pickle=trust_pickle)
     source = loaded.source
-    with named(against):
+    checkpoint = ", ".join(map(shown, against))
+    with named(checkpoint):
         if isinstance(source, PemnFile):
             state = load_state(source, "cpu")
         else:
@@ -49,7 +52,7 @@ def compare_files(
     groups: dict[str, list[str]] = {}
     for name, first in file.aliases.items():
         groups.setdefault(first, [first]).append(name)
-    with named(against):
+    with named(checkpoint):
         choices = with_recorded(loaded, given)
         names = plain_names(state, file.keys(), prefix)
         plain = {new: state[old] for old, new in names.items()}

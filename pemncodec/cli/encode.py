@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from pemncodec.checkpoints.kinds import DISTRIBUTED
 from pemncodec.cli.mask_options import MaskArguments, mask_options
 from pemncodec.cli.options import (
     Shape,
@@ -30,7 +31,7 @@ from pemncodec.cli.streams import (
     FileName,
     check_output,
     check_source,
-    checkpoint_path,
+    checkpoint_paths,
     named,
     output_target,
 )
@@ -43,7 +44,7 @@ from pemncodec.remote.urls import is_url, last_part, shown
 
 
 @click.command(short_help="Encode a checkpoint of a masked network.")
-@click.argument("source", metavar="CHECKPOINT", type=FileName())
+@click.argument("sources", metavar="CHECKPOINT…", type=FileName(), nargs=-1, required=True)
 @click.option(
     "-o", "--output", type=FileName(), help="File to write  [default: CHECKPOINT with .pemn]."
 )
@@ -106,7 +107,7 @@ from pemncodec.remote.urls import is_url, last_part, shown
 @click.option("-v", "--verbose", is_flag=True, help="Also list every tensor.")
 @json_option
 def encode(
-    source: str,
+    sources: Sequence[str],
     output: str | None,
     mask_arguments: MaskArguments,
     prefix: str | None,
@@ -132,6 +133,9 @@ def encode(
     as_json: bool,
 ) -> None:
     """Encode a checkpoint (.pt, .pth, .safetensors, .npz, .pemn) of a masked network.
+
+    One in several files is given as the index that lies beside them, as its folder, or as all of
+    its files; a folder of torch.distributed.checkpoint is taken, too.
 
     Reads checkpoints of pemncodec.masking, of torch.nn.utils.prune (X_orig + X_mask), of the
     official PEMN code (X.weight + X.scores, with --keep) and of others, which the README lists.
@@ -159,20 +163,19 @@ def encode(
         seed=seed,
         metadata=parse_metadata(metadata),
     )
-    check_source(source)
-    piped = source == STDIO or (not is_url(source) and Path(source).is_fifo())
-    # Beside a checkpoint that lies here; what is downloaded, to where we are.
-    beside = last_part(source) if is_url(source) else source
-    output = output or (STDIO if piped else str(Path(beside).with_suffix(".pemn")))
-    check_output(output, source, force=force)
+    for source in sources:
+        check_source(source)
+    output = output or _beside(sources)
+    for source in sources:
+        check_output(output, source, force=force)
     suffix = Path(last_part(output) if is_url(output) else output).suffix
     if suffix not in ("", ".pemn") and (is_url(output) or not _is_device(Path(output))):
         raise click.BadParameter(f"{shown(output)} must end in .pemn", param_hint="-o")
     written = io.BytesIO()  # for standard output, which code of the user may not reach meanwhile
     with steps(quiet=quiet) as step, user_code():
         step("loading torch", None)
-        from pemncodec.checkpoints.files import read_checkpoint
         from pemncodec.checkpoints.reading import with_recorded
+        from pemncodec.checkpoints.sources import join_checkpoints
         from pemncodec.encoding import encode_with
 
         metric = load_object(accuracy, "--accuracy") if accuracy else None
@@ -192,9 +195,10 @@ def encode(
             max_drop=max_drop,
         )
         step("reading the checkpoint", None)
-        with checkpoint_path(source) as path, no_exit(f"code of {shown(source)}"):
-            loaded = read_checkpoint(path, trust_pickle=trust_pickle, name=shown(source))
-        with named(source), no_exit("the model's own code"):
+        shown_sources = ", ".join(map(shown, sources))
+        with checkpoint_paths(sources) as paths, no_exit(f"code of {shown_sources}"):
+            loaded = join_checkpoints(paths, trust_pickle=trust_pickle)
+        with named(shown_sources), no_exit("the model's own code"):
             options = replace(options, **with_recorded(loaded, given))
             target = written if output == STDIO else output
             report = encode_with(options, loaded.source, target, step)
@@ -205,6 +209,28 @@ def encode(
         print_json(report_json(report), to_stderr=output == STDIO)
     elif not quiet:
         print_report(shown(output), report, verbose=verbose, to_stderr=output == STDIO)
+
+
+def _beside(sources: Sequence[str]) -> str:
+    """Where a file goes that no one has named: beside its checkpoint, or out of a pipe's end.
+
+    Raises:
+        click.UsageError: there are several checkpoints.
+    """
+    if len(sources) > 1:
+        raise click.UsageError("of several checkpoints: name the file to write with -o")
+    (source,) = sources
+    if is_url(source):  # to where we are
+        name = last_part(source)
+    elif source == STDIO or Path(source).is_fifo():
+        return STDIO
+    else:
+        name = source
+    path = Path(name.removesuffix(".index.json"))
+    folder = path.parent if path.name == DISTRIBUTED else path
+    if not is_url(source) and folder.is_dir():
+        return str(folder.parent / f"{folder.resolve().name}.pemn")
+    return str(path.with_suffix(".pemn"))
 
 
 def _is_device(path: Path) -> bool:

@@ -68,7 +68,7 @@ class MaskArguments:
             "masks_from": self.masks_from,
         }
         if self.masks is not None:
-            from pemncodec.checkpoints.files import load_masks
+            from pemncodec.checkpoints.sources import load_masks
 
             with named(self.masks), checkpoint_path(self.masks) as path:
                 choices["masks"] = load_masks(path)
@@ -98,7 +98,7 @@ _OPTIONS = (
     ),
     click.option("--task", type=click.IntRange(0), help="Which of the scores X.scores.0, .1, …."),
     click.option(
-        "--masks", metavar="FILE", help="Masks by name: .safetensors, .npz or .pt, 0 and 1."
+        "--masks", metavar="FILE", help="Masks by name, 0 and 1, in a file that encode would take."
     ),
     click.option(
         "--masks-from",

@@ -59,8 +59,8 @@ def seed(
         step("loading torch", None)
         from torch import nn
 
-        from pemncodec.checkpoints.files import read_checkpoint
         from pemncodec.checkpoints.reading import read_source, with_recorded
+        from pemncodec.checkpoints.sources import read_checkpoint
         from pemncodec.checkpoints.unmasked import NoMasksError, masks_from_zeros
         from pemncodec.seeds import all_used, weight_seeds
 

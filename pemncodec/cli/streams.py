@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import click
 
-from pemncodec.checkpoints.kinds import advice, kind_of_checkpoint
+from pemncodec.checkpoints.folders import check_files, listed_shards
+from pemncodec.checkpoints.kinds import advice, kind_of
 from pemncodec.cli.terminal import visible
 from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, NotPemnError, PemnError
 from pemncodec.format.atomic import named_errors
@@ -19,7 +20,7 @@ from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import limits_within
 from pemncodec.remote.downloads import download
 from pemncodec.remote.stores import stored_bytes
-from pemncodec.remote.urls import is_url, last_part, shown
+from pemncodec.remote.urls import beside, is_url, last_part, shown
 
 STDIO = "-"
 _STANDARD = {
@@ -77,22 +78,25 @@ def check_source(source: str) -> None:
     """Refuses what is no checkpoint before torch is imported, which takes longer than to see that.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
-        EncodeError: it is something else.
+        OSError: there is no such file or folder, or it cannot be read.
+        EncodeError: it is something else, or files of it are missing.
     """
     path = Path(source)
     if source != STDIO and not is_url(source) and not path.is_fifo():  # of which reading takes
-        kind_of_checkpoint(path, source)
+        check_files(path, source)
 
 
 @contextlib.contextmanager
 def checkpoint_path(source: str) -> Iterator[Path]:
-    """A checkpoint's path; what is in a pipe or at a URL becomes a file, as readers need one."""
+    """A checkpoint's path; what is in a pipe or at a URL becomes files, as readers need these."""
     if is_url(source):
         with tempfile.TemporaryDirectory() as folder:
             # By its own name, since suffixes say what a file is.
             downloaded = Path(folder, f"checkpoint{Path(last_part(source)).suffix}")
             download(source, downloaded)
+            if kind_of(downloaded) == "index":
+                for shard in listed_shards(downloaded, shown(source)):
+                    download(beside(source, shard.name), shard)
             yield downloaded
         return
     path = Path(source)
@@ -104,6 +108,13 @@ def checkpoint_path(source: str) -> Iterator[Path]:
         spooled = Path(folder) / "checkpoint"
         spooled.write_bytes(data)
         yield spooled
+
+
+@contextlib.contextmanager
+def checkpoint_paths(sources: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """The paths of several checkpoints, by what messages call them."""
+    with contextlib.ExitStack() as stack:
+        yield {shown(source): stack.enter_context(checkpoint_path(source)) for source in sources}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from pemncodec.architecture.manifest import FORMAT
@@ -22,7 +24,12 @@ from pemncodec.remote.urls import shown
 
 @click.command()
 @click.argument("source", metavar="FILE", type=FileName())
-@click.option("--against", metavar="CHECKPOINT", help="Also compare every tensor bit for bit.")
+@click.option(
+    "--against",
+    metavar="CHECKPOINT",
+    multiple=True,
+    help="Also compare every tensor bit for bit; once for each file of one in several.",
+)
 @mask_options
 @prefix_option
 @trust_pickle_option
@@ -32,7 +39,7 @@ from pemncodec.remote.urls import shown
 @json_option
 def verify(
     source: str,
-    against: str | None,
+    against: Sequence[str],
     mask_arguments: MaskArguments,
     prefix: str | None,
     trust_pickle: bool,
@@ -42,13 +49,13 @@ def verify(
 ) -> None:
     """Decode all of a file and check every rule of the format."""
     given = [*mask_arguments.given(), *(["--prefix"] if prefix is not None else [])]
-    if given and against is None:
+    if given and not against:
         raise click.UsageError(f"{' and '.join(given)}: only with --against")
-    if against is not None:
-        check_source(against)
+    for checkpoint in against:
+        check_source(checkpoint)
     with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
         step("verifying", None)
-        if against is None:
+        if not against:
             file.verify(lambda share: step("verifying", share))
         else:
             given_masks = mask_arguments.choices()
@@ -58,9 +65,11 @@ def verify(
 
             build_empty_module(file)
         count = len(file.keys())
+    compared_with = ", ".join(map(shown, against)) or None
     if as_json:
-        against = against and shown(against)
-        print_json({"file": shown(source), "valid": True, "tensors": count, "against": against})
+        print_json(
+            {"file": shown(source), "valid": True, "tensors": count, "against": compared_with}
+        )
     elif not quiet:
-        compared = f", every one bit for bit as in {shown(against)}" if against else ""
+        compared = f", every one bit for bit as in {compared_with}" if against else ""
         click.echo(f"{shown(source)}: valid, {count} tensors{compared}")

@@ -15,7 +15,6 @@ IMPLEMENTATION: str
 
 try:
     from pemncodec.kernels._native import (
-        allow_large_pages,
         expand,
         expand_drawn,
         expand_normal,
@@ -50,7 +49,6 @@ except ImportError as error:
             stacklevel=2,
         )
     from pemncodec.kernels.twins import (
-        allow_large_pages,
         expand,
         expand_drawn,
         expand_normal,
@@ -83,7 +81,6 @@ else:
 
 __all__ = [
     "IMPLEMENTATION",
-    "allow_large_pages",
     "expand",
     "expand_drawn",
     "expand_normal",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final, TypeGuard
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -44,3 +44,9 @@ def redacted(text: str, url: str) -> str:
 def last_part(url: str) -> str:
     """The name of the file at a URL."""
     return shown(url).removesuffix("?…").rstrip("/").rpartition("/")[2]
+
+
+def beside(url: str, name: str) -> str:
+    """The URL of another file in the folder of the one at a URL, with the same query."""
+    web = url.lower().startswith(("http://", "https://"))
+    return re.sub(r"(?<=/)[^/?#]*(?=[?#]|$)", lambda _: quote(name) if web else name, url, count=1)

@@ -11,9 +11,11 @@ from typing import Any
 from torch import nn
 
 from pemncodec.checkpoints.dialects import needs_rule
-from pemncodec.checkpoints.files import check_state_dict, read_checkpoint
+from pemncodec.checkpoints.files import check_state_dict
+from pemncodec.checkpoints.folders import files_of, stored_bytes
 from pemncodec.checkpoints.kinds import kind_of
 from pemncodec.checkpoints.reading import with_recorded
+from pemncodec.checkpoints.sources import read_checkpoint
 from pemncodec.checkpoints.unmasked import NoMasksError, masks_from_zeros, name_of_scores
 from pemncodec.coders.masks import Preset
 from pemncodec.decoding import load_state
@@ -100,8 +102,8 @@ def model_costs(
     """What a file costs.
 
     Args:
-        path: a .pemn file, or a checkpoint: one with masks is encoded first, without an
-            architecture; one without is the dense model that it is.
+        path: a .pemn file, or a checkpoint, in one file or in several: one with masks is encoded
+            first, without an architecture; one without is the dense model that it is.
         options: how it is measured.
         keep: of this file, in place of that of `options`; an error where it is needless.
         name: of the model, and of the file in messages; None takes the file's.
@@ -113,12 +115,13 @@ def model_costs(
     """
     step = progress or (lambda _, __: None)
     name = path.name if name is None else name
-    size = path.stat().st_size
-    if kind_of(path) == "pemn" or path.suffix == ".pemn":
+    size = stored_bytes(path, name)
+    (file, *others) = files_of(path, name)
+    if not others and (kind_of(file) == "pemn" or file.suffix == ".pemn"):
         if keep is not None:
             raise EncodeArgumentError("a .pemn file has its masks, and no use for a keep ratio")
-        with open_file(path, limits=options.limits) as file:
-            return _file_costs(name, size, file, options, step)
+        with open_file(file, limits=options.limits) as opened:
+            return _file_costs(name, size, opened, options, step)
     loaded = read_checkpoint(path, trust_pickle=options.trust_pickle, name=name)
     source = loaded.source
     plain = source.state_dict() if isinstance(source, nn.Module) else source
@@ -145,8 +148,8 @@ def model_costs(
         notes = (f"shown as a dense model: {hint}",) if hint else ()
         costs = ModelCosts(name, size, notes=notes)
         return _with_forms(costs, network_of(state), options, step)
-    with open_file(stream, limits=options.limits) as file:
-        costs = _file_costs(name, size, file, options, step)
+    with open_file(stream, limits=options.limits) as opened:
+        costs = _file_costs(name, size, opened, options, step)
     return replace(costs, notes=notes, ranked=ranked and keep is None)
 
 
