@@ -27,10 +27,12 @@ if TYPE_CHECKING:
         NotPemnError,
         PemnError,
         PrototypeMismatchError,
+        ShardError,
         TruncatedError,
         UnsupportedModelError,
         UnsupportedVersionError,
     )
+    from pemncodec.format.file_digest import digest
     from pemncodec.format.reader import PemnFile
     from pemncodec.format.reader import open_file as open  # noqa: A004 a module's open, as gzip.open
     from pemncodec.limits import Limits
@@ -53,12 +55,14 @@ __all__ = [
     "PrototypeMismatchError",
     "Report",
     "SeededPrototype",
+    "ShardError",
     "TorchPrototype",
     "TruncatedError",
     "UnsupportedModelError",
     "UnsupportedVersionError",
     "__version__",
     "decode",
+    "digest",
     "encode",
     "generator",
     "load_state_dict",
@@ -76,6 +80,7 @@ _PLACES = {
     "SeededPrototype": "pemncodec.contents",
     "TorchPrototype": "pemncodec.contents",
     "decode": "pemncodec.decoding",
+    "digest": "pemncodec.format.file_digest",
     "encode": "pemncodec.encoding",
     "load_state_dict": "pemncodec.decoding",
     "unpack": "pemncodec.packed.modules",

@@ -153,17 +153,34 @@ class TorchPrototype:
         return f"{values}, {generator} seed {self.seed}, after {self.skip:,} words{variant}"
 
 
+@dataclass(frozen=True, slots=True)
+class PrototypePlace:
+    """Where a file takes the values of a prototype from (spec section 5.6).
+
+    Attributes:
+        file: name of a file in the same folder.
+        prototype: its number among the prototypes of that file, which stores it whole.
+    """
+
+    file: str
+    prototype: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredPrototype:
-    """Values that the file carries.
+    """Values that the file carries, or one beside it.
 
     Attributes:
         values: [length], carrier dtype of `dtype`; +0.0 where no mask uses a value.
         dtype: name of the dtype.
+        place: which other file has the values; None for this one.
+        whole: all values are stored, since other files take them from here.
     """
 
     values: Array
     dtype: str
+    place: PrototypePlace | None = None
+    whole: bool = False
 
     @property
     def length(self) -> int:

@@ -19,6 +19,7 @@ ErrorCode = Literal[
     "header",  # the header breaks a rule of the spec
     "section",  # a section's payload breaks a rule of the spec
     "limit",  # a limit of this reader would be passed
+    "shard",  # a file that belongs to this one is missing, or is another one than is named
     "manifest-schema",  # the manifest breaks a rule of the spec
     "manifest-name",  # a name in the manifest is not allowed
     "manifest-class",  # a class outside the allowlist
@@ -64,6 +65,7 @@ class DecodeError(PemnError, ValueError):
 
     Attributes:
         code: the reason, one of `ErrorCode`.
+        file: name of the shard concerned; "" when there is but one file.
         section: index of the section concerned; None when it is the file's header.
         offset: byte offset in the file, or in the section when there is one; None when unknown.
     """
@@ -73,11 +75,13 @@ class DecodeError(PemnError, ValueError):
         code: ErrorCode,
         message: str,
         *,
+        file: str = "",
         section: int | None = None,
         offset: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code: ErrorCode = code
+        self.file = file
         self.section = section
         self.offset = offset
 
@@ -87,8 +91,7 @@ class DecodeError(PemnError, ValueError):
             for name, value in (("section", self.section), ("offset", self.offset))
             if value is not None
         ]
-        message = super().__str__()
-        return f"{', '.join(place)}: {message}" if place else message
+        return ": ".join(filter(None, (self.file, ", ".join(place), super().__str__())))
 
 
 class NotPemnError(DecodeError):
@@ -109,6 +112,10 @@ class CorruptError(DecodeError):
 
 class ManifestError(DecodeError):
     """The architecture is missing, malformed, or not allowed."""
+
+
+class ShardError(DecodeError):
+    """A file that belongs to this one is missing, or is another one than is named."""
 
 
 class LimitError(DecodeError):

@@ -21,6 +21,7 @@ from manifest_attacks import invalid_manifests
 from manifest_vectors import describe, refused_modules, valid_modules
 from order_vectors import two_faults, two_faults_of_modules
 from section_vectors import invalid_sections
+from shard_vectors import invalid_shared, valid_shared
 from torch_vectors import invalid_torch, valid_torch
 from valid_vectors import valid_files
 
@@ -39,16 +40,20 @@ def main() -> None:
     index: list[dict[str, Any]] = []
     modules = valid_modules()
     files = valid_files() | valid_torch() | {n: file.data for n, file in modules.items()}
+    files |= valid_shared()
     for name, data in files.items():
-        decoded = reference.Decoder(data)
+        (FOLDER / f"{name}.pemn").write_bytes(data)
+    for name, data in files.items():
+        decoded = reference.Decoder(data, folder=FOLDER)
         tensors = {
             key: {"dtype": dtype, "shape": shape, "crc32": f"{zlib.crc32(items):08x}"}
             for key, (dtype, shape, items) in decoded.tensors.items()
         }
         more = describe(modules[name], decoded.classes) if name in modules else {}
-        index.append(write(name, data, {"tensors": tensors} | more))
+        index.append(write(name, data, {"digest": decoded.digest(), "tensors": tensors} | more))
     invalid = invalid_front() | invalid_header() | invalid_sections() | invalid_manifests()
-    for name, (code, data) in (invalid | two_faults() | invalid_torch()).items():
+    invalid |= two_faults() | invalid_torch() | invalid_shared()
+    for name, (code, data) in invalid.items():
         index.append(write(f"invalid-{name}", data, {"error": code}))
     for name, file in (refused_modules() | two_faults_of_modules()).items():
         entry: dict[str, Any] = {"asked_for": "module", "error": file.error}

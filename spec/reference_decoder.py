@@ -5,7 +5,8 @@ are checked in `reference_manifest.py`; nothing is built of them.
 
     python spec/reference_decoder.py FILE
 
-prints name, dtype, shape and CRC-32 of the bytes of every tensor.
+prints name, dtype, shape and CRC-32 of the bytes of every tensor, then the digest (3.5). Models in
+several files are read by `reference_shards.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import reference_digests as digests
 import zstandard
 from reference_errors import PemnError, require
 from reference_manifest import check_asked_for, check_manifest
@@ -134,6 +136,12 @@ def is_name(value: Any) -> bool:
     return 1 <= len(value) <= 4096
 
 
+def is_file_name(value: Any) -> bool:
+    """4.3 and 5.6."""
+    plain = is_name(value) and len(value) <= 255 and not set(value) & set("/\\:")
+    return plain and value[0] != "." and value.endswith(".pemn")
+
+
 def is_error(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
@@ -157,7 +165,10 @@ COLUMNS: dict[str, Columns] = {
     "dense": {"error": (is_error, 0)} | SECTION,
     "constant": {"value": ("([0-9a-f]{2})*", None)},
     "alias": {"target": (is_name, None)},
-    "prototypes": {"length": (is_length, None), "kind": (("seeded", "stored", "torch"), "stored")},
+    "prototypes": {
+        "length": (is_length, None),
+        "kind": (("seeded", "stored", "torch", "shared"), "stored"),
+    },
     "seeded": {
         "distribution": (("uniform", "signed-constant", "normal"), "normal"),
         "seed": ("[0-9a-f]{16}", "0" * 16),
@@ -173,6 +184,12 @@ COLUMNS: dict[str, Columns] = {
         "high": ("([0-9a-f]{8}){1,2}", "3f800000"),
         "variant": (("vector", "scalar"), "vector"),
         "drawn": (is_index, 0),
+    },
+    "shared": {
+        "dtype": (WEIGHTS, "float32"),
+        "file": (is_file_name, None),
+        "prototype": (is_index, 0),
+        "digest": ("[0-9a-f]{64}", None),
     },
 }
 
@@ -238,16 +255,30 @@ class Decoder:
     """A whole file. `tensors` is name -> dtype, shape, bytes; `manifest` is JSON or None.
 
     `classes` is path -> class of the modules that a manifest describes. With `as_module` the reader
-    is asked for the module, and `trust` is the code that its user allows (8.8).
+    is asked for the module, and `trust` is the code that its user allows (8.8). `folder` is where
+    the file is, if that is known. With `front_only` the reader stops behind the header.
     """
 
-    def __init__(self, data: bytes, *, as_module: bool = False, trust: Sequence[str] = ()) -> None:
-        self.data = data
+    def __init__(
+        self,
+        data: bytes,
+        *,
+        as_module: bool = False,
+        trust: Sequence[str] = (),
+        folder: Path | None = None,
+        front_only: bool = False,
+    ) -> None:
+        self.data, self.folder = data, folder
         self.entries: list[tuple[int, int, int]] = []  # of each section: start, stop, CRC-32
         self.items: dict[int, list[int]] = {}  # of dense sections, those not yet taken
         self.read_header(self.read_container(data))
         self.manifest: Any = None
         self.classes: dict[str, str] = {}
+        self.masks: dict[str, list[int]] = {}
+        self.values: dict[int, list[int]] = {}
+        self.tensors: dict[str, tuple[str, list[int], bytes]] = {}
+        if front_only:
+            return
         tree = None
         if "manifest" in self.kinds:
             frame = self.payload(self.kinds.index("manifest"))
@@ -262,11 +293,8 @@ class Decoder:
                 shapes = {row["name"]: row["shape"] for row in self.rows}
                 shapes |= {name: shapes[target] for name, target in aliases.items()}
                 check_tensors(tree, self.manifest, shapes, aliases)
-        self.masks: dict[str, list[int]] = {}
-        self.values: dict[int, list[int]] = {}
         for index in range(len(self.prototypes)):
             self.prototype(index)
-        self.tensors: dict[str, tuple[str, list[int], bytes]] = {}
         for row in self.rows:
             self.tensors[row["name"]] = self.read_tensor(row)
 
@@ -320,7 +348,7 @@ class Decoder:
         self.prototypes = read_rows(header, "prototypes")  # rule 2
         self.rows = read_rows(header, "tensors")
         for kind in (
-            *("seeded", "stored", "torch"),
+            *("seeded", "stored", "torch", "shared"),
             "masked",
             "masks",
             "dense",
@@ -341,6 +369,7 @@ class Decoder:
             seen[row["name"]] = row
         self.check_sections()
         require(header.get("inference_only", True) is True, "header", "inference_only")  # rule 10
+        self.inference_only = "inference_only" in header
         self.metadata = header.get("metadata", {})
         require(isinstance(self.metadata, dict), "header", "metadata")
         text = all(isinstance(value, str) for value in self.metadata.values())
@@ -448,6 +477,8 @@ class Decoder:
             return values
         if row["kind"] == "torch":
             return torch_values(row)
+        if row["kind"] == "shared":
+            return self.read_shared(row)
         stored = set(range(length))
         if row["used"] == "masks":  # 5.4
             stored = set()
@@ -458,6 +489,31 @@ class Decoder:
         kept = read_group(self.payload(row["section"]), [[len(stored)]], row["dtype"])
         values = dict(zip(sorted(stored), kept, strict=True))
         return [values.get(j, 0) for j in range(length)]
+
+    def read_shared(self, row: dict[str, Any]) -> list[int]:
+        """5.6: the values of a stored prototype of another file."""
+        path = self.folder and self.folder / row["file"]
+        require(path is not None and path.is_file(), "shard", f"{row['file']} is not there")
+        assert path is not None
+        other = Decoder(path.read_bytes(), front_only=True)
+        require(row["prototype"] < len(other.prototypes), "shard", "no such prototype")
+        stored = other.prototypes[row["prototype"]]
+        found = [stored.get(key) for key in ("kind", "used", "dtype", "length")]
+        wanted = ["stored", "all", row["dtype"], row["length"]]
+        require(found == wanted, "shard", "another prototype")
+        values = other.prototype(row["prototype"])
+        digest = digests.of_prototype(row["dtype"], DTYPES[row["dtype"]][0], values)
+        require(digest == row["digest"], "shard", "another digest")
+        return values
+
+    def tensor_digest(self, row: dict[str, Any]) -> str:
+        mask = self.mask(row) if row["kind"] == "masked" else None
+        return digests.of_tensor(row, self.tensors[row["name"]], mask)
+
+    def digest(self) -> str:
+        """3.5."""
+        tensors = [self.tensor_digest(row) for row in self.rows]
+        return digests.of_model(self.inference_only, self.manifest, tensors)
 
     def read_tensor(self, row: dict[str, Any]) -> tuple[str, list[int], bytes]:
         if row["kind"] == "alias":
@@ -913,7 +969,10 @@ def read_planes(body: bytes, n: int, w: int) -> list[int]:
 
 if __name__ == "__main__":
     try:
-        for name, (dtype, shape, data) in Decoder(Path(sys.argv[1]).read_bytes()).tensors.items():
+        path = Path(sys.argv[1])
+        decoded = Decoder(path.read_bytes(), folder=path.parent)
+        for name, (dtype, shape, data) in decoded.tensors.items():
             print(f"{name} {dtype} {shape} {zlib.crc32(data):08x}")
+        print(decoded.digest())
     except PemnError as error:
         sys.exit(f"{sys.argv[1]}: {error}")

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pemncodec.errors import DecodeError, EncodeError
+from pemncodec.format.columns import is_file_name
 from pemncodec.format.index import (
     Shard,
     ShardIndex,
     decode_index,
     encode_index,
     index_name,
-    is_shard_name,
     shard_names,
 )
 from pemncodec.limits import Limits
@@ -75,7 +75,7 @@ PATHS = ("a/b.pemn", "../b.pemn", "a\\b.pemn", "C:b.pemn", "s3::b.pemn", ".b.pem
 
 @pytest.mark.parametrize("name", [*PATHS, "", "b.pemn\n", "\x1b.pemn", "x" * 251 + ".pemn", 1])
 def test_what_is_no_plain_name(name: Any) -> None:
-    assert not is_shard_name(name)
+    assert not is_file_name(name)
     if isinstance(name, str):
         with pytest.raises(EncodeError, match="cannot name a shard"):
             encode_index(ShardIndex({name: Shard(1, 1)}, {"a": name}))

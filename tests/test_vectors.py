@@ -25,6 +25,7 @@ from pemncodec.architecture.composites import COMPOSITES
 from pemncodec.architecture.layer_modules import build_layer
 from pemncodec.architecture.manifest import validate_manifest
 from pemncodec.errors import DecodeError, ErrorCode
+from pemncodec.format.file_digest import file_digest
 from pemncodec.format.header import decode_header
 from pemncodec.limits import Limits
 
@@ -62,6 +63,7 @@ def test_valid(entry: Entry) -> None:
             }
             for name in file.keys()  # noqa: SIM118
         }
+        assert file_digest(file) == entry["digest"]
     assert list(tensors.items()) == list(entry["tensors"].items())
 
 
@@ -78,7 +80,8 @@ def test_invalid(entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", VALID)
 def test_reference_decoder_reads_valid(entry: Entry, reference: ModuleType) -> None:
-    decoded = reference.Decoder((VECTORS / entry["file"]).read_bytes())
+    decoded = reference.Decoder((VECTORS / entry["file"]).read_bytes(), folder=VECTORS)
+    assert decoded.digest() == entry["digest"]
     with pemncodec.open(VECTORS / entry["file"]) as file:
         assert decoded.manifest == file.manifest
         assert decoded.metadata == file.metadata
@@ -94,7 +97,7 @@ def test_reference_decoder_reads_valid(entry: Entry, reference: ModuleType) -> N
 def test_reference_decoder_refuses_invalid(entry: Entry, reference: ModuleType) -> None:
     data = (VECTORS / entry["file"]).read_bytes()
     with pytest.raises(reference.PemnError) as caught:
-        reference.Decoder(data)
+        reference.Decoder(data, folder=VECTORS)
     assert caught.value.code == entry["error"], caught.value
 
 
@@ -251,6 +254,7 @@ KEYS = """
     sections tensors masked masks dense constant alias prototypes seeded stored metadata kind length
     section error value target period offset scale prototype later
     torch gap low high variant
+    shared file digest
 """.split()  # noqa: SIM905
 
 
@@ -324,12 +328,13 @@ def test_both_readers_find_the_same_fault_of_a_header_first(
         "metadata",
         "torch-seeds-and-gaps",
         "torch-uniform-scalar",
+        "prototype-in-another-file",
     ):
         with (VECTORS / f"{name}.pemn").open("rb") as stream:
             headers.append(header_of(reference, stream.read()))
     some = random.Random(seed)
     codes = set()
-    for _ in range(1000):
+    for _ in range(1500):
         header, count = some.choice(headers)
         header = spoil(header, some)
         text = json.dumps(header).encode()
@@ -341,7 +346,7 @@ def test_both_readers_find_the_same_fault_of_a_header_first(
 
 
 def header_of(reference: ModuleType, data: bytes) -> tuple[Any, int]:
-    decoder = reference.Decoder(data)
+    decoder = reference.Decoder(data, front_only=True)
     return decoder.read_container(data), len(decoder.kinds)
 
 
@@ -484,8 +489,11 @@ def test_worked_example_of_the_spec(reference: ModuleType) -> None:
     text = (SPEC / "pemn.md").read_text(encoding="utf-8").partition("## Appendix A")[2]
     rows = [line.split() for line in text.splitlines() if line.startswith("    00")]
     data = bytes.fromhex("".join("".join(row[1:]) for row in rows))
-    tensors = reference.Decoder(data).tensors
-    assert {name: zlib.crc32(items) for name, (_, _, items) in tensors.items()} == {
+    decoded = reference.Decoder(data)
+    assert {name: zlib.crc32(items) for name, (_, _, items) in decoded.tensors.items()} == {
         "weight": 0x0929AC65,
         "bias": 0x5109F6FE,
     }
+    whole = (SPEC / "pemn.md").read_text(encoding="utf-8")
+    assert decoded.digest() == pemncodec.digest(data)
+    assert f"`{decoded.digest()}`" in whole.partition("### 3.5")[2].partition("## 4 ")[0]

@@ -65,6 +65,17 @@ def is_name(value: Any) -> bool:
     )
 
 
+def is_file_name(value: Any) -> bool:
+    """Whether it names a file of the folder, on every system and in every URL, and nothing else."""
+    return (
+        is_name(value)
+        and len(value) <= 255
+        and value.endswith(".pemn")
+        and not value.startswith(".")
+        and not any(separator in value for separator in "/\\:")
+    )
+
+
 def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_int(0, MAX_INDEX), value))
 
@@ -92,7 +103,9 @@ _DENSE = {
 _CONSTANT = {"value": Column(_is_match("([0-9a-f]{2})*"), "hexadecimal digits")}
 _ALIAS = {"target": _NAME}
 _PROTOTYPES = {
-    "kind": Column(_is_one_of(("seeded", "stored", "torch")), "a prototype kind", "stored"),
+    "kind": Column(
+        _is_one_of(("seeded", "stored", "torch", "shared")), "a prototype kind", "stored"
+    ),
     "length": Column(is_int(1, MAX_INDEX), "a length"),
 }
 _SEEDED = {
@@ -116,6 +129,12 @@ _STORED = {
     "used": Column(_is_one_of(("all", "masks")), "a used set", "all"),
     "section": _SECTION,
 }
+_SHARED = {
+    "dtype": Column(_is_one_of(WEIGHT_DTYPES), "a dtype", "float32"),
+    "file": Column(is_file_name, "the plain name of a .pemn file"),
+    "prototype": Column(is_int(0, MAX_INDEX), "an index", 0),
+    "digest": Column(_is_match("[0-9a-f]{64}"), "64 hexadecimal digits"),
+}
 SCHEMA: Mapping[str, Mapping[str, Column]] = {
     "tensors": _TENSORS,
     "masked": _MASKED,
@@ -127,6 +146,7 @@ SCHEMA: Mapping[str, Mapping[str, Column]] = {
     "seeded": _SEEDED,
     "stored": _STORED,
     "torch": _TORCH,
+    "shared": _SHARED,
 }
 
 

@@ -42,19 +42,19 @@ class DenseSections:
 
     def coder(self, section: int) -> str:
         """Name of the coder that made a section."""
-        with in_section(section):
+        with in_section(self._source.place(section)):
             return dense_coder(self._source.read(section))
 
     def affine_parts(self, section: int) -> list[AffinePart]:
         """Codes and parameters of the tensors of a section whose coder is q8."""
         shapes = [row.shape for row in self.groups[section]]
-        with in_section(section):
+        with in_section(self._source.place(section)):
             return decode_affine_parts(self._source.read(section), shapes)
 
     def _decode(self, section: int) -> Iterator[tuple[str, Array]]:
         rows = self.groups[section]
         data = self._source.read(section)
-        with in_section(section):
+        with in_section(self._source.place(section)):
             items = decode_dense(data, [row.shape for row in rows], rows[0].dtype)
         if len(rows) > 1:
             items.flags.writeable = False

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NoReturn
 
+from pemncodec.errors import ShardError
 from pemncodec.format.container import check_section, decode_container
+from pemncodec.format.header import decode_header
+from pemncodec.format.sections import Place
 from pemncodec.limits import UNLIMITED
 from pemncodec.spool import Spool, Spooled
 
@@ -23,11 +27,15 @@ class EncodedFile:
         self._sections = sections
         self._spool = spool
         self.container = decode_container(io.BytesIO(front), UNLIMITED)
+        self.header = decode_header(self.container.header, len(sections), UNLIMITED)
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._front
         for section in self._sections:
             yield self._spool.read(section)
+
+    def place(self, index: int) -> Place:
+        return Place(index)
 
     def expect(self, indices: Iterable[int]) -> None:
         pass
@@ -39,6 +47,10 @@ class EncodedFile:
 
     def data(self) -> None:
         """Nothing: not all of it may fit into memory."""
+
+    def beside(self, name: str) -> NoReturn:
+        """Nothing is beside a file that is not under its name."""
+        raise ShardError("shard", f"{name} is needed, too, and this file is not in its folder yet")
 
     def close(self) -> None:
         pass

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pemncodec.coders.canonical_json import decode_json, encode_json
-from pemncodec.contents import CARRIERS, WEIGHT_DTYPES, Fill, TorchPrototype, numel
+from pemncodec.contents import CARRIERS, WEIGHT_DTYPES, Fill, Seeded, TorchPrototype, numel
 from pemncodec.errors import LimitError
 from pemncodec.format.columns import (
     MAX_INDEX,
@@ -32,6 +32,7 @@ from pemncodec.format.columns import (
 )
 from pemncodec.format.prototype_rows import (
     PrototypeRow,
+    SharedRow,
     StoredRow,
     decode_prototypes,
     encode_prototypes,
@@ -138,6 +139,8 @@ def encode_header(header: Header) -> bytes:
 
 def minor_version(header: Header) -> int:
     """The first minor version that has all that is in a header."""
+    if any(isinstance(row, SharedRow) for row in header.prototypes):
+        return 4
     drawn = [row for row in header.prototypes if isinstance(row, TorchPrototype)]
     return 3 if any(map(is_numpy, drawn)) else 2 if drawn else 1
 
@@ -339,7 +342,7 @@ def _check_decoded_bytes(
     prototypes: Sequence[PrototypeRow], tensors: Sequence[TensorRow], limits: Limits
 ) -> None:
     total = sum(
-        row.length * CARRIERS[row.dtype if isinstance(row, StoredRow) else "float32"].itemsize
+        row.length * CARRIERS["float32" if isinstance(row, Seeded) else row.dtype].itemsize
         for row in prototypes
     )
     total += sum(

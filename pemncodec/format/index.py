@@ -18,7 +18,7 @@ from pemncodec.errors import (
     NotPemnError,
     UnsupportedVersionError,
 )
-from pemncodec.format.columns import MAX_INDEX, is_int, is_name
+from pemncodec.format.columns import MAX_INDEX, is_file_name, is_int, is_name
 from pemncodec.format.container import MAJOR
 from pemncodec.limits import Limits
 
@@ -73,17 +73,6 @@ def index_name(name: str) -> str:
     return name.removesuffix(SUFFIX) + INDEX_SUFFIX
 
 
-def is_shard_name(value: Any) -> bool:
-    """Whether it names a file of the folder, on every system and in every URL, and nothing else."""
-    return (
-        is_name(value)
-        and len(value) <= 255
-        and value.endswith(SUFFIX)
-        and not value.startswith(".")
-        and not any(separator in value for separator in "/\\:")
-    )
-
-
 def encode_index(index: ShardIndex) -> bytes:
     """The bytes of an index.
 
@@ -91,7 +80,7 @@ def encode_index(index: ShardIndex) -> bytes:
         EncodeError: no reader takes the name of a file.
     """
     for name in index.shards:
-        if not is_shard_name(name):
+        if not is_file_name(name):
             raise EncodeError(f"{name!r:.80} cannot name a shard: use letters, digits, - and _")
     shards = {
         name: {"size": shard.size, "front_crc": f"{shard.front_crc:08x}"}
@@ -170,7 +159,7 @@ def _decode_shards(rows: Any) -> dict[str, Shard]:
         raise CorruptError("header", "shards is not an object")
     shards = {}
     for name, row in rows.items():
-        if not is_shard_name(name):
+        if not is_file_name(name):
             raise CorruptError("header", f"{name!r:.60} is not the plain name of a .pemn file")
         if not isinstance(row, dict) or not is_int(0, MAX_INDEX)(row.get("size")):
             raise CorruptError("header", f"the size of shard {name!r:.60} is missing or no size")

@@ -6,6 +6,7 @@ needs those masks; a mask whose coder knows the weights needs its prototype, whi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -16,11 +17,20 @@ from pemncodec.coders.dense import decode_dense
 from pemncodec.coders.mask_coder import Buckets, MaskBlock, MaskCoder, MaskContext
 from pemncodec.coders.masks import blocks_of, decode_masks, mask_blocks, mask_coder
 from pemncodec.coders.packed import unpack
-from pemncodec.contents import Array, PackedMask, Prototype, StoredPrototype, numel
+from pemncodec.contents import (
+    CARRIERS,
+    Array,
+    PackedMask,
+    Prototype,
+    Seeded,
+    StoredPrototype,
+    numel,
+)
 from pemncodec.format.contexts import prototype_buckets
+from pemncodec.format.digests import check_digest
 from pemncodec.format.header import Header, MaskedRow
-from pemncodec.format.prototype_rows import StoredRow
-from pemncodec.format.sections import SectionSource, in_section
+from pemncodec.format.prototype_rows import SharedRow, StoredRow, referred_row
+from pemncodec.format.sections import Place, SectionSource, in_file, in_section
 from pemncodec.values.fill import (
     RepeatedValues,
     SeededValues,
@@ -59,7 +69,7 @@ class MaskedSections:
         self._shared = {
             generator_of(prototype).shared(prototype)
             for prototype in header.prototypes
-            if not isinstance(prototype, StoredRow)
+            if isinstance(prototype, Seeded)
         }
 
     # -------------------------------------------------------------------------------- masks
@@ -92,13 +102,13 @@ class MaskedSections:
 
     def coder(self, section: int) -> MaskCoder:
         """The coder that made a section."""
-        with in_section(section):
+        with in_section(self._source.place(section)):
             return mask_coder(self._source.read(section))
 
     def _decoder(self, section: int, data: bytes) -> Callable[[], dict[str, PackedMask]]:
         """What decodes the masks of a section, by name; the call reads no more of the file."""
-        rows = self.sharers[section]
-        with in_section(section):
+        rows, place = self.sharers[section], self._source.place(section)
+        with in_section(place):
             coder = mask_coder(data)
         contexts = [
             MaskContext(
@@ -110,7 +120,7 @@ class MaskedSections:
         ]
 
         def decode() -> dict[str, PackedMask]:
-            with in_section(section):
+            with in_section(place):
                 decoded = decode_masks(data, contexts)
             return dict(zip([row.name for row in rows], decoded, strict=True))
 
@@ -135,10 +145,12 @@ class MaskedSections:
         if index in self._kept_prototypes:
             return self._kept_prototypes[index]
         row = self._header.prototypes[index]
-        if isinstance(row, StoredRow):
+        if isinstance(row, Seeded):
+            values = prototype_values(row)
+        elif isinstance(row, StoredRow):
             values = self._stored_values(row, index)
         else:
-            values = prototype_values(row)
+            values = self._shared_values(row)
         # One that a single tensor uses is as large as that tensor.
         if values.nbytes <= _SMALL_BYTES or len(self._users.get(index, ())) > 1:
             values = values.view()
@@ -149,16 +161,16 @@ class MaskedSections:
     def prototype(self, index: int) -> Prototype:
         """A prototype as the file has it: a seed, or values in memory."""
         row = self._header.prototypes[index]
-        if isinstance(row, StoredRow):
-            return StoredPrototype(self.prototype_values(index), row.dtype)
-        return row
+        if isinstance(row, Seeded):
+            return row
+        return StoredPrototype(self.prototype_values(index), row.dtype)
 
     def unused_prototypes(self) -> list[int]:
-        """Stored prototypes that no tensor takes values from."""
+        """Prototypes without a seed that no tensor takes values from."""
         return [
             index
             for index, row in enumerate(self._header.prototypes)
-            if isinstance(row, StoredRow) and index not in self._users
+            if not isinstance(row, Seeded) and index not in self._users
         ]
 
     def _prototype(self, index: int) -> Prototype:
@@ -166,12 +178,24 @@ class MaskedSections:
         row = self._header.prototypes[index]
         if is_made_in_slices(row, self._taken[index]):
             return row
-        dtype = row.dtype if isinstance(row, StoredRow) else "float32"
+        dtype = "float32" if isinstance(row, Seeded) else row.dtype
         return StoredPrototype(self.prototype_values(index), dtype)
+
+    def _shared_values(self, row: SharedRow) -> Array:
+        """Those that another file stores."""
+        with contextlib.closing(self._source.beside(row.file)) as other, in_file(row.file):
+            stored = referred_row(row, other.header.prototypes)
+            values = MaskedSections(other, other.header).prototype_values(row.prototype)
+            check_digest(stored.dtype, values, row.digest)
+        return values
 
     def _stored_values(self, row: StoredRow, index: int) -> Array:
         if row.used == "all":
-            return self._decode_stored(row, row.length)
+            values = self._decode_stored(row, row.length)
+            if row.digest:
+                with in_section(self._source.place(row.section)):
+                    check_digest(row.dtype, values, row.digest)
+            return values
         users = self._users.get(index, [])
         # Kept for when these tensors are filled, which is next.
         self._kept_masks |= {user.name: self.packed_mask(user) for user in users}
@@ -189,7 +213,7 @@ class MaskedSections:
 
     def _decode_stored(self, row: StoredRow, count: int) -> Array:
         data = self._source.read(row.section)
-        with in_section(row.section):
+        with in_section(self._source.place(row.section)):
             return decode_dense(data, [(count,)], row.dtype)
 
     # ------------------------------------------------------------------------------ filling
@@ -201,25 +225,26 @@ class MaskedSections:
             targets: rows, and C-ordered [n] in the carrier dtype of each.
         """
         section = self._section_of[targets[0][0].name]
+        place = self._source.place(section)
         # First, since a prototype that is stored by use needs masks, which are kept then.
         values = [self.values_of(row) for row, _ in targets]
         names = {row.name for row, _ in targets}
         sharers = {row.name for row in self.sharers[section]}
         if names != sharers or not names.isdisjoint(self._kept_masks):
             return [
-                partial(_fill_block, section, block, own, out)
+                partial(_fill_block, place, block, own, out)
                 for (row, out), own in zip(targets, values, strict=True)
                 for block in blocks_of(self._last_mask(row), out.size)
             ]
         data = self._source.read(section)
-        with in_section(section):
+        with in_section(place):
             coder = mask_coder(data)
         if len(targets) > 1 or coder.context:
             return [partial(_fill_all, self._decoder(section, data), targets, values)]
         ((row, out),) = targets
-        with in_section(section):
+        with in_section(place):
             blocks = mask_blocks(data, MaskContext(row.shape))
-        return [partial(_fill_block, section, block, values[0], out) for block in blocks]
+        return [partial(_fill_block, place, block, values[0], out) for block in blocks]
 
     def part_jobs(
         self, row: MaskedRow, parts: Sequence[tuple[int, int]], out: Array
@@ -232,9 +257,10 @@ class MaskedSections:
             out: C-ordered [n] in the carrier dtype; all but these blocks stays as it is.
         """
         section = self._section_of[row.name]
+        place = self._source.place(section)
         values = self.values_of(row)
         data = self._source.read(section)
-        with in_section(section):
+        with in_section(place):
             in_blocks = mask_coder(data).blocks is not None and row.name not in self._kept_masks
             context = MaskContext(row.shape)
             if in_blocks:
@@ -242,10 +268,30 @@ class MaskedSections:
             else:
                 blocks = blocks_of(self._last_mask(row), context.count)
         return [
-            partial(_fill_block, section, block, values, out)
+            partial(_fill_block, place, block, values, out)
             for block in blocks
             if any(start < block.stop and block.start < stop for start, stop in parts)
         ]
+
+    def mask_and_slices(
+        self, row: MaskedRow, size: int
+    ) -> tuple[PackedMask, list[Callable[[], Array]]]:
+        """The mask of a tensor, and what makes its values, of so many weights each.
+
+        Args:
+            row: of the tensor.
+            size: of all slices but the last; a multiple of 8.
+        """
+        # First, since a prototype that is stored by use needs masks, which are kept then.
+        values = self.values_of(row)
+        packed, count = self._last_mask(row), numel(row.shape)
+
+        def make(start: int) -> Array:
+            out = np.empty(min(size, count - start), CARRIERS[row.dtype])
+            values.fill_masked(start, packed[start // 8 : (start + size) // 8], out)
+            return out
+
+        return packed, [partial(make, start) for start in range(0, count, size)]
 
     def _last_mask(self, row: MaskedRow) -> PackedMask:
         """`packed_mask`, which is no longer kept if it cost no other mask to decode it."""
@@ -282,9 +328,9 @@ class MaskedValues:
 
 
 def _fill_block(
-    section: int, block: MaskBlock, values: RepeatedValues | SeededValues, out: Array
+    place: Place, block: MaskBlock, values: RepeatedValues | SeededValues, out: Array
 ) -> None:
-    with in_section(section):
+    with in_section(place):
         packed = block.decode()
     values.fill_masked(block.start, packed, out[block.start : block.stop])
 

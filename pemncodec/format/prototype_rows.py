@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pemncodec.contents import Seeded, SeededPrototype, TorchPrototype
+from pemncodec.errors import ShardError
 from pemncodec.format.columns import (
     SectionKind,
     Table,
@@ -22,17 +23,24 @@ from pemncodec.values.generators import check_prototype
 from pemncodec.values.torch_cpu import words_of
 
 Used = Literal["all", "masks"]
+_KINDS: Final = ("seeded", "stored", "torch", "shared")
 _Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """A stored prototype: `used` says whether all values are there or those that a mask uses."""
+    """A stored prototype.
+
+    Attributes:
+        used: whether all values are there or those that a mask uses.
+        digest: of the values, as other shards have it that take them from here; "" if none does.
+    """
 
     dtype: str
     length: int
     used: Used
     section: int
+    digest: str = ""
 
     @property
     def in_words(self) -> str:
@@ -41,12 +49,55 @@ class StoredRow:
         return f"{self.length:,} {self.dtype} values, {stored}"
 
 
-PrototypeRow = Seeded | StoredRow
+@dataclass(frozen=True, slots=True)
+class SharedRow:
+    """A prototype whose values another file of the folder stores.
+
+    Attributes:
+        file: name of that file.
+        prototype: number of the prototype in it.
+        digest: of the values, see `prototype_digest`.
+    """
+
+    dtype: str
+    length: int
+    file: str
+    prototype: int
+    digest: str
+
+    @property
+    def in_words(self) -> str:
+        """What it is, on one line."""
+        return f"{self.length:,} {self.dtype} values, stored in {self.file}"
+
+
+PrototypeRow = Seeded | StoredRow | SharedRow
+"""A prototype as a file lists it."""
+
+
+def referred_row(row: SharedRow, prototypes: Sequence[PrototypeRow]) -> StoredRow:
+    """The prototype of another file that a shared one refers to.
+
+    Raises:
+        ShardError: it is not there.
+    """
+    found = prototypes[row.prototype] if row.prototype < len(prototypes) else None
+    if (
+        isinstance(found, StoredRow)
+        and found.used == "all"
+        and (found.dtype, found.length) == (row.dtype, row.length)
+    ):
+        return found
+    raise ShardError(
+        "shard",
+        f"it stores no {row.in_words.partition(',')[0]} as prototype {row.prototype}: it is not "
+        "the file that belongs to this one",
+    )
 
 
 def encode_prototypes(prototypes: Sequence[PrototypeRow]) -> dict[str, list[_Row]]:
     """The rows of all tables that describe prototypes."""
-    rows: dict[str, list[_Row]] = {"prototypes": [], "seeded": [], "stored": [], "torch": []}
+    rows: dict[str, list[_Row]] = {kind: [] for kind in ("prototypes", *_KINDS)}
     before = (0, 0)
     for prototype in prototypes:
         if isinstance(prototype, SeededPrototype):
@@ -54,8 +105,10 @@ def encode_prototypes(prototypes: Sequence[PrototypeRow]) -> dict[str, list[_Row
         elif isinstance(prototype, TorchPrototype):
             kind, own = "torch", _encode_torch(prototype, before)
             before = prototype.seed, prototype.skip + words_of(prototype)
-        else:
+        elif isinstance(prototype, StoredRow):
             kind, own = "stored", _encode_stored(prototype)
+        else:
+            kind, own = "shared", _encode_shared(prototype)
         rows["prototypes"].append({"kind": kind, "length": prototype.length})
         rows[kind].append(own)
     return rows
@@ -72,8 +125,7 @@ def decode_prototypes(
     rows = table_rows(tables, "prototypes", len(tables["prototypes"].get("length", ())))
     kinds = [row["kind"] for row in rows]
     own: dict[str, Iterator[_Row]] = {
-        kind: iter(table_rows(tables, kind, kinds.count(kind)))
-        for kind in ("seeded", "stored", "torch")
+        kind: iter(table_rows(tables, kind, kinds.count(kind))) for kind in _KINDS
     }
     prototypes: list[PrototypeRow] = []
     before = (0, 0)
@@ -85,8 +137,10 @@ def decode_prototypes(
             prototype = _decode_torch(columns, length, before)
             before = prototype.seed, prototype.skip + words_of(prototype)
             prototypes.append(prototype)
-        else:
+        elif row["kind"] == "stored":
             prototypes.append(_decode_stored(columns, length, sections))
+        else:
+            prototypes.append(_decode_shared(columns, length))
     return tuple(prototypes)
 
 
@@ -146,3 +200,16 @@ def _encode_stored(row: StoredRow) -> _Row:
 def _decode_stored(row: _Row, length: int, sections: Sequence[SectionKind]) -> StoredRow:
     check_section(row["section"], "prototype", sections)
     return StoredRow(row["dtype"], length, row["used"], row["section"])
+
+
+def _encode_shared(row: SharedRow) -> _Row:
+    return {
+        "dtype": row.dtype,
+        "file": row.file,
+        "prototype": row.prototype,
+        "digest": row.digest,
+    }
+
+
+def _decode_shared(row: _Row, length: int) -> SharedRow:
+    return SharedRow(row["dtype"], length, row["file"], row["prototype"], row["digest"])

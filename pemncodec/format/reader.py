@@ -21,7 +21,6 @@ from pemncodec.format.header import (
     Header,
     MaskedRow,
     TensorRow,
-    decode_header,
 )
 from pemncodec.format.info import FileInfo, file_info
 from pemncodec.format.masked_sections import MaskedSections, MaskedValues
@@ -68,13 +67,7 @@ class PemnFile:
                 source = StreamSections(source, self.limits)
         self._source = source
         self.container = source.container
-        try:
-            self.header: Header = decode_header(
-                self.container.header, len(self.container.sections), self.limits
-            )
-        except BaseException:
-            self.close()
-            raise
+        self.header: Header = source.header
         self._rows = {row.name: row for row in self.header.tensors}
         self.dense = DenseSections(source, self.header)
         self.masked = MaskedSections(source, self.header)
@@ -143,7 +136,7 @@ class PemnFile:
         if self._manifest is None and "manifest" in self.header.sections:
             index = self.header.sections.index("manifest")
             data = self._source.read(index)
-            with in_section(index):
+            with in_section(self._source.place(index)):
                 self._manifest = decode_manifest(data, self.limits)
         return self._manifest
 

@@ -7,15 +7,18 @@ import tempfile
 from collections.abc import Iterable
 from typing import Final
 
-from pemncodec.errors import LimitError
+from pemncodec.errors import LimitError, ShardError
 from pemncodec.format.container import (
     SectionEntry,
     check_file_size,
     check_section,
     decode_container,
 )
+from pemncodec.format.header import Header, decode_header
+from pemncodec.format.sections import Place, SectionSource, in_file
 from pemncodec.limits import RAISED_BY, Limits
 from pemncodec.remote.ranges import Ranges, open_ranges
+from pemncodec.remote.urls import beside
 
 FIRST_BYTES: Final = 1 << 16
 """Of a file, fetched when it is opened: they hold most fronts, and many files."""
@@ -37,6 +40,7 @@ class RemoteSections:
             DecodeError: not a file that this reader can read.
             OSError: it cannot be fetched.
         """
+        self._url, self._limits = url, limits
         self._ranges = open_ranges(url, FIRST_BYTES)
         self._beginning = _Beginning(self._ranges)
         self._fetched = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 until close
@@ -52,9 +56,14 @@ class RemoteSections:
                     "limit",
                     f"a file of {self._ranges.size:,} bytes, the limit is {most:,}: {RAISED_BY}",
                 )
+            count = len(self.container.sections)
+            self.header: Header = decode_header(self.container.header, count, limits)
         except BaseException:
             self.close()
             raise
+
+    def place(self, index: int) -> Place:
+        return Place(index)
 
     def expect(self, indices: Iterable[int]) -> None:
         self._expected.update(indices)
@@ -73,6 +82,13 @@ class RemoteSections:
         self.expect(range(count))
         front = bytes(self._beginning.data[: self.container.size])
         return b"".join([front, *map(self.read, range(count))])
+
+    def beside(self, name: str) -> SectionSource:
+        try:
+            with in_file(name):
+                return RemoteSections(beside(self._url, name), self._limits)
+        except FileNotFoundError:
+            raise ShardError("shard", f"{name} is missing: it must be beside this file") from None
 
     def close(self) -> None:
         self._fetched.close()

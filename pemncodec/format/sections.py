@@ -6,10 +6,11 @@ import contextlib
 import io
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
-from pemncodec.errors import DecodeError
+from pemncodec.errors import DecodeError, ShardError
 from pemncodec.format.container import (
     SIGNATURE,
     Container,
@@ -19,19 +20,35 @@ from pemncodec.format.container import (
     read_section,
     read_up_to,
 )
+from pemncodec.format.header import Header, decode_header
 from pemncodec.limits import Limits
 
 Source = str | os.PathLike[str] | BinaryIO | bytes | memoryview
 """A path, a URL (`scheme://…`), a binary file object, or the bytes of a file."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a section is, for messages: its number in a file, which is named if there are more."""
+
+    section: int
+    file: str = ""
+
+
 @runtime_checkable
 class SectionSource(Protocol):
-    """The front of a file, and its sections one by one."""
+    """The front of a file, and its sections one by one; or those of several files in one row."""
 
     @property
     def container(self) -> Container:
-        """The front, checked."""
+        """Sizes and the section table, checked."""
+
+    @property
+    def header(self) -> Header:
+        """The rows of the header, checked."""
+
+    def place(self, index: int) -> Place:
+        """Where a section is."""
 
     def expect(self, indices: Iterable[int]) -> None:
         """Says which sections are read next: where requests are dear, several are one request."""
@@ -41,6 +58,12 @@ class SectionSource(Protocol):
 
     def data(self) -> bytes | None:
         """All bytes of the file; None where its sections are not in one."""
+
+    def beside(self, name: str) -> SectionSource:
+        """Opens another file of the folder; raises `ShardError` where there is none, or no folder.
+
+        It is the caller's to close.
+        """
 
     def close(self) -> None:
         """Gives back what the source has opened."""
@@ -60,14 +83,21 @@ class StreamSections:
             OSError: from the file system.
         """
         self._owned = isinstance(source, str | os.PathLike)
+        self._path = Path(source) if isinstance(source, str | os.PathLike) else None
+        self._limits = limits
         self._opened = self._stream = _opened(source)
         try:
             self._stream = _seekable(self._opened)
             self.container = decode_container(self._stream, limits)
             check_file_size(self._stream.seek(0, os.SEEK_END), self.container)
+            count = len(self.container.sections)
+            self.header: Header = decode_header(self.container.header, count, limits)
         except BaseException:
             self.close()
             raise
+
+    def place(self, index: int) -> Place:
+        return Place(index)
 
     def expect(self, indices: Iterable[int]) -> None:
         pass
@@ -78,6 +108,15 @@ class StreamSections:
     def data(self) -> bytes:
         self._stream.seek(0)
         return read_up_to(self._stream, self.container.file_size)
+
+    def beside(self, name: str) -> SectionSource:
+        if self._path is None:
+            raise ShardError("shard", f"{name} is needed, too: open this file by its path")
+        path = self._path.parent / name
+        if not path.is_file():
+            raise ShardError("shard", f"{name} is missing: it must be beside this file")
+        with in_file(name):
+            return StreamSections(path, self._limits)
 
     def close(self) -> None:
         if self._owned:
@@ -104,11 +143,21 @@ def _seekable(stream: BinaryIO) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def in_section(index: int) -> Iterator[None]:
+def in_section(place: Place) -> Iterator[None]:
     """Adds the section to errors that coders raise, which know only their own bytes."""
     try:
         yield
     except DecodeError as error:
         if error.section is None:
-            error.section = index
+            error.section, error.file = place.section, place.file
+        raise
+
+
+@contextlib.contextmanager
+def in_file(name: str) -> Iterator[None]:
+    """Adds the name of one of several files to errors that know only its content."""
+    try:
+        yield
+    except DecodeError as error:
+        error.file = error.file or name
         raise

@@ -109,11 +109,14 @@ def _stored_sections(
 ) -> dict[Used, Spooled]:
     """Sections of a prototype by which of its values they hold, the fewest first.
 
-    That of all values is made where masks use all, and where the others may be worth it. A seeded
-    prototype has no section: nothing is stored, and all is known.
+    That of all values is made where masks use all, and where the others may be worth it. A
+    prototype of a seed, or of another file, has no section: nothing is stored, and all is known.
     """
-    if not isinstance(prototype, StoredPrototype):
+    if not isinstance(prototype, StoredPrototype) or prototype.place is not None:
         return {"all": _NOTHING}
+    if prototype.whole:
+        values = [prototype.values]
+        return {"all": spool.add(dense.encode_dense(values, prototype.dtype, effort=effort))}
     used = used_values(prototype.length, [(t.fill.offset, t.mask.reshape(-1)) for t in users])
     sections: dict[Used, Spooled] = {}
     if not used.all():

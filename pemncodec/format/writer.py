@@ -16,12 +16,15 @@ from pemncodec.contents import (
     Contents,
     DenseTensor,
     MaskedTensor,
+    PrototypePlace,
     StoredPrototype,
     bits_of,
     numel,
 )
-from pemncodec.format.columns import SectionKind
+from pemncodec.errors import EncodeError
+from pemncodec.format.columns import SectionKind, is_file_name
 from pemncodec.format.container import encode_container
+from pemncodec.format.digests import prototype_digest
 from pemncodec.format.encoded import EncodedFile
 from pemncodec.format.header import (
     AliasRow,
@@ -34,7 +37,7 @@ from pemncodec.format.header import (
     encode_header,
     minor_version,
 )
-from pemncodec.format.prototype_rows import StoredRow
+from pemncodec.format.prototype_rows import PrototypeRow, SharedRow, StoredRow
 from pemncodec.format.weights import encode_weights
 from pemncodec.spool import Spool, Spooled
 from pemncodec.threads import available_threads
@@ -113,12 +116,15 @@ def _encode(
     section_of: dict[int, int] = {}
     for mask_section, members in best.masks:
         section_of |= dict.fromkeys(members, add("mask", mask_section))
-    prototypes = [
-        StoredRow(prototype.dtype, prototype.length, used, add("prototype", stored))
-        if isinstance(prototype, StoredPrototype)
-        else prototype
-        for prototype, used, stored in zip(contents.prototypes, best.used, best.stored, strict=True)
-    ]
+    prototypes: list[PrototypeRow] = []
+    for prototype, used, stored in zip(contents.prototypes, best.used, best.stored, strict=True):
+        if not isinstance(prototype, StoredPrototype):
+            prototypes.append(prototype)
+        elif prototype.place is None:
+            section = add("prototype", stored)
+            prototypes.append(StoredRow(prototype.dtype, prototype.length, used, section))
+        else:
+            prototypes.append(_shared_row(prototype, prototype.place))
     header = Header(
         tuple(kinds),
         tuple(prototypes),
@@ -130,6 +136,14 @@ def _encode(
     minor = minor_version(header)
     front = encode_container(encode_header(header), sections, minor)
     return EncodedFile(front, sections, spool)
+
+
+def _shared_row(prototype: StoredPrototype, place: PrototypePlace) -> SharedRow:
+    if not is_file_name(place.file):
+        raise EncodeError(f"{place.file!r:.80} cannot name a shard: use letters, digits, - and _")
+    dtype, values = prototype.dtype, prototype.values
+    digest = prototype_digest(dtype, values)
+    return SharedRow(dtype, prototype.length, place.file, place.prototype, digest)
 
 
 def _encode_group(

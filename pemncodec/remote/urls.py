@@ -47,6 +47,15 @@ def last_part(url: str) -> str:
 
 
 def beside(url: str, name: str) -> str:
-    """The URL of another file in the folder of the one at a URL, with the same query."""
-    web = url.lower().startswith(("http://", "https://"))
-    return re.sub(r"(?<=/)[^/?#]*(?=[?#]|$)", lambda _: quote(name) if web else name, url, count=1)
+    """The URL of another file in the folder of the file at a URL.
+
+    What is behind `?` stays. A name of a shard has no character that separates the parts of a URL but `?`,
+    `#` and `%`, which web servers are sent as parts of a name.
+    """
+    first, chain, rest = url.partition("::")
+    if "://" not in first:  # as in simplecache::s3://…
+        return f"{first}{chain}{beside(rest, name)}"
+    if first.lower().startswith(("http://", "https://")):
+        place, mark, query = first.partition("#")[0].partition("?")
+        return f"{place.rpartition('/')[0]}/{quote(name)}{mark}{query}{chain}{rest}"
+    return f"{first.rpartition('/')[0]}/{name}{chain}{rest}"
