@@ -49,8 +49,8 @@ def last_part(url: str) -> str:
 def beside(url: str, name: str) -> str:
     """The URL of another file in the folder of the file at a URL.
 
-    What is behind `?` stays. A name of a shard has no character that separates the parts of a URL but `?`,
-    `#` and `%`, which web servers are sent as parts of a name.
+    What is behind `?` stays. Web servers are sent `?`, `#` and `%` of a name as parts of it; names
+    of shards have nothing else that has a meaning in URLs.
     """
     first, chain, rest = url.partition("::")
     if "://" not in first:  # as in simplecache::s3://…
