@@ -171,20 +171,37 @@ class StoredPrototype:
     """Values that the file carries, or one beside it.
 
     Attributes:
-        values: [length], carrier dtype of `dtype`; +0.0 where no mask uses a value.
+        given: [n], carrier dtype of `dtype`; may be mapped from a file of the caller's.
         dtype: name of the dtype.
         place: which other file has the values; None for this one.
         whole: all values are stored, since other files take them from here.
+        known: bool [n], where some mask uses a value; elsewhere `given` has anything. None takes
+            all of `given`.
+        period: how many values the prototype has, after which known ones repeat; 0 for n.
     """
 
-    values: Array
+    given: Array
     dtype: str
     place: PrototypePlace | None = None
     whole: bool = False
+    known: Mask | None = None
+    period: int = 0
 
     @property
     def length(self) -> int:
-        return self.values.size
+        return self.period or self.given.size
+
+    @property
+    def values(self) -> Array:
+        """[length], +0.0 where no mask uses a value; made anew where `known` is given."""
+        if self.known is None:
+            return self.given
+        values = np.zeros(self.length, self.given.dtype)
+        for start in range(0, self.given.size, self.length):
+            part = slice(start, start + self.length)
+            known = self.known[part]
+            np.copyto(values[: known.size], self.given[part], where=known)
+        return values
 
 
 Seeded = SeededPrototype | TorchPrototype

@@ -170,7 +170,7 @@ def _named(generator: str, seeds: Sequence[int]) -> str:
 
 def _nothing_found(contents: Contents, options: EncodeOptions) -> str | None:
     stored = [each for each in contents.prototypes if isinstance(each, StoredPrototype)]
-    count = sum(each.values.size for each in stored)
+    count = sum(each.length for each in stored)
     if count < _WORTH_A_NOTE or options.prototypes or options.find_seed not in ("auto", "full"):
         return None
     every = "" if options.find_seed == "full" else " (--find-seed full tries all)"

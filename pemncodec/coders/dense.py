@@ -16,7 +16,7 @@ from pemncodec.coders.affine import Q8, AffinePart, decode_parameters, has_rows,
 from pemncodec.coders.lossless import Effort, Items, LosslessCoder
 from pemncodec.coders.palette import PALETTE
 from pemncodec.coders.planes import PLANES, ROTATED_PLANES
-from pemncodec.coders.raw import RAW
+from pemncodec.coders.raw import RAW, encode_raw
 from pemncodec.coders.shortening import BF16, FP16, Shortening
 from pemncodec.contents import CARRIERS, Array, DenseMode, DenseTensor, numel
 from pemncodec.errors import CorruptError, EncodeError, TruncatedError
@@ -75,13 +75,16 @@ def encode_dense(
         head, inner = shortening.encode(arrays)
         section = encode_dense(inner, shortening.inner_dtype, effort=effort)
         return bytes([shortening.id]) + head + section
-    items = np.concatenate([_items(array, dtype) for array in arrays])
-    sections = [
-        bytes([coder.id]) + body
-        for coder in _promising(items, dtype)
-        if (body := coder.encode(items, dtype, effort)) is not None
-    ]
-    return min(sections, key=len)
+    parts = [_items(array, dtype) for array in arrays]
+    items = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    best, least, kept = RAW, items.nbytes, None
+    # One after the other, since bodies may be as large as the items.
+    for coder in _promising(items, dtype):
+        body = coder.encode(items, dtype, effort) if coder is not RAW else None
+        if body is not None and len(body) < least:
+            best, least, kept = coder, len(body), body
+        del body
+    return bytes([best.id]) + (encode_raw(items, dtype) if kept is None else kept)
 
 
 def _promising(items: Items, dtype: str) -> Iterable[LosslessCoder]:
@@ -130,7 +133,7 @@ def decode_affine_parts(section: bytes, shapes: Sequence[tuple[int, ...]]) -> li
 def _decode_lossless(section: bytes, shapes: Sequence[tuple[int, ...]], dtype: str) -> Array:
     carrier, width = CARRIERS[dtype], _item_width(dtype)
     count = sum(map(numel, shapes)) * carrier.itemsize // width
-    data = _LOSSLESS_OF_ID[section[0]].decode(section[1:], count, width).view(carrier)
+    data = _LOSSLESS_OF_ID[section[0]].decode(memoryview(section)[1:], count, width).view(carrier)
     if dtype == "bool" and data.size and int(data.max()) > 1:
         raise CorruptError("section", "a bool that is neither 0 nor 1")
     return data

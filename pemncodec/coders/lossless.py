@@ -32,4 +32,4 @@ class LosslessCoder:
     id: int
     name: str
     encode: Callable[[Items, str, Effort], bytes | None]
-    decode: Callable[[bytes, int, int], Items]
+    decode: Callable[[bytes | memoryview, int, int], Items]

@@ -41,4 +41,9 @@ def unpack(packed: PackedMask, count: int) -> Mask:
     return np.unpackbits(packed, count=count, bitorder="little").view(np.bool_)
 
 
+def count_ones(packed: PackedMask) -> int:
+    """Ones among packed bits; those behind the last weight are zeros."""
+    return int(np.bitwise_count(packed).sum(dtype=np.int64))
+
+
 PACKED = static_coder(1, "packed", encode_packed, decode_packed)

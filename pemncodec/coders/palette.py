@@ -39,7 +39,9 @@ def encode_palette(
     return bytes([values.size - 1]) + little + encode_planes(indices, rotate=False, effort=effort)
 
 
-def decode_palette(data: bytes, count: int, itemsize: int) -> npt.NDArray[np.unsignedinteger]:
+def decode_palette(
+    data: bytes | memoryview, count: int, itemsize: int
+) -> npt.NDArray[np.unsignedinteger]:
     """Items, unsigned little-endian [count].
 
     Raises:

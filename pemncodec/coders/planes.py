@@ -32,15 +32,25 @@ def encode_planes(
     items: npt.NDArray[np.unsignedinteger], *, rotate: bool, effort: Effort = "usual"
 ) -> bytes:
     """Unsigned items [n] of 1, 2, 4 or 8 bytes to planes, least significant first."""
-    if rotate:
-        items = _rotate(items, 1)
-    as_bytes = items.astype(items.dtype.newbyteorder("<"), copy=False).view(np.uint8)
-    planes = as_bytes.reshape(items.size, items.itemsize).T
-    return b"".join(_encode_plane(np.ascontiguousarray(plane), effort) for plane in planes)
+    planes = (_plane(items, index, rotate) for index in range(items.itemsize))
+    return b"".join(_encode_plane(plane, effort) for plane in planes)
+
+
+def _plane(
+    items: npt.NDArray[np.unsignedinteger], index: int, rotate: bool
+) -> npt.NDArray[np.uint8]:
+    plane = np.empty(items.size, np.uint8)
+    for start in range(0, items.size, _BLOCK):
+        block = items[start : start + _BLOCK]
+        if rotate:
+            block = _rotate(block, 1)
+        as_bytes = block.astype(block.dtype.newbyteorder("<"), copy=False).view(np.uint8)
+        plane[start : start + _BLOCK] = as_bytes[index :: items.itemsize]
+    return plane
 
 
 def decode_planes(
-    data: bytes, count: int, itemsize: int, *, rotate: bool
+    data: bytes | memoryview, count: int, itemsize: int, *, rotate: bool
 ) -> npt.NDArray[np.unsignedinteger]:
     """Items, unsigned little-endian [count].
 
@@ -78,14 +88,16 @@ def _rotate(items: npt.NDArray[np.unsignedinteger], bits: int) -> npt.NDArray[np
 def _encode_plane(plane: npt.NDArray[np.uint8], effort: Effort) -> bytes:
     if plane.size and (plane == plane[0]).all():
         return bytes([CONSTANT, plane[0]])
-    raw = plane.tobytes()
-    coded = [encode_varint(len(frame)) + frame for frame in _frames(plane, raw, effort)]
-    best = min(coded, key=len)
-    return bytes([ZSTD]) + best if len(best) < len(raw) else bytes([STORED]) + raw
+    best = min(_frames(plane, effort), key=len)
+    head = encode_varint(len(best))
+    if len(head) + len(best) < plane.size:
+        return b"".join([bytes([ZSTD]), head, best])
+    return b"".join([bytes([STORED]), plane.data])
 
 
-def _frames(plane: npt.NDArray[np.uint8], raw: bytes, effort: Effort) -> list[bytes]:
+def _frames(plane: npt.NDArray[np.uint8], effort: Effort) -> list[bytes]:
     """Frames of a plane, of which the smallest is to be taken."""
+    raw = plane.data
     bits = encode_two_values(plane)
     frames = [] if bits is None else [bits]
     if effort == "guess":
@@ -100,7 +112,7 @@ def _frames(plane: npt.NDArray[np.uint8], raw: bytes, effort: Effort) -> list[by
 
 def _slower_ways(
     plane: npt.NDArray[np.uint8], two_values: bool
-) -> Iterator[Callable[[bytes], bytes]]:
+) -> Iterator[Callable[[memoryview], bytes]]:
     """What makes smaller frames of a plane than the fast ways, and pays for its time, by a sample.
 
     A sample does not show repeats that are far apart; the fast ways find those.
@@ -127,7 +139,9 @@ def _order0_bytes(sample: npt.NDArray[np.uint8]) -> float:
     return -float(np.sum(shares * np.log2(shares))) * sample.size / 8
 
 
-def _decode_plane(data: bytes, position: int, count: int) -> tuple[npt.NDArray[np.uint8], int]:
+def _decode_plane(
+    data: bytes | memoryview, position: int, count: int
+) -> tuple[npt.NDArray[np.uint8], int]:
     if position >= len(data):
         raise TruncatedError("truncated", "a byte plane is missing")
     method, position = data[position], position + 1

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pemncodec import kernels
 from pemncodec.coders.mask_coder import MaskBlock, order0_bits, static_coder
-from pemncodec.coders.packed import packed_size
+from pemncodec.coders.packed import count_ones, packed_size
 from pemncodec.coders.varint import decode_varint, encode_varint
 from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
@@ -168,7 +168,7 @@ def _best_block_bits(packed: PackedMask, count: int) -> int:
 
 
 def _encode_block(packed: PackedMask, weights: int) -> bytes:
-    ones = int(np.bitwise_count(packed).sum(dtype=np.int64))
+    ones = count_ones(packed)
     density = min(max((ones * 65536 + weights // 2) // weights, 1), 65535)
     head = struct.pack("<H", density)
     if _is_runs(density):

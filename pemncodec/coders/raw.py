@@ -13,7 +13,7 @@ def encode_raw(items: Items, _dtype: str, _effort: Effort = "usual") -> bytes:
     return items.tobytes()
 
 
-def decode_raw(data: bytes, count: int, itemsize: int) -> Items:
+def decode_raw(data: bytes | memoryview, count: int, itemsize: int) -> Items:
     """Items, unsigned little-endian [count].
 
     Raises:
@@ -23,7 +23,7 @@ def decode_raw(data: bytes, count: int, itemsize: int) -> Items:
         raise CorruptError(
             "section", f"{len(data)} bytes of raw values, expected {count * itemsize}"
         )
-    return np.frombuffer(data, f"<u{itemsize}")
+    return np.frombuffer(bytes(data), f"<u{itemsize}")  # which is aligned
 
 
 RAW = LosslessCoder(0, "raw", encode_raw, decode_raw)

@@ -10,7 +10,7 @@ _MAGIC = b"\x28\xb5\x2f\xfd"
 _WINDOW_LOG = 23  # what every decoder takes (RFC 8878, section 3.1.1.1.2)
 
 
-def encode_zstd(data: bytes) -> bytes:
+def encode_zstd(data: bytes | memoryview) -> bytes:
     """One frame with its content size, without checksum (sections carry a CRC-32).
 
     About as small as Zstandard can make it: 2 to 10 MB a second.
@@ -18,7 +18,7 @@ def encode_zstd(data: bytes) -> bytes:
     return _frame(data, zstandard.ZstdCompressionParameters.from_level(19, source_size=len(data)))
 
 
-def encode_nearby(data: bytes) -> bytes:
+def encode_nearby(data: bytes | memoryview) -> bytes:
     """As `encode_zstd`, by repeats that are near: 20 MB a second, hardly larger for tensors."""
     return _frame(
         data,
@@ -34,7 +34,7 @@ def encode_nearby(data: bytes) -> bytes:
     )
 
 
-def encode_literals(data: bytes) -> bytes:
+def encode_literals(data: bytes | memoryview) -> bytes:
     """As `encode_zstd`, by Huffman codes and long repeats alone: 500 MB a second.
 
     Bytes that are independent of each other need no more.
@@ -53,11 +53,11 @@ def encode_literals(data: bytes) -> bytes:
     )
 
 
-def _frame(data: bytes, parameters: zstandard.ZstdCompressionParameters) -> bytes:
+def _frame(data: bytes | memoryview, parameters: zstandard.ZstdCompressionParameters) -> bytes:
     return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
 
 
-def decode_zstd(frame: bytes, *, size: int | None = None, limit: int) -> bytes:
+def decode_zstd(frame: bytes | memoryview, *, size: int | None = None, limit: int) -> bytes:
     """Content of one frame.
 
     Args:
@@ -69,7 +69,7 @@ def decode_zstd(frame: bytes, *, size: int | None = None, limit: int) -> bytes:
         CorruptError: not one frame, without content size, or of another size than `size`.
         LimitError: the content is larger than `limit`.
     """
-    if not frame.startswith(_MAGIC):
+    if frame[: len(_MAGIC)] != _MAGIC:
         raise CorruptError("zstd", "not a Zstandard frame")
     try:
         declared = zstandard.frame_content_size(frame)

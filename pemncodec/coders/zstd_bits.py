@@ -22,11 +22,10 @@ def encode_two_values(data: npt.NDArray[np.uint8]) -> bytes | None:
     if data.size < _LEAST:
         return None
     low, high = int(data.min()), int(data.max())
+    if not 0 <= low < high <= _MOST_VALUE:
+        return None
     upper = data == high
-    if (
-        not 0 <= low < high <= _MOST_VALUE
-        or np.count_nonzero(data == low) + np.count_nonzero(upper) != data.size
-    ):
+    if np.count_nonzero(data == low) + np.count_nonzero(upper) != data.size:
         return None
     blocks = np.array_split(upper, -(-data.size // _BLOCK))
     tree = _tree(low, high)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pemncodec.coders.mask_coder import order0_bits
+from pemncodec.coders.packed import count_ones
 from pemncodec.contents import CARRIERS, numel
 from pemncodec.format.container import Container
 from pemncodec.format.dense_sections import DenseSections
@@ -204,7 +205,7 @@ def _tensor_info(
     dense, masked = decoders
     if isinstance(row, MaskedRow):
         count = numel(row.shape)
-        ones = int(np.bitwise_count(masked.packed_mask(row)).sum(dtype=np.int64))
+        ones = count_ones(masked.packed_mask(row))
         density = ones / count if count else 0.0
         order0 = order0_bits(ones, count) / 8
         return TensorInfo(row.name, row.shape, row.dtype, kind, density, coder, size, order0)

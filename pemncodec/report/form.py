@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pemncodec.checkpoints.names import tied_names
+from pemncodec.coders.packed import count_ones
 from pemncodec.errors import EncodeError
 from pemncodec.format.header import MaskedRow
 from pemncodec.format.reader import PemnFile
@@ -122,7 +123,7 @@ def network_of(state: Mapping[str, Tensor], file: PemnFile | None = None) -> Net
         users = [row for row in rows if row.fill.prototype == index]
         fills = ((row.fill.offset, file.mask(row.name).reshape(-1)) for row in users)
         values += int(np.count_nonzero(used_values(prototype.length, fills)))
-    ones = {name: int(np.bitwise_count(mask).sum(dtype=np.int64)) for name, mask in masks.items()}
+    ones = {name: count_ones(mask) for name, mask in masks.items()}
     return Network(tensors, ones, values)
 
 

@@ -102,7 +102,8 @@ def ones_where_not(mask: Mask, dtype: np.dtype[Any]) -> Bits:
 def _all_differ(bits: Bits, known: Mask) -> bool:
     """Whether no value occurs twice; a look at the start mostly settles it."""
     for end in (min(_BLOCK, bits.size), bits.size):
-        values = np.sort(bits[:end][known[:end]])
+        values = bits[:end][known[:end]]
+        values.sort()
         if (values[1:] == values[:-1]).any():
             return False
     return True
@@ -128,9 +129,9 @@ def _refute_distances(refuted: Mask, some: Mask, others: Mask, first: Iterable[i
     if np.count_nonzero(some) > np.count_nonzero(others):
         some, others = others, some
     size = refuted.size
-    places = np.flatnonzero(some)
     # Items near the ends reach most distances.
-    ends = np.stack([places[: _MOST_ITEMS // 2], places[::-1][: _MOST_ITEMS // 2]], axis=1)
+    first_ones, last_ones = _ones(some), some.size - 1 - _ones(some[::-1])
+    ends = np.stack([first_ones, last_ones], axis=1)
     items = [item for item in first if some[item]] + ends.reshape(-1).tolist()
     ahead, behind = _shifted(others), _shifted(others[::-1])
     marks = np.packbits(refuted, bitorder="little")
@@ -144,6 +145,16 @@ def _refute_distances(refuted: Mask, some: Mask, others: Mask, first: Iterable[i
         if left <= _FEW or before - left < before / 100:
             break
     refuted |= np.unpackbits(marks, count=size, bitorder="little").view(np.bool_)
+
+
+def _ones(plane: Mask) -> npt.NDArray[np.int64]:
+    """Places of the first ones."""
+    found = [np.empty(0, np.int64)]
+    for start in range(0, plane.size, _BLOCK):
+        found.append(start + np.flatnonzero(plane[start : start + _BLOCK]))
+        if sum(map(len, found)) >= _MOST_ITEMS // 2:
+            break
+    return np.concatenate(found)[: _MOST_ITEMS // 2]
 
 
 def _shifted(plane: Mask) -> list[PackedMask]:

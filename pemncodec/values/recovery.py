@@ -196,9 +196,11 @@ class SharedValues:
             self.known[part] |= layer.mask[part]
 
     def shortest(self) -> StoredPrototype:
-        length = shortest_period(self.bits, self.known)
-        values = fold(self.bits, self.known, length)
-        return StoredPrototype(values.view(CARRIERS[self.dtype]), self.dtype)
+        carrier, length = CARRIERS[self.dtype], shortest_period(self.bits, self.known)
+        if 2 * length > self.bits.size:  # no shorter than what is in memory, or mapped, already
+            values = self.bits.view(carrier)
+            return StoredPrototype(values, self.dtype, known=self.known, period=length)
+        return StoredPrototype(fold(self.bits, self.known, length).view(carrier), self.dtype)
 
 
 def comes_from(values: Floats, scale: float, layer: Layer) -> bool:

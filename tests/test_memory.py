@@ -1,0 +1,78 @@
+"""What is in memory at one time follows the largest layer, not the model."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import pemncodec
+from pemncodec import spool
+from pemncodec.checkpoints.files import load_checkpoint
+from pemncodec.contents import StoredPrototype
+from pemncodec.format import in_turn
+from pemncodec.saving import safetensors_pieces
+
+SIZE = 1 << 19  # weights of a layer
+LAYERS = 12
+
+
+@contextmanager
+def at_most(size: float) -> Iterator[None]:
+    """Bytes that the block may have in memory, mapped files not counted."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < size, f"{peak / SIZE:.1f} bytes a weight of one layer"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Layers of values of their own, half of them masked out."""
+    torch.manual_seed(0)
+    state: dict[str, torch.Tensor] = {}
+    for layer in range(LAYERS):
+        state[f"{layer}.weight_orig"] = torch.randn(SIZE // 64, 64)
+        state[f"{layer}.weight_mask"] = torch.rand(SIZE // 64, 64) < 0.5
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(state, path)
+    return path
+
+
+def test_stored_values_are_in_memory_a_layer_at_a_time(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_IN_MEMORY", 1 << 16)
+    monkeypatch.setattr(in_turn, "_BATCH_BYTES", 1 << 16)
+    file = tmp_path / "net.pemn"
+    state = load_checkpoint(checkpoint)
+    with at_most(22 * SIZE):
+        pemncodec.encode(state, file, manifest=False, preset="fast", find_seed="off", threads=1)  # type: ignore[arg-type]
+    assert file.stat().st_size > LAYERS * SIZE  # stored: 1.8 bytes a weight
+    with pemncodec.open(file) as opened:
+        with at_most(14 * SIZE):
+            opened.verify()
+        with at_most(18 * SIZE):
+            for _ in safetensors_pieces(opened):
+                pass
+
+
+def test_values_of_a_prototype_are_those_that_are_known() -> None:
+    given = np.array([1, 2, 3, 4, 5, 6, 7], np.float32)
+    assert StoredPrototype(given, "float32").values is given
+    known = np.array([1, 0, 0, 0, 0, 1, 1], np.bool_)
+    whole = StoredPrototype(given, "float32", known=known)
+    assert (whole.length, whole.values.tolist()) == (7, [1, 0, 0, 0, 0, 6, 7])
+    folded = StoredPrototype(given, "float32", known=known, period=4)
+    assert (folded.length, folded.values.tolist()) == (4, [1, 6, 7, 0])
+    nothing = StoredPrototype(-given, "float32", known=np.zeros(7, np.bool_))
+    assert nothing.values.tobytes() == bytes(28)
