@@ -1,12 +1,19 @@
 """How long a .pemn file takes to load, against the dense file that it replaces.
 
     python benchmarks/load_time.py [--weights 1e6 --weights 25e6] [--rounds 7] [--avx2]
+    python benchmarks/load_time.py --weights 25e6 --rounds 9 --avx2 --own-blocks --warm \\
+        --form "safetensors + clone" --form ".pemn RP 1e-3, fast" \\
+        --form ".pemn independent, fast" -o benchmarks/results/load_time_pages.csv
     python benchmarks/load_time.py --print     # the table of README, from its CSV
 
 All .pemn files of one size have the same masks, whose rows have densities of their own as those of
 trained networks do: RP and independent weights, by the presets fast and max, and a constant, by
 max. The dense files have the effective weights of the independent ones. `--avx2` loads them a
 second time, with an extension whose kernels are those of processors without AVX-512.
+
+A virtual machine may report its free blocks of 2 MiB to the host and so lose them; pemncodec uses
+no large pages then. `--own-blocks` shows what it does elsewhere: it sees this system without the
+reports, and before each load a process fills and frees blocks enough, so that they are still there.
 
 Warm and cold loads each run in a process of their own, as in a program that starts up, after a
 small file of the same kind has been loaded, so that no import is timed. Every page of the result is
@@ -88,6 +95,20 @@ size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()
 print(json.dumps({"seconds": seconds, "used": used, "grown": grown, "bytes": size}))
 """
 
+OWN_BLOCKS = r"""
+import pathlib
+from pemncodec.format import large_pages
+large_pages._ROOT = pathlib.Path(sys.argv.pop(1))
+"""
+
+KEEP_BLOCKS = r"""
+import mmap, sys
+memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)
+for at in range(0, len(memory), mmap.PAGESIZE):
+    memory[at] = 1
+"""
+
 LOOP = r"""
 def seconds(kind, path):
     start = time.perf_counter()
@@ -113,12 +134,14 @@ class Form:
         path: its file.
         package: the folder of the package that loads it.
         kernels: which of its kernels run.
+        root: of a system that shows what pemncodec reads, where it is not the real one.
     """
 
     kind: str
     path: Path
     package: Path = ROOT
     kernels: str = "own"
+    root: Path | None = None
 
 
 def write_models(folder: Path, weights: int) -> dict[str, Form]:
@@ -165,6 +188,15 @@ def without_avx512(folder: Path) -> Path:
     return package
 
 
+def without_reports(folder: Path) -> Path:
+    """The root of a system that is this one but for reports of free blocks."""
+    root = folder / "root"
+    (root / "sys").mkdir(parents=True)
+    (root / "proc").symlink_to("/proc")
+    (root / "sys" / "kernel").symlink_to("/sys/kernel")
+    return root
+
+
 def give_scores(model: nn.Sequential) -> None:
     """The same scores whatever the strategy: random ones, in rows of densities of their own."""
     generator = torch.Generator().manual_seed(0)
@@ -174,8 +206,8 @@ def give_scores(model: nn.Sequential) -> None:
         scores.copy_((torch.rand(scores.shape, generator=generator) * 2 - 1) * scale)
 
 
-def measure(form: Form, small: Path, cold: bool) -> dict[str, float]:
-    """One load in a process of its own."""
+def measure(form: Form, small: Path, cold: bool, weights: int) -> dict[str, float]:
+    """One load of so many weights in a process of its own."""
     with form.path.open("rb") as stream:
         if cold:
             os.fsync(stream.fileno())
@@ -183,7 +215,12 @@ def measure(form: Form, small: Path, cold: bool) -> dict[str, float]:
         else:
             while stream.read(MEBIBYTE):
                 pass
-    result: dict[str, float] = run(form.package, FRESH, form.kind, str(small), str(form.path))
+    worker, arguments = FRESH, [form.kind, str(small), str(form.path)]
+    if form.root is not None:
+        room = str(3 * 4 * weights)
+        subprocess.run([sys.executable, "-c", KEEP_BLOCKS, room], check=True)
+        worker, arguments = OWN_BLOCKS + FRESH, [str(form.root), *arguments]
+    result: dict[str, float] = run(form.package, worker, *arguments)
     return result
 
 
@@ -213,6 +250,9 @@ def run(package: Path, worker: str, *arguments: str) -> Any:
 @click.option("--weights", type=float, multiple=True, default=(1e6, 25e6), show_default=True)
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--avx2", is_flag=True, help="Load with the kernels for AVX2, too.")
+@click.option("--own-blocks", is_flag=True, help="Load as where no free memory is reported, too.")
+@click.option("--form", "names", multiple=True, help="Only forms of these names.")
+@click.option("--warm", is_flag=True, help="No cold cache.")
 @click.option("--folder", type=Path, help="Where files are kept for later runs.")
 @click.option("--print", "print_only", is_flag=True, help="Measure nothing: print README's table.")
 @click.option(
@@ -222,6 +262,9 @@ def main(
     weights: tuple[float, ...],
     rounds: int,
     avx2: bool,
+    own_blocks: bool,
+    names: tuple[str, ...],
+    warm: bool,
     folder: Path | None,
     print_only: bool,
     output: Path,
@@ -234,23 +277,30 @@ def main(
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
         kept, package = folder or Path(name), without_avx512(Path(name)) if avx2 else None
+        root = without_reports(Path(name)) if own_blocks else None
         kept.mkdir(exist_ok=True)
         small = write_models(kept, 10_000)
         for count in map(int, weights):
-            forms = [(name, form) for name, form in write_models(kept, count).items()]
+            forms = [
+                (name, form)
+                for name, form in write_models(kept, count).items()
+                if not names or name in names
+            ]
             if package is not None:
                 forms += [
                     (name, replace(form, package=package, kernels="AVX2 by switch"))
                     for name, form in forms
                     if form.kind != "torch.load"
                 ]
+            if root is not None:
+                forms += [(name, replace(form, root=root)) for name, form in forms]
             results: dict[tuple[Form, bool], list[dict[str, float]]] = {}
             for _ in track(range(rounds), f"{count:,} weights", transient=True):
                 for name, form in forms:
-                    for cold in (False, True):
-                        one = measure(form, small[name].path, cold)
+                    for cold in (False,) if warm else (False, True):
+                        one = measure(form, small[name].path, cold, count)
                         results.setdefault((form, cold), []).append(one)
-            loop = measure_loop([form for _, form in forms], rounds)
+            loop = measure_loop([form for _, form in forms if form.root is None], rounds)
             rows += summarize(count, forms, results, loop)
     show(rows, measured_on)
     write_table(output, measured_on, rows, rows[0])
@@ -262,25 +312,29 @@ def summarize(
     results: dict[tuple[Form, bool], list[dict[str, float]]],
     loop: dict[Form, float],
 ) -> list[dict[str, object]]:
-    """A row for each form: medians, relative to the baseline of the same size and package."""
+    """A row for each form: medians, relative to the baseline of the same size, package and root."""
 
     def median(form: Form, cold: bool, of: Callable[[dict[str, float]], float]) -> float:
         return statistics.median(map(of, results[form, cold]))
 
-    base = {form.package: form for name, form in forms if name == BASELINE}
+    base = {(form.package, form.root): form for name, form in forms if name == BASELINE}
     rows: list[dict[str, object]] = []
     for name, form in forms:
-        dense = base[form.package]
+        dense = base[form.package, form.root]
         row: dict[str, object] = {"weights": count, "form": name, "kernels": form.kernels}
+        row["free blocks"] = "as they are" if form.root is None else "own"
         row["bytes"] = form.path.stat().st_size
         for cold in (False, True):
+            if (form, cold) not in results:
+                continue
             cache = "cold" if cold else "warm"
             seconds = median(form, cold, lambda r: r["seconds"])
             row[f"{cache} ms"] = round(1e3 * seconds, 2)
             row[f"{cache} ×"] = round(seconds / median(dense, cold, lambda r: r["seconds"]), 2)
         row["CPU ms"] = round(1e3 * median(form, False, lambda r: r["used"]), 2)
-        row["loop ms"] = round(1e3 * loop[form], 2)
-        row["loop ×"] = round(loop[form] / loop[dense], 2)
+        if form in loop:
+            row["loop ms"] = round(1e3 * loop[form], 2)
+            row["loop ×"] = round(loop[form] / loop[dense], 2)
         over = median(form, False, lambda r: r["grown"] - r["bytes"])
         row["more MiB"] = round(over / MEBIBYTE, 1)
         rows.append(row)
@@ -316,7 +370,8 @@ def show(rows: list[dict[str, object]], title: str) -> None:
     for column in rows[0]:
         table.add_column(column, justify="left" if column == "form" else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
+        values = [row.get(column, "") for column in rows[0]]
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in values))
     Console(width=140).print(table)
 
 

@@ -444,6 +444,10 @@ def expand_drawn(random: Random) -> Arguments:
     }
 
 
+def allow_large_pages(random: Random) -> Arguments:
+    return {"out": room(random, random.choice([0, 4096, 5 << 20]))}
+
+
 MAKERS: dict[str, Callable[[Random], Arguments]] = {
     make.__name__: make
     for make in (
@@ -451,6 +455,7 @@ MAKERS: dict[str, Callable[[Random], Arguments]] = {
         runs_decode, mixing_encode, mixing_decode, top_k, keep_largest, magnitude_gradient,
         packed_product, signed_product, mersenne_solve, mersenne_pull_back, mersenne_seeds,
         mersenne_seed, mersenne_advance, mersenne_words, torch_normal, torch_uniform, expand_drawn,
+        allow_large_pages,
     )
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from pemncodec.contents import Array
 from pemncodec.format.header import MaskedRow
+from pemncodec.format.large_pages import allow_large_pages
 from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.threads import available_threads
 
@@ -37,6 +38,7 @@ def fill_tensors(
             for fill in sections.fill_jobs(together):
                 fill()
         return
+    allow_large_pages([target for _, target in targets])
     threads = available_threads()
     with ThreadPoolExecutor(threads) as pool:
         running: list[Future[None]] = []

@@ -15,6 +15,7 @@ IMPLEMENTATION: str
 
 try:
     from pemncodec.kernels._native import (
+        allow_large_pages,
         expand,
         expand_drawn,
         expand_normal,
@@ -49,6 +50,7 @@ except ImportError as error:
             stacklevel=2,
         )
     from pemncodec.kernels.twins import (
+        allow_large_pages,
         expand,
         expand_drawn,
         expand_normal,
@@ -81,6 +83,7 @@ else:
 
 __all__ = [
     "IMPLEMENTATION",
+    "allow_large_pages",
     "expand",
     "expand_drawn",
     "expand_normal",

@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "mersenne.h"
+#include "pages.h"
 
 CALLED(philox4x32)
 {
@@ -145,6 +146,19 @@ CALLED(expand_drawn)
     PyBuffer_Release(&bounds);
     PyBuffer_Release(&scale);
     PyBuffer_Release(&mask);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
+CALLED(allow_large_pages)
+{
+    static char *names[] = {"out", NULL};
+    Py_buffer out = {0};
+    const char *error = raised;
+    if (PARSE("O&:allow_large_pages", names, writable, &out)) {
+        allow_large_pages(out.buf, (size_t)out.len);
+        error = NULL;
+    }
     PyBuffer_Release(&out);
     return none_or_raise(error);
 }
@@ -402,7 +416,7 @@ CALLED(mersenne_seeds)
 
 static PyMethodDef methods[] = {
     METHOD(philox4x32), METHOD(quantiles), METHOD(expand), METHOD(expand_normal),
-    METHOD(expand_drawn),    METHOD(rans_encode), METHOD(rans_decode), METHOD(runs_encode), METHOD(runs_decode),
+    METHOD(expand_drawn), METHOD(allow_large_pages), METHOD(rans_encode), METHOD(rans_decode), METHOD(runs_encode), METHOD(runs_decode),
     METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k), METHOD(keep_largest),
     METHOD(packed_product), METHOD(signed_product),
     METHOD(magnitude_gradient), METHOD(mersenne_solve), METHOD(mersenne_seed),

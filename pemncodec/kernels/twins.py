@@ -7,6 +7,7 @@ from pemncodec.kernels.mersenne_seeds_twin import mersenne_pull_back, mersenne_s
 from pemncodec.kernels.mersenne_solve_twin import mersenne_solve
 from pemncodec.kernels.mersenne_twin import mersenne_advance, mersenne_seed, mersenne_words
 from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
+from pemncodec.kernels.pages_twin import allow_large_pages
 from pemncodec.kernels.product_twin import packed_product
 from pemncodec.kernels.rans_twin import rans_decode, rans_encode
 from pemncodec.kernels.runs_twin import runs_decode, runs_encode
@@ -15,6 +16,7 @@ from pemncodec.kernels.signed_product_twin import signed_product
 from pemncodec.kernels.torch_values_twin import torch_normal, torch_uniform
 
 __all__ = [
+    "allow_large_pages",
     "expand",
     "expand_drawn",
     "expand_normal",
