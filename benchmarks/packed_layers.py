@@ -138,7 +138,7 @@ class Layer:
         buffer = torch.empty(self.rows, self.columns)
 
         def product() -> Tensor:
-            kernels.expand(prototype, 4, 0, self.bits, buffer.numpy())
+            kernels.expand(prototype, 4, 0, self.bits, buffer.numpy(), 0, 1)
             return linear(x, buffer)
 
         return Form("RP", "expanded, dense float32", product, self._packed_bytes("RP"), exact)

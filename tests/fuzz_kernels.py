@@ -189,6 +189,8 @@ def expand(random: Random) -> Arguments:
         "offset": random.choice((0, period - 1, random.randrange(period))),
         "mask": mask_of(random, count),
         "out": room(random, count * itemsize),
+        "read_next": random.choice((0, 1)),
+        "threads": random.choice((1, 2)),
     }
 
 

@@ -436,7 +436,7 @@ def test_expand_matches_reference(
     values, mask = rng.randbytes(period * itemsize), rng.randbytes(-(-count // 8))
     for offset in {0, period // 2, period - 1}:
         out = bytearray(b"\xaa" * (count * itemsize + 32))
-        kernel.expand(values, itemsize, offset, mask, memoryview(out)[16:-16])
+        kernel.expand(values, itemsize, offset, mask, memoryview(out)[16:-16], 0, 1)
         assert out[16:-16] == expand_reference(values, itemsize, offset, mask, count)
         assert out[:16] == out[-16:] == b"\xaa" * 16
 
@@ -456,7 +456,7 @@ def test_expand_matches_reference_at_random(
     offset = rng.randrange(period)
     expected = expand_reference(values, itemsize, offset, mask, count)
     out = bytearray(count * itemsize)
-    kernel.expand(values, itemsize, offset, mask, out)
+    kernel.expand(values, itemsize, offset, mask, out, 0, 1)
     assert out == expected
 
 
@@ -486,7 +486,28 @@ def test_expand_refuses(
     kernel: ModuleType, message: str, values: int, itemsize: int, offset: int, mask: int, out: int
 ) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
-        kernel.expand(bytes(values), itemsize, offset, bytes(mask), bytearray(out))
+        kernel.expand(bytes(values), itemsize, offset, bytes(mask), bytearray(out), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("read_next", "threads", "message"),
+    [(2, 1, "read_next"), (-1, 1, "read_next"), (0, 0, "threads"), (1, -1, "threads")],
+)
+def test_expand_refuses_how(kernel: ModuleType, read_next: int, threads: int, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        kernel.expand(bytes(4), 4, 0, b"\xff", bytearray(32), read_next, threads)
+
+
+@pytest.mark.parametrize("read_next", [0, 1])
+@pytest.mark.parametrize("threads", [1, 2, 3, 1 << 40])
+@pytest.mark.parametrize("count", [65_535, 65_537, 5 * 65_536 + 9])
+def test_expand_in_parts(kernel: ModuleType, count: int, threads: int, read_next: int) -> None:
+    rng = np.random.default_rng(count)
+    values = rng.standard_normal(5003, np.float32)
+    mask, out = rng.integers(0, 256, -(-count // 8), np.uint8), np.ones(count, np.float32)
+    kernel.expand(values, 4, 77, mask, out, read_next, threads)
+    kept = np.unpackbits(mask, count=count, bitorder="little") == 1
+    assert np.array_equal(out, np.where(kept, values[(77 + np.arange(count)) % 5003], 0))
 
 
 # Arguments
@@ -1096,7 +1117,7 @@ def valid_calls() -> dict[str, list[object]]:
         "rans_encode": [b"\0\0", table_of(_0=2**15), 8],
         "rans_decode": [struct.pack("<I", 2**16), table_of(_0=2**15), 1, np.zeros(4, np.uint8)],
         "allow_large_pages": [np.zeros(8, np.float32)],
-        "expand": [b"abcd", 4, 0, b"\xff", np.zeros(8, np.float32)],
+        "expand": [b"abcd", 4, 0, b"\xff", np.zeros(8, np.float32), 1, 2],
         "expand_normal": [1, 2, 3, bytes(4 * 4096), b"\xff", np.zeros(8, np.float32)],
         "top_k": [np.zeros(8, np.float32), 3, np.zeros(8, np.uint8)],
         "keep_largest": [np.zeros(8, np.float32), 1, 3, bytes(32), np.zeros(8, np.float32), 2],
@@ -1131,7 +1152,7 @@ KEYWORDS = {
     "rans_encode": ["symbols", "frequencies", "lanes"],
     "rans_decode": ["data", "frequencies", "lanes", "out"],
     "allow_large_pages": ["out"],
-    "expand": ["values", "itemsize", "offset", "mask", "out"],
+    "expand": ["values", "itemsize", "offset", "mask", "out", "read_next", "threads"],
     "expand_normal": ["seed", "stream", "start", "table", "mask", "out"],
     "top_k": ["values", "kept", "out"],
     "keep_largest": ["scores", "magnitude", "kept", "values", "out", "threads"],
@@ -1218,6 +1239,8 @@ def test_unaligned_buffers(kernel: ModuleType) -> None:
             2,
             mask,
             memoryview(memory)[3 : 3 + 12 * itemsize],
+            0,
+            1,
         )
         expected = expand_reference(values, itemsize, 2, mask, 12)
         assert memory[3 : 3 + 12 * itemsize] == expected
@@ -1230,7 +1253,7 @@ def test_large_unaligned_buffers(kernel: ModuleType, shift: int) -> None:
     values, mask = np.arange(1, count + 1, dtype=np.uint32), np.full(-(-count // 8), 0x5A, np.uint8)
     bits = np.unpackbits(mask, bitorder="little")
     memory = np.zeros(4 * count + shift, np.uint8)
-    kernel.expand(values, 4, 0, mask, memory[shift:])
+    kernel.expand(values, 4, 0, mask, memory[shift:], 0, 1)
     assert memory[shift:].tobytes() == (values * bits).tobytes()
 
     table, generated = np.arange(4096, dtype=np.uint32), np.empty(count, np.uint32)

@@ -101,14 +101,15 @@ CALLED(torch_uniform)
 
 CALLED(expand)
 {
-    static char *names[] = {"values", "itemsize", "offset", "mask", "out", NULL};
+    static char *names[] = {"values", "itemsize", "offset", "mask", "out", "read_next", "threads", NULL};
     Py_buffer values = {0}, mask = {0}, out = {0};
     Integer itemsize = {"itemsize", 1, 16, 0}, offset = ANY("offset");
+    Integer read_next = {"read_next", 0, 1, 0}, threads = {"threads", 1, UINT64_MAX, 0};
     const char *error = raised;
-    if (PARSE("O&O&O&O&O&:expand", names, readable, &values, integer, &itemsize, integer, &offset,
-              readable, &mask, writable, &out))
+    if (PARSE("O&O&O&O&O&O&O&:expand", names, readable, &values, integer, &itemsize, integer, &offset,
+              readable, &mask, writable, &out, integer, &read_next, integer, &threads))
         WITHOUT_GIL(error = expand(bytes_of(&values), itemsize.value, offset.value, bytes_of(&mask),
-                                   room_of(&out)));
+                                   room_of(&out), read_next.value != 0, threads.value));
     PyBuffer_Release(&values);
     PyBuffer_Release(&mask);
     PyBuffer_Release(&out);

@@ -6,6 +6,7 @@
 #include "kernels.h"
 #include "mersenne.h"
 #include "pages.h"
+#include "parallel.h"
 #include "processor.h"
 #include "torch_values.h"
 #include "words.h"
@@ -148,13 +149,34 @@ static void expand_items(unsigned char *out, size_t count, const unsigned char *
     }
 }
 
-const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask, Room out)
+typedef struct {
+    Masker *masker;
+    Bytes values, mask;
+    Room out;
+    size_t itemsize, offset;
+    bool past_cache;
+} Expansion;
+
+static void expand_part(void *all, size_t part)
+{
+    const Expansion *own = all;
+    size_t start = part * CHUNK_ITEMS, item = own->itemsize, period = own->values.size / item;
+    size_t count = smaller(CHUNK_ITEMS, own->out.size / item - start);
+    unsigned char *to = own->out.at + start * item;
+    populate(to, count * item); /* a chunk at a time, which is in the cache then */
+    expand_items(to, count, own->values.at, period, (own->offset + start) % period, item,
+                 own->mask.at + start / 8, own->masker, own->past_cache);
+    finish_stores();
+}
+
+const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask, Room out,
+                   bool read_next, uint64_t threads)
 {
     Masker *masker = itemsize == 1 ? mask_1 : itemsize == 2 ? mask_2 : itemsize == 4 ? mask_4
                      : itemsize == 8 ? mask_8 : itemsize == 16 ? mask_16 : NULL;
     if (masker == NULL)
         return "itemsize";
-    size_t item = (size_t)itemsize, count = out.size / item, period = values.size / item, part;
+    size_t item = (size_t)itemsize, count = out.size / item, period = values.size / item;
     if (period == 0 || values.size % item != 0)
         return "values";
     if (offset >= period)
@@ -163,14 +185,9 @@ const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask,
         return "out";
     if (mask.size != (count + 7) / 8)
         return "mask";
-    for (size_t start = 0; start < count; start += part) {
-        unsigned char *to = out.at + start * item;
-        part = smaller(CHUNK_ITEMS, count - start);
-        populate(to, part * item); /* a chunk at a time, which is in the cache then */
-        expand_items(to, part, values.at, period, (offset + start) % period, item,
-                     mask.at + start / 8, masker, out.size >= PAST_CACHE_FROM);
-    }
-    finish_stores();
+    bool past_cache = !read_next && out.size >= PAST_CACHE_FROM;
+    Expansion all = {masker, values, mask, out, item, (size_t)offset, past_cache};
+    run_parts(expand_part, &all, (count + CHUNK_ITEMS - 1) / CHUNK_ITEMS, threads);
     return NULL;
 }
 

@@ -12,7 +12,15 @@ from pemncodec.kernels.torch_values_twin import GROUP, torch_normal, torch_unifo
 _CHUNK = 1 << 15  # items
 
 
-def expand(values: Buffer, itemsize: int, offset: int, mask: Buffer, out: Buffer) -> None:
+def expand(
+    values: Buffer,
+    itemsize: int,
+    offset: int,
+    mask: Buffer,
+    out: Buffer,
+    read_next: int,
+    threads: int,
+) -> None:
     """Writes repeated values where a mask has ones, and zeros elsewhere.
 
     Item i of `out` is values[(offset + i) % L] if bit i % 8 of mask byte i // 8 is 1 (bit 0 is the
@@ -24,16 +32,21 @@ def expand(values: Buffer, itemsize: int, offset: int, mask: Buffer, out: Buffer
         offset: 0 to L - 1.
         mask: ceil(n / 8) bytes; the bits behind the last item are ignored.
         out: n >= 0 items.
+        read_next: 1 if they are read at once, so that they better stay in the caches; else 0.
+        threads: how many may share the work, 1 or more.
 
     Raises:
-        ValueError: "itemsize" or "offset" out of range; "values" empty, or not of whole items;
-            "offset" not below L; "out" not of whole items; "mask" of another length.
+        ValueError: "itemsize", "offset", "read_next" or "threads" out of range; "values" empty, or
+            not of whole items; "offset" not below L; "out" not of whole items; "mask" of another
+            length.
     """
     source = view_buffer(values)
     itemsize = check_integer(itemsize, "itemsize", 1, 16)
     offset = check_integer(offset, "offset")
     bits = view_buffer(mask)
     target = view_buffer(out, writable=True)
+    check_integer(read_next, "read_next", 0, 1)
+    check_integer(threads, "threads", 1)
     if itemsize & (itemsize - 1):
         raise ValueError("itemsize")
     if source.size == 0 or source.size % itemsize:
@@ -90,7 +103,7 @@ def expand_normal(
     philox4x32(words, seed, stream, start)
     quantiles(words, values, words)
     if words.size:
-        expand(words, 4, 0, bits, target)
+        expand(words, 4, 0, bits, target, 0, 1)
 
 
 def expand_drawn(
@@ -139,4 +152,4 @@ def expand_drawn(
     with np.errstate(over="ignore", invalid="ignore"):
         values *= factor.view(np.float32)
     if count:
-        expand(values, 4, 0, bits, target)
+        expand(values, 4, 0, bits, target, 0, 1)

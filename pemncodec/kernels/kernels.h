@@ -67,8 +67,10 @@ const char *torch_uniform(Bytes words, bool fused, Bytes bounds, Room out);
 
 /* ---- expand.c: values under a mask ---- */
 
-/* Writes items of `values` from `offset` on, again and again, and zeros where the mask's bit is 0. */
-const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask, Room out);
+/* Writes items of `values` from `offset` on, again and again, and zeros where the mask's bit is 0; to be
+ * read at once, or later. */
+const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask, Room out,
+                   bool read_next, uint64_t threads);
 
 /* Writes quantiles of the words of a stream from `start` on, and zeros where the mask's bit is 0. */
 const char *expand_normal(uint64_t seed, uint64_t stream, uint64_t start, Bytes table, Bytes mask,

@@ -75,7 +75,7 @@ def packed_product(
         kept = rows_of_bits(packed, first, min(step, rows - first), columns)
         weights = np.empty(kept.shape, np.float32)
         start = (offset + first * columns) % period
-        expand(source, 4, start, np.packbits(kept, bitorder="little"), weights)
+        expand(source, 4, start, np.packbits(kept, bitorder="little"), weights, 0, 1)
         weights = pad_columns(weights, LANES)
         for row, numbers in zip(result, padded, strict=True):
             with np.errstate(all="ignore"):

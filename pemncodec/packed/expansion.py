@@ -55,6 +55,10 @@ def fill_weights(recipe: Recipe, bits: Tensor, prototype: Tensor | None, out: Te
     stored_dtype = getattr(torch, recipe.dtype)
     if out.dtype == stored_dtype:
         array = array_of(out)
+        if isinstance(values, RepeatedValues):
+            read_next = array.nbytes <= _CACHED_BYTES
+            values.fill_all(packed, array, read_next, torch.get_num_threads())
+            return
         step = _AT_ONCE if array.nbytes <= _CACHED_BYTES else max(recipe.count, 1)
         for start in range(0, recipe.count, step):
             mask = packed[start // 8 : -(-(start + step) // 8)]

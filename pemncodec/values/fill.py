@@ -116,6 +116,17 @@ class RepeatedValues:
         offset = (self.offset + start) % self.values.size
         _expand(self.values, offset, packed_mask, out)
 
+    def fill_all(self, packed_mask: PackedMask, out: Array, read_next: bool, threads: int) -> None:
+        """As `fill_masked`, of a whole tensor, by several threads of torch's.
+
+        Args:
+            packed_mask: uint8 [ceil(n / 8)].
+            out: [n].
+            read_next: whether the weights are read at once.
+            threads: how many.
+        """
+        _expand(self.values, self.offset, packed_mask, out, read_next, threads)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeededValues:
@@ -157,9 +168,17 @@ class SeededValues:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _expand(values: Array, offset: int, packed_mask: PackedMask, out: Array) -> None:
+def _expand(
+    values: Array,
+    offset: int,
+    packed_mask: PackedMask,
+    out: Array,
+    read_next: bool = False,
+    threads: int = 1,
+) -> None:
     if out.size:
-        kernels.expand(bits_of(values), values.itemsize, offset, packed_mask, bits_of(out))
+        bits, size = bits_of(values), values.itemsize
+        kernels.expand(bits, size, offset, packed_mask, bits_of(out), read_next, threads)
 
 
 def used_values(length: int, fills: Iterable[tuple[int, Mask]]) -> Mask:
