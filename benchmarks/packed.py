@@ -16,7 +16,8 @@ itself it gives memory back at times that depend on the order of forms, which co
 that is compared here. Memory is that of a process of its own, which imports torch, loads one
 form and calls it once with batch 1: its peak beyond `import torch`. *weights* is what the masked
 layers' weights take while nothing runs. *largest* is the largest of them as fp32, for which a
-packed network has a buffer while it runs.
+packed network has a buffer while it runs. *pt2* is the file that `pemn decode` writes for
+torch.export, dense in the rows of fp32, and packed.
 
 Rows that the CSV has from the same commit stay in it.
 """
@@ -52,7 +53,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "packed.csv"
 KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
 COLUMNS = (
     "network", "form", "batch", "ms", "of fp32", "peak MB", "weights MB", "of dense", "largest MB",
-    "masked weights", "file MB",
+    "masked weights", "file MB", "pt2 MB",
 )  # fmt: skip
 
 
@@ -140,6 +141,7 @@ def measure(
 ) -> Iterator[dict[str, object]]:
     """Rows of one network."""
     memory = {form: run(form, path) for form in FORMS}
+    programs = run("pt2", path)
     times = run("times", path, seconds, *batches, **KEPT_MEMORY)
     with pemncodec.open(path) as file:
         masked = sum(math.prod(file.shape(key)) for key in file.masked_keys())
@@ -158,6 +160,7 @@ def measure(
                 "largest MB": round(memory["fp32"]["largest"] / 1e6, 2),
                 "masked weights": masked,
                 "file MB": round(path.stat().st_size / 1e6, 2),
+                "pt2 MB": round(programs[form] / 1e6, 2) if form in programs else "",
             }
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/packed_forms.py FORM FILE.pemn
     python benchmarks/packed_forms.py times FILE.pemn SECONDS BATCH…
+    python benchmarks/packed_forms.py pt2 FILE.pemn
 
 The first prints what loading that form and calling it once take, beyond `import torch`; the second
-how long calls of all forms take.
+how long calls of all forms take; the third the bytes of exported programs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -107,9 +109,24 @@ def measure_times(path: Path, seconds: float, *batches: int) -> dict[int, dict[s
     return result
 
 
+def program_bytes(path: Path) -> dict[str, int]:
+    """The size of the network's .pt2 file, dense and packed."""
+    from pemncodec.export import to_pt2
+
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "net.pt2"
+        for form in ("fp32", "packed"):
+            to_pt2(path, target, packed=form == "packed")
+            sizes[form] = target.stat().st_size
+    return sizes
+
+
 if __name__ == "__main__":
     what, file, *numbers = sys.argv[1:]
     if what == "times":
         print(json.dumps(measure_times(Path(file), float(numbers[0]), *map(int, numbers[1:]))))
+    elif what == "pt2":
+        print(json.dumps(program_bytes(Path(file))))
     else:
         print(json.dumps(measure_memory(what, Path(file))))
