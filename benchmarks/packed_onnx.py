@@ -1,12 +1,13 @@
 """Packed ONNX files in onnxruntime against dense ones: results/packed_onnx.csv.
 
-    python benchmarks/packed_onnx.py [--rounds 7] [NAME…]
+    python benchmarks/packed_onnx.py [--rounds 7] [--official FOLDER] [NAME…]
     python benchmarks/packed_onnx.py --print     # the table of README, from the CSV
 
 Sessions are made in fresh processes, after one of a small network; dense and packed take turns. The
 table has medians of CPU seconds on one thread, which other programs on the machine hardly change,
 and by how much the process grew at most beyond what it was before. Runs are timed in processes that
-have both sessions, in turn. *same* says whether all outputs are equal, bit for bit.
+have both sessions, in turn. *same* says whether all outputs are equal, bit for bit. The official
+checkpoint is one of the PEMN authors' code, where its folder is there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +30,7 @@ from torch import nn
 
 import pemncodec
 from pemncodec.checkpoints.files import load_checkpoint
-from pemncodec.export import to_onnx
+from pemncodec.export import NotPacked, to_onnx
 from pemncodec.masking import Independent, MaxLayerPadding, RandomPadding, Strategy, mask_model
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -116,6 +118,37 @@ def large(name: str, strategy: Strategy) -> Callable[[Path], None]:
     return encode
 
 
+def of_torch_seed(model: nn.Module, path: Path, size: int, *, shared: bool) -> None:
+    """A network whose values `torch.manual_seed` determines: of all layers, or of each its own."""
+    weights = {name: own for name, own in model.named_parameters() if own.dim() > 1}
+    vector = torch.randn(max(own.numel() for own in weights.values()))
+    with torch.no_grad():
+        for own in weights.values():
+            values = vector[: own.numel()] if shared else torch.randn(own.numel())
+            own.copy_(0.05 * values.reshape(own.shape))
+    masks = {name: torch.rand(own.shape) < 0.2 for name, own in weights.items()}
+    images = torch.rand(2, 3, size, size)
+    pemncodec.encode(
+        model.eval(), path, masks=masks, example_inputs=images, fold_bn=True, preset="fast"
+    )
+
+
+def official(checkpoint: Path, path: Path) -> None:
+    """One prototype for each shape of a convolution, of one seed."""
+    model: Any = convmixer(dim=128, depth=4, patch_size=4, n_classes=10)
+    options = {"keep": 0.2, "example_inputs": torch.rand(2, 3, 32, 32), "fold_bn": True}
+    pemncodec.encode(load_checkpoint(checkpoint), path, architecture=model, dense="q8", **options)
+
+
+def example_of_torch_seed(path: Path) -> None:
+    model: Any = convmixer(dim=128, depth=4, patch_size=4, n_classes=10)
+    of_torch_seed(model, path, 32, shared=False)
+
+
+def large_of_torch_seed(path: Path) -> None:
+    of_torch_seed(build_large("ResNet-50"), path, LARGE_IMAGE_SIZE, shared=True)
+
+
 def randomized(model: nn.Module, strategy: Strategy) -> nn.Module:
     """Masked, random values in all that would be trained."""
     model = mask_model(model, strategy, keep=0.2, seed=0)
@@ -129,21 +162,25 @@ def randomized(model: nn.Module, strategy: Strategy) -> nn.Module:
 NETWORKS: Final[dict[str, Callable[[Path], None]]] = {
     "the example, q8": example,
     "the example with independent values, q8": lambda path: example(path, Independent()),
+    "the example with independent values, torch's seed": example_of_torch_seed,
     "ResNet-50, rp 0.001": large("ResNet-50", RandomPadding(ratio=1e-3)),
     "ResNet-50, max-layer padding": large("ResNet-50", MaxLayerPadding()),
+    "ResNet-50, max-layer padding, torch's seed": large_of_torch_seed,
     "ViT-Ti/16, rp 0.001": large("ViT-Ti/16", RandomPadding(ratio=1e-3)),
     "ViT-B/16, rp 0.001": large("ViT-B/16", RandomPadding(ratio=1e-3)),
 }
 
 
-def measure(name: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    name: str, encode: Callable[[Path], None], folder: Path, rounds: int
+) -> list[dict[str, Any]]:
     """Two rows of the table."""
     torch.manual_seed(0)
-    NETWORKS[name](folder / "net.pemn")
+    encode(folder / "net.pemn")
     paths = {form: folder / f"{form}.onnx" for form in ("dense", "packed")}
     for form, path in paths.items():
-        stays = to_onnx(folder / "net.pemn", path, batch=1, packed=form == "packed")
-        assert not stays, stays
+        kept = to_onnx(folder / "net.pemn", path, batch=1, packed=form == "packed")
+        assert kept == NotPacked(), kept
     made: dict[str, list[list[float]]] = {form: [] for form in paths}
     runs = []
     for turn in range(rounds):
@@ -197,19 +234,26 @@ def print_table() -> None:
 @click.argument("names", nargs=-1, type=click.Choice(list(NETWORKS)))
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--print", "printed", is_flag=True, help="Only the table, from the CSV.")
-def main(names: tuple[str, ...], rounds: int, printed: bool) -> None:
+@click.option("--official", "folder_of_official", type=Path, help="Folder of the checkpoint.")
+def main(
+    names: tuple[str, ...], rounds: int, printed: bool, folder_of_official: Path | None
+) -> None:
     """Measure and write the table."""
     if printed:
         print_table()
         return
     source, rows = provenance(_PACKAGES), []
+    networks = {name: NETWORKS[name] for name in names or NETWORKS}
+    if folder_of_official is not None:
+        checkpoint = folder_of_official / "official-convmixer-onelayer-k20.pt"
+        networks["the official one-layer checkpoint, q8"] = partial(official, checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         example(Path(folder) / "small.pemn")
         to_onnx(Path(folder) / "small.pemn", Path(folder) / "small.onnx", batch=1)
-        for number, name in enumerate(names or NETWORKS):
+        for number, (name, encode) in enumerate(networks.items()):
             own = Path(folder) / str(number)
             own.mkdir()
-            rows += measure(name, own, rounds)
+            rows += measure(name, encode, own, rounds)
             for row in rows[-2:]:
                 click.echo(" | ".join(map(str, row.values())))
     if not names:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +25,9 @@ from pemncodec.limits import limits_within
 from pemncodec.remote.stores import stored_bytes
 from pemncodec.remote.urls import is_url, shown
 from pemncodec.saving import plain_names
+
+if TYPE_CHECKING:
+    from pemncodec.export import NotPacked
 
 _STATE_DICT_SUFFIXES = (".safetensors", ".pt", ".pth")
 _EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")
@@ -88,10 +92,10 @@ def decode(
             raise click.UsageError(f"--device is for state dicts, not for {suffix}")
         with steps(quiet=quiet) as step:
             options = {"batch": batch, "packed": packed, "trust": trust}
-            dense = _export(source, output, options, max_memory, step)
+            kept = _export(source, output, options, max_memory, step)
         written = stored_bytes(output) if is_url(output) else Path(output).stat().st_size
-        text = "\n".join([f"{written:,} bytes", *_lines(dense)])
-        _say(output, {"bytes": written, "dense": dense}, text, quiet=quiet, as_json=as_json)
+        text = "\n".join([f"{written:,} bytes", *_lines(kept)])
+        _say(output, {"bytes": written, **asdict(kept)}, text, quiet=quiet, as_json=as_json)
         return
     own = {"--batch": batch is not None, "--packed": packed, "--trust": bool(trust)}
     if given := [name for name, is_given in own.items() if is_given]:
@@ -119,12 +123,12 @@ def _export(
     options: dict[str, Any],
     max_memory: int,
     step: Step,
-) -> dict[str, str]:
-    """Names of masked tensors that are not packed, and why."""
+) -> NotPacked:
+    """What stays larger than bits, and why."""
     step("loading torch", None)
     from pemncodec import export
 
-    write: dict[str, Callable[..., Mapping[str, str]]] = {
+    write: dict[str, Callable[..., NotPacked]] = {
         ".pt2": export.to_pt2,
         ".onnx": export.to_onnx,
         ".pte": export.to_executorch,
@@ -133,12 +137,13 @@ def _export(
     given = io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source
     with named(source), output_target(output) as target:
         limits = limits_within(max_memory)
-        return dict(write[Path(output).suffix](given, target, limits=limits, **options))
+        return write[Path(output).suffix](given, target, limits=limits, **options)
 
 
-def _lines(dense: Mapping[str, str]) -> list[str]:
-    """One for each reason why tensors are not packed."""
+def _lines(kept: NotPacked) -> list[str]:
+    """One for each reason why tensors are not packed, and for each vector that is large."""
     by_reason: dict[str, list[str]] = {}
-    for name, reason in dense.items():
+    for name, reason in kept.dense.items():
         by_reason.setdefault(reason, []).append(name)
-    return [f"dense, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+    dense = [f"dense, because {why}: {', '.join(names)}" for why, names in by_reason.items()]
+    return [*dense, *(vector.in_words for vector in kept.vectors)]

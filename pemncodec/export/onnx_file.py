@@ -9,7 +9,7 @@ import torch
 
 from pemncodec.architecture.exported import quiet
 from pemncodec.errors import ExportError
-from pemncodec.export.packing import plan_packing
+from pemncodec.export.packing import NotPacked
 from pemncodec.export.program import Source, Target, cause_of, export_program, require
 from pemncodec.format.atomic import write_file
 from pemncodec.format.reader import PemnFile, open_file
@@ -26,7 +26,7 @@ def to_onnx(
     packed: bool = False,
     limits: Limits | None = None,
     **options: Any,
-) -> Mapping[str, str]:
+) -> NotPacked:
     """Write the network as one ONNX file; other arguments and errors as in `to_program`.
 
     Inputs are named as the arguments of `forward`.
@@ -39,13 +39,15 @@ def to_onnx(
         limits: bounds on what the file may decode to.
 
     Returns:
-        Names of masked tensors that are not packed, and why; empty unless `packed`.
+        What stays larger than bits, and why; nothing unless `packed`.
     """
     require("onnx", ("onnx", "onnxscript"), "pip install onnx onnxscript")
     with open_file(source, limits=limits) as file:
-        model, dense = _packed_model(file, options) if packed else (_model(file, options), {})
+        model, not_packed = (
+            _packed_model(file, options) if packed else (_model(file, options), NotPacked())
+        )
     write_file([_checked(model)], target)
-    return dense
+    return not_packed
 
 
 def _model(file: PemnFile, options: Mapping[str, Any]) -> ModelProto:
@@ -53,15 +55,13 @@ def _model(file: PemnFile, options: Mapping[str, Any]) -> ModelProto:
     return model
 
 
-def _packed_model(
-    file: PemnFile, options: Mapping[str, Any]
-) -> tuple[ModelProto, Mapping[str, str]]:
+def _packed_model(file: PemnFile, options: Mapping[str, Any]) -> tuple[ModelProto, NotPacked]:
     """The same graph, in which operators make tensors that the other holds as initializers."""
     from pemncodec.export.onnx_dense import dense_makers
     from pemncodec.export.onnx_graph import OnnxGraph
-    from pemncodec.export.onnx_weights import MaskedTensors
+    from pemncodec.export.onnx_weights import MaskedTensors, plan_onnx
 
-    packing = plan_packing(file)
+    packing = plan_onnx(file)
     dense, aliases = dense_makers(file), file.aliases
     own = {*packing.packed, *dense}
     names = own | {name for name, target in aliases.items() if target in own}
@@ -80,7 +80,7 @@ def _packed_model(
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(graph.initializers)
-    return model, packing.dense
+    return model, packing.not_packed
 
 
 def _take_transposed(graph: GraphProto, name: str, rank: int) -> tuple[str, tuple[int, ...]]:

@@ -41,7 +41,8 @@ class OnnxGraph:
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self._taken = set(taken)
-        self._known: dict[Any, str] = {}
+        self._constants: dict[Any, str] = {}
+        self._operators: dict[Any, list[str]] = {}
 
     def constant(self, values: Array, dtype: str) -> str:
         """The name of an initializer.
@@ -52,12 +53,12 @@ class OnnxGraph:
         """
         data = values.astype(CARRIERS[dtype], copy=False).tobytes()
         key = (dtype, values.shape, data)
-        if key not in self._known:
-            self._known[key] = name = self._new_name()
+        if key not in self._constants:
+            self._constants[key] = name = self._new_name()
             self.initializers.append(
                 helper.make_tensor(name, DTYPES[dtype], values.shape, data, raw=True)
             )
-        return self._known[key]
+        return self._constants[key]
 
     def integers(self, *values: int) -> str:
         """The name of an initializer int64 [number of values], as shapes and positions are."""
@@ -69,11 +70,16 @@ class OnnxGraph:
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """The name of an operator's output."""
-        return self._add(1, operator, inputs, attributes)
+        return self.outputs(1, operator, *inputs, **attributes)[0]
 
-    def second_output(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """The name of an operator's second output, where nothing needs the first."""
-        return self._add(2, operator, inputs, attributes)
+    def outputs(self, count: int, operator: str, *inputs: str, **attributes: Any) -> list[str]:
+        """The names of an operator's first outputs."""
+        key = (operator, inputs, tuple(sorted(attributes.items())))
+        if key not in self._operators:
+            names = [self._new_name() for _ in range(count)]
+            self._operators[key] = names
+            self.nodes.append(helper.make_node(operator, inputs, names, **attributes))
+        return self._operators[key]
 
     def cast(self, value: str, dtype: str) -> str:
         """The name of a value in another dtype."""
@@ -86,16 +92,6 @@ class OnnxGraph:
     def output(self, name: str, operator: str, *inputs: str, **attributes: Any) -> None:
         """Adds an operator whose output the rest of the model knows by `name`."""
         self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
-
-    def _add(
-        self, outputs: int, operator: str, inputs: tuple[str, ...], attributes: dict[str, Any]
-    ) -> str:
-        key = (operator, inputs, tuple(sorted(attributes.items())))
-        if key not in self._known:
-            names = [self._new_name() for _ in range(outputs)]
-            self._known[key] = names[-1]
-            self.nodes.append(helper.make_node(operator, inputs, names, **attributes))
-        return self._known[key]
 
     def _new_name(self) -> str:
         name = f"w{len(self._taken)}"

@@ -54,9 +54,8 @@ class SeededValues:
         words = graph.node("Reshape", words, graph.integers(-1))
         keys = graph.cast(graph.sliced(words, first + period, last), "int64")
         # In ascending order, of equal keys the one with the smaller number first.
-        order = graph.second_output(
-            "TopK", keys, graph.integers(prototype.length), largest=0, sorted=1
-        )
+        length = graph.integers(prototype.length)
+        _, order = graph.outputs(2, "TopK", keys, length, largest=0, sorted=1)
         numbers = graph.node("Mod", order, graph.integers(period))
         return graph.node("Gather", graph.sliced(values, first, first + period), numbers)
 

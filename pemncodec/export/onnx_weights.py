@@ -13,16 +13,42 @@ from typing import Any, Final
 import numpy as np
 
 from pemncodec.coders.packed import unpack
-from pemncodec.contents import Array, SeededPrototype, numel
+from pemncodec.contents import Array, SeededPrototype, TorchPrototype, numel
+from pemncodec.export.onnx_drawn import DrawnValues, drawn_by_operators
 from pemncodec.export.onnx_graph import DTYPES, OnnxGraph
 from pemncodec.export.onnx_philox import SeededValues
-from pemncodec.export.packing import PackedPrototype, Packing, TwoValues
+from pemncodec.export.packing import (
+    Candidates,
+    PackedPrototype,
+    Packing,
+    TwoValues,
+    plan_packing,
+    portable_by_operators,
+)
 from pemncodec.format.header import MaskedRow
+from pemncodec.format.reader import PemnFile
 from pemncodec.values.rounding import widen
 
 _BITS_OF_BYTE: Final[Array] = np.unpackbits(
     np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"
 )  # [256, 8]
+
+
+FOLDED_BYTES: Final = 1 << 30
+"""The largest value that onnxruntime computes when a session is made; larger ones in every run."""
+
+
+def plan_onnx(file: PemnFile) -> Packing:
+    """What is worth packing of an open file in ONNX."""
+    return plan_packing(file, _made_by_operators, FOLDED_BYTES // 4)
+
+
+def _made_by_operators(candidates: Candidates) -> dict[int, int]:
+    portable = portable_by_operators(candidates)
+    # Words of all its prototypes are one value of the graph.
+    if 4 * sum(candidates[index][1] for index in portable) > FOLDED_BYTES:
+        portable = {}
+    return portable | drawn_by_operators(candidates)
 
 
 class MaskedTensors:
@@ -32,6 +58,7 @@ class MaskedTensors:
         self._graph = graph
         self._packing = packing
         self._seeded = SeededValues(graph, packing.prototypes)
+        self._drawn = DrawnValues(graph, packing.prototypes)
         self._most: dict[tuple[Any, ...], int] = {}
         for masked in packing.packed.values():
             key, last = self._key(masked.row), _last(masked.row)
@@ -75,6 +102,8 @@ class MaskedTensors:
         own = prototype.values
         if isinstance(own, SeededPrototype):
             values = self._seeded.add(own)
+        elif isinstance(own, TorchPrototype):
+            values = self._drawn.add(own)
         elif isinstance(own, TwoValues):
             first, second = own.pair if dtype == "float64" else widen(own.pair, prototype.dtype)
             which = _mask(graph, own.bits, (own.count,))

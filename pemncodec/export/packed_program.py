@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from pemncodec.contents import SeededPrototype, numel
+from pemncodec.contents import SeededPrototype, TorchPrototype, numel
 from pemncodec.export.packing import Packing, TwoValues
 from pemncodec.format.header import MaskedRow
 from pemncodec.tensors import array_to_tensor
@@ -85,6 +85,7 @@ class _Weights(nn.Module):
                 if own.distribution == "normal":
                     self._keep("quantiles", torch.from_numpy(normal_quantiles().copy()))
                 continue
+            assert not isinstance(own, TorchPrototype)  # no operators of torch make their words
             if isinstance(own, TwoValues):
                 self._keep(f"signs_{index}", torch.from_numpy(own.bits))
                 own = own.pair

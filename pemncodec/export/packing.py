@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -14,6 +14,7 @@ from pemncodec.contents import (
     Array,
     PackedMask,
     Prototype,
+    Seeded,
     SeededPrototype,
     StoredPrototype,
     bits_of,
@@ -24,15 +25,15 @@ from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile
 from pemncodec.values.fill import prototype_values, used_values
 
-FOLDED_BYTES: Final = 1 << 30
-"""The largest value that onnxruntime computes when a session is made; larger ones in every run."""
-
-OPERATOR_BYTES: Final = 1 << 14
-"""What the operators that make seeded values take, with their table, in an ONNX file."""
-
+_OPERATOR_BYTES: Final = 1 << 14  # that make seeded values, with their table, in an ONNX file
 _TENSOR_BYTES: Final = 400  # names and operators of one packed tensor
 _KINDS: Final = 2  # of values that take a bit each
 _SAMPLE: Final = 1000  # values that tell nearly always that there are more
+
+_OPERATORS_TOO_LARGE: Final = (
+    "operators that make their values of a seed would take too many bytes or too much memory"
+)
+_VALUES_OF_ITS_OWN: Final = "each weight has a value of its own, which no seed makes"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +51,16 @@ class TwoValues:
     pair: Array
 
 
+Values = Array | TwoValues | Seeded
+"""Where the values of packed tensors come from: what a file holds, or a seed."""
+
+Candidates = Mapping[int, tuple[Prototype, int]]
+"""Prototypes by number, and how many values of each are needed, from the first on."""
+
+ByOperators = Callable[[Candidates], Mapping[int, int]]
+"""Which prototypes operators make of seeds, and how many bytes each takes so."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedPrototype:
     """What the values of packed tensors are made of.
@@ -62,10 +73,46 @@ class PackedPrototype:
         needed: how many values the largest tensor takes, from the first on.
     """
 
-    values: Array | TwoValues | SeededPrototype
+    values: Values
     dtype: str
     length: int
     needed: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptVector:
+    """Values that a packed file holds as they are, though they are many.
+
+    Attributes:
+        count: of the values.
+        names: of the tensors that take them.
+        of_seed: whether a seed makes them.
+    """
+
+    count: int
+    names: tuple[str, ...]
+    of_seed: bool
+
+    @property
+    def in_words(self) -> str:
+        """What it is, and why, on one line."""
+        which = "take" if self.of_seed else "share and no seed makes"
+        tensors = f"{len(self.names)} tensors {which}"
+        whole = f"the vector of {self.count:,} values that {tensors} is kept whole"
+        return f"{whole}: {_OPERATORS_TOO_LARGE}" if self.of_seed else whole
+
+
+@dataclass(frozen=True, slots=True)
+class NotPacked:
+    """What of a packed file is not as small as bits.
+
+    Attributes:
+        dense: names of masked tensors that are stored as weights, and why.
+        vectors: that have at least half as many values as one of the tensors that take them.
+    """
+
+    dense: Mapping[str, str] = field(default_factory=dict)
+    vectors: tuple[KeptVector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,44 +122,70 @@ class Packing:
     Attributes:
         packed: tensors by name.
         prototypes: of these, by number.
-        dense: names of the others, and why they stay dense.
+        not_packed: all the rest.
     """
 
     packed: Mapping[str, MaskedValues]
     prototypes: Mapping[int, PackedPrototype]
-    dense: Mapping[str, str]
+    not_packed: NotPacked
 
 
-def plan_packing(file: PemnFile) -> Packing:
-    """What is worth packing of an open file."""
+def plan_packing(
+    file: PemnFile, by_operators: ByOperators, most_values: int | None = None
+) -> Packing:
+    """What is worth packing of an open file.
+
+    Args:
+        file: open.
+        by_operators: which seeds the form makes values of.
+        most_values: how many of a tensor the form makes no more than once; None if it makes them
+            in every run.
+    """
     users: dict[int, list[MaskedValues]] = {}
     dense: dict[str, str] = {}
     for name in file.masked_keys():
         masked = file.masked_values(name)
         if _dense_bytes(masked.row) <= _packed_bytes(masked.row):
-            dense[name] = "weights so few are smaller than operators that make them"
-        elif 4 * _last(masked.row) > FOLDED_BYTES:
-            dense[name] = "weights so many would be made again in every run"
+            dense[name] = "operators would take more bytes than so few weights"
+        elif most_values is not None and _last(masked.row) > most_values:
+            dense[name] = "so many weights would be made again in every run"
         else:
             users.setdefault(masked.row.fill.prototype, []).append(masked)
     found = {index: file.masked.prototype(index) for index in users}
-    seeded = {i: own for i, own in found.items() if isinstance(own, SeededPrototype)}
-    vectors = sum(4 * min(own.length, _needed(users[i])) for i, own in seeded.items())
-    # Words of all prototypes are one value of the graph.
-    by_operators = seeded if OPERATOR_BYTES < vectors <= FOLDED_BYTES else {}
+    made = by_operators({i: (own, min(own.length, _needed(users[i]))) for i, own in found.items()})
     prototypes: dict[int, PackedPrototype] = {}
+    vectors: list[KeptVector] = []
     for index, prototype in found.items():
         rows = [masked.row for masked in users[index]]
-        values = by_operators.get(index) or _shortest(prototype, users[index])
-        if _bytes_of(values) + sum(map(_packed_bytes, rows)) < sum(map(_dense_bytes, rows)):
-            dtype = prototype.dtype if isinstance(prototype, StoredPrototype) else "float32"
-            needed = _needed(users[index])
-            prototypes[index] = PackedPrototype(values, dtype, prototype.length, needed)
-        else:
-            why = "values so many, of no seed that operators know, are no smaller than weights"
+        of_seed = isinstance(prototype, Seeded)
+        values: Values = (
+            prototype
+            if index in made and isinstance(prototype, Seeded)
+            else _shortest(prototype, users[index])
+        )
+        size = _bytes_of(values) + made.get(index, 0)
+        if size + sum(map(_packed_bytes, rows)) >= sum(map(_dense_bytes, rows)):
+            why = _OPERATORS_TOO_LARGE if of_seed else _VALUES_OF_ITS_OWN
             dense |= {row.name: why for row in rows}
+            continue
+        dtype = prototype.dtype if isinstance(prototype, StoredPrototype) else "float32"
+        prototypes[index] = PackedPrototype(values, dtype, prototype.length, _needed(users[index]))
+        smallest = min(4 * numel(row.shape) for row in rows)
+        if isinstance(values, np.ndarray) and 2 * values.nbytes >= smallest:
+            names = tuple(row.name for row in rows)
+            vectors.append(KeptVector(values.size, names, of_seed))
     packed = {m.row.name: m for index in prototypes for m in users[index]}
-    return Packing(packed, prototypes, dense)
+    return Packing(packed, prototypes, NotPacked(dense, tuple(vectors)))
+
+
+def portable_by_operators(candidates: Candidates) -> dict[int, int]:
+    """All that the portable generator makes, unless the values are so few as its operators."""
+    seeded = {
+        index: needed
+        for index, (prototype, needed) in candidates.items()
+        if isinstance(prototype, SeededPrototype)
+    }
+    return dict.fromkeys(seeded, 0) if 4 * sum(seeded.values()) > _OPERATOR_BYTES else {}
 
 
 def _shortest(prototype: Prototype, users: Sequence[MaskedValues]) -> Array | TwoValues:
@@ -140,7 +213,7 @@ def _last(row: MaskedRow) -> int:
     return row.fill.offset + numel(row.shape)
 
 
-def _bytes_of(values: Array | TwoValues | SeededPrototype) -> int:
+def _bytes_of(values: Values) -> int:
     if isinstance(values, TwoValues):
         return values.bits.nbytes
     return values.nbytes if isinstance(values, np.ndarray) else 0

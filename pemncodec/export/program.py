@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from importlib.util import find_spec
 from typing import Any, BinaryIO, Final
 
@@ -18,7 +18,12 @@ from pemncodec.architecture.isolation import working_copy
 from pemncodec.decoding import load_module
 from pemncodec.errors import ExportError
 from pemncodec.export.packed_program import pack_module, sink_weights
-from pemncodec.export.packing import Packing, plan_packing
+from pemncodec.export.packing import (
+    NotPacked,
+    Packing,
+    plan_packing,
+    portable_by_operators,
+)
 from pemncodec.export.program_proof import (
     drawn_inputs,
     outputs_of,
@@ -59,38 +64,36 @@ def to_program(
             the network's; the message says why.
         DecodeError: as in `pemncodec.decode`.
     """
-    program, _ = program_and_dense(source, packed, batch=batch, limits=limits, trust=trust)
+    program, _ = program_of(source, packed, batch=batch, limits=limits, trust=trust)
     return program
 
 
-def to_pt2(
-    source: Source, target: Target, *, packed: bool = False, **options: Any
-) -> Mapping[str, str]:
+def to_pt2(source: Source, target: Target, *, packed: bool = False, **options: Any) -> NotPacked:
     """Write what `to_program` gives as `torch.export.save` does; arguments as there.
 
     Returns:
-        Names of masked tensors that are not packed, and why; empty unless `packed`.
+        What stays larger than bits, and why; nothing unless `packed`.
     """
-    program, dense = program_and_dense(source, packed, **options)
+    program, not_packed = program_of(source, packed, **options)
     stream = io.BytesIO()
     torch.export.save(program, stream)
     write_file([stream.getbuffer()], target)
-    return dense
+    return not_packed
 
 
-def program_and_dense(
+def program_of(
     source: Source,
     packed: bool,
     *,
     limits: Limits | None = None,
     batch: int | None = None,
     trust: Collection[str] = (),
-) -> tuple[ExportedProgram, Mapping[str, str]]:
-    """What `to_program` gives, and names of masked tensors that are not packed, and why."""
+) -> tuple[ExportedProgram, NotPacked]:
+    """What `to_program` gives, and what `to_pt2` does."""
     with open_file(source, limits=limits) as file:
-        packing = plan_packing(file) if packed else None
+        packing = plan_packing(file, portable_by_operators) if packed else None
         program = export_program(file, packing, batch, trust)
-    return program, packing.dense if packing is not None else {}
+    return program, packing.not_packed if packing is not None else NotPacked()
 
 
 def export_program(

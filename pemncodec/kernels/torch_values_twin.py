@@ -110,10 +110,10 @@ def _polynomial(x: _Floats, coefficients: list[float]) -> _Floats:
     return y
 
 
-_LOG = [7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1]
-_LOG += [-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1]
-_COSINE = [2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2]
-_SINE = [-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1]
+LOG = [7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1]
+LOG += [-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1]
+COSINE = [2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2]
+SINE = [-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1]
 
 
 def _vector_log(u1: _Floats) -> _Floats:
@@ -122,7 +122,7 @@ def _vector_log(u1: _Floats) -> _Floats:
     e = (exponent - low).astype(np.float32)
     x = (x - 1) + np.where(low, x, np.float32(0))
     z = x * x
-    y = _polynomial(x, _LOG) * x
+    y = _polynomial(x, LOG) * x
     y = _fused(y, z, e * np.float32(-2.12194440e-4))
     y = _fused(z, -0.5, y)
     return _fused(e, 0.693359375, x + y)
@@ -136,8 +136,8 @@ def _vector_cosine_sine(u2: _Floats) -> tuple[_Floats, _Floats]:
     x = _fused(turned, -2.4187564849853515625e-4, x)
     x = _fused(turned, -3.77489497744594108e-8, x)
     z = x * x
-    cosine = _fused(_polynomial(z, _COSINE) * z, z, -(z * np.float32(0.5))) + 1
-    sine = _fused(_polynomial(z, _SINE) * z, x, x)
+    cosine = _fused(_polynomial(z, COSINE) * z, z, -(z * np.float32(0.5))) + 1
+    sine = _fused(_polynomial(z, SINE) * z, x, x)
     swapped = (q & 2) != 0
     return (
         np.where(((q + 2) & 4) != 0, -1, 1) * np.where(swapped, sine, cosine),
@@ -156,34 +156,38 @@ _INVERSES = """
 0x1.b2036576afce6p-1 0x1.526e57720db08p-3   0x1.9c2d163a1aa2dp-1 0x1.bc2860d22477p-3
 0x1.886e6037841edp-1 0x1.1058bc8a07ee1p-2   0x1.767dcf5534862p-1 0x1.4043057b6ee09p-2
 """
-_LOG_2 = float.fromhex("0x1.62e42fefa39efp-1")
-_SCALAR_LOG = [float.fromhex(x) for x in ("-0x1.00ea348b88334p-2", "0x1.5575b0be00b6ap-2")]
-_SCALAR_LOG += [float.fromhex("-0x1.ffffef20a4123p-2")]
-_HALF_PI = float.fromhex("0x1.921fb54442d18p+0")
-_PER_QUARTER = float.fromhex("0x1.45f306dc9c883p+23")
-_SCALAR_SINE = [float.fromhex(x) for x in ("-0x1.555545995a603p-3", "0x1.1107605230bc4p-7")]
-_SCALAR_SINE += [float.fromhex("-0x1.994eb3774cf24p-13")]
-_SCALAR_COSINE = [float.fromhex(x) for x in ("-0x1.ffffffd0c621cp-2", "0x1.55553e1068f19p-5")]
-_SCALAR_COSINE += [float.fromhex(x) for x in ("-0x1.6c087e89a359dp-10", "0x1.99343027bf8c3p-16")]
+LOG_2 = float.fromhex("0x1.62e42fefa39efp-1")
+SCALAR_LOG = [float.fromhex(x) for x in ("-0x1.00ea348b88334p-2", "0x1.5575b0be00b6ap-2")]
+SCALAR_LOG += [float.fromhex("-0x1.ffffef20a4123p-2")]
+HALF_PI = float.fromhex("0x1.921fb54442d18p+0")
+PER_QUARTER = float.fromhex("0x1.45f306dc9c883p+23")
+SCALAR_SINE = [float.fromhex(x) for x in ("-0x1.555545995a603p-3", "0x1.1107605230bc4p-7")]
+SCALAR_SINE += [float.fromhex("-0x1.994eb3774cf24p-13")]
+SCALAR_COSINE = [float.fromhex(x) for x in ("-0x1.ffffffd0c621cp-2", "0x1.55553e1068f19p-5")]
+SCALAR_COSINE += [float.fromhex(x) for x in ("-0x1.6c087e89a359dp-10", "0x1.99343027bf8c3p-16")]
+
+
+def inverses() -> _Doubles:
+    """1 / c and log c of the parts of [0.7, 1.4), [16, 2]."""
+    return np.array([float.fromhex(number) for number in _INVERSES.split()]).reshape(16, 2)
 
 
 def _scalar_log(u1: _Floats) -> _Floats:
-    inverses = np.array([float.fromhex(number) for number in _INVERSES.split()]).reshape(16, 2)
     bits = u1.view(np.uint32)
     above = bits - np.uint32(0x3F330000)
     exponent = (above & 0xFF800000).view(np.int32) >> 23
-    inverse, logarithm = inverses[(above >> 19) & 15].transpose(2, 0, 1)
+    inverse, logarithm = inverses()[(above >> 19) & 15].transpose(2, 0, 1)
     r = (bits - (above & 0xFF800000)).view(np.float32).astype(np.float64) * inverse - 1
-    first, square = logarithm + exponent * _LOG_2, r * r
-    y = _SCALAR_LOG[0] * square + (_SCALAR_LOG[1] * r + _SCALAR_LOG[2])
+    first, square = logarithm + exponent * LOG_2, r * r
+    y = SCALAR_LOG[0] * square + (SCALAR_LOG[1] * r + SCALAR_LOG[2])
     result: _Floats = (y * square + (first + r)).astype(np.float32)
     return result
 
 
 def _scalar_cosine_sine(u2: _Floats) -> tuple[_Floats, _Floats]:
-    angle = (4 * _HALF_PI * u2.astype(np.float64)).astype(np.float32).astype(np.float64)
-    q = ((angle * _PER_QUARTER).astype(np.int32) + 0x800000) >> 24
-    x = angle - q * _HALF_PI
+    angle = (4 * HALF_PI * u2.astype(np.float64)).astype(np.float32).astype(np.float64)
+    q = ((angle * PER_QUARTER).astype(np.int32) + 0x800000) >> 24
+    x = angle - q * HALF_PI
     square = x * x
     sine = _scalar_sine(np.where((q + 1) & 2, -x, x), square)
     cosine = _scalar_cosine(square, np.where(q & 2, -1.0, 1.0))
@@ -192,13 +196,13 @@ def _scalar_cosine_sine(u2: _Floats) -> tuple[_Floats, _Floats]:
 
 
 def _scalar_sine(x: _Doubles, square: _Doubles) -> _Floats:
-    a, b, c = _SCALAR_SINE
+    a, b, c = SCALAR_SINE
     cube = x * square
     return ((x + cube * a) + cube * square * (b + square * c)).astype(np.float32)
 
 
 def _scalar_cosine(square: _Doubles, sign: _Doubles) -> _Floats:
-    a, b, c, d = _SCALAR_COSINE
+    a, b, c, d = SCALAR_COSINE
     fourth = square * square
     first = sign + square * (sign * a)
     last = sign * c + square * (sign * d)

@@ -55,6 +55,12 @@ class WordStream:
             state, at = self._state_before(block)
         return _advanced(state, block - at), start % _STATE
 
+    def untempered(self, start: int) -> npt.NDArray[np.uint32]:
+        """The state of words `start` to `start + 624` before they are tempered, uint32 [624]."""
+        state, skip = self.state(start)
+        first = _advanced(state, 1)
+        return np.concatenate([first[skip:], _advanced(first, 1)[:skip]])
+
     def _state_before(self, block: int) -> tuple[npt.NDArray[np.uint32], int]:
         """The last state that is kept up to a block, and how many blocks are before it."""
         while block // self._apart > len(self._states):
