@@ -19,7 +19,7 @@ from pemncodec.architecture.manifest import BUILDER_FORMAT
 from pemncodec.assembling import assemble_contents, dense_modes, shortened_state
 from pemncodec.checkpoints.origin import origin_of
 from pemncodec.checkpoints.reading import described_module, notes_of, read_source, rules_in_words
-from pemncodec.coders.masks import Preset
+from pemncodec.coders.masks import Preset, tries_context
 from pemncodec.contents import DenseMode, Seeded
 from pemncodec.decoding import load_module, load_state
 from pemncodec.describing import describe_network
@@ -27,6 +27,7 @@ from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.atomic import folder_beside, named_errors, write_file
 from pemncodec.format.reader import PemnFile
 from pemncodec.format.writer import encode_contents
+from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.packed.modules import unpacked_copy
 from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensors
@@ -246,7 +247,7 @@ def _encode(
     with Spool(folder_beside(target)) as spool:
         with named_errors(name):
             encoded = encode_contents(
-                contents, lambda share: step("coding", share), options.preset, spool
+                contents, lambda share: step("coding", share), _preset(state, options), spool
             )
         seeds = seeds_note(contents, options)
         del contents  # prototypes may take as much memory as the weights
@@ -267,6 +268,16 @@ def _encode(
         _LOG.info("%s", note)
     _LOG.info("wrote %s: %r", name, report)
     return report
+
+
+def _preset(state: MaskedState, options: EncodeOptions) -> Preset:
+    """Which the whole network has, of which this may be a part."""
+    if options.peers is None:
+        return options.preset
+    own = sum(mask.size for name, mask in state.masks.items() if name not in state.aliases)
+    return (
+        options.preset if tries_context(options.preset, sum(options.peers.gather(own))) else "fast"
+    )
 
 
 def _logged(progress: Progress | None) -> Progress:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Final
 
@@ -20,6 +20,10 @@ from torch import Tensor
 from pemncodec.errors import EncodeError
 from pemncodec.masking.masked_state import StateDict
 from pemncodec.tensors import dtype_name
+
+# From the bytes of all tensors by name, and from those that are mapped, to names of those that are
+# wanted.
+Choose = Callable[[Mapping[str, int], StateDict], Collection[str]]
 
 _ALIGNMENT: Final = 64
 

@@ -18,7 +18,7 @@ from pemncodec.checkpoints.files import (
 )
 from pemncodec.checkpoints.folders import files_of, shards_of
 from pemncodec.checkpoints.kinds import kind_of, kind_of_checkpoint
-from pemncodec.checkpoints.pieces import Cut, Piece, put_together
+from pemncodec.checkpoints.pieces import Choose, Cut, Piece, put_together
 from pemncodec.checkpoints.recorded import Recorded
 from pemncodec.checkpoints.torch_distributed import read_distributed
 from pemncodec.errors import EncodeError
@@ -48,8 +48,15 @@ def read_checkpoint(
     return join_checkpoints({str(path) if name is None else name: path}, trust_pickle=trust_pickle)
 
 
-def join_checkpoints(paths: Mapping[str, Path], *, trust_pickle: bool = False) -> Checkpoint:
+def join_checkpoints(
+    paths: Mapping[str, Path], *, trust_pickle: bool = False, choose: Choose | None = None
+) -> Checkpoint:
     """Parts of one checkpoint, each as `read_checkpoint` reads it; by what messages call them.
+
+    Args:
+        paths: the parts.
+        trust_pickle: as there.
+        choose: says which tensors of a state dict are wanted; None for all.
 
     Raises:
         EncodeError: as there; or parts that have tensors of the same name, or are no state dicts.
@@ -60,9 +67,18 @@ def join_checkpoints(paths: Mapping[str, Path], *, trust_pickle: bool = False) -
         for name, path in paths.items()
         for file in files_of(path, name)
     }
-    return _joined(
+    if choose is not None and len(parts) == 1:
+        ((name, file),) = parts.items()
+        if kind_of_checkpoint(file, name) == "distributed":
+            return Checkpoint(read_distributed(file, name, NESTED, choose))
+    joined = _joined(
         {name: _read(file, name, trust_pickle=trust_pickle) for name, file in parts.items()}, parts
     )
+    if choose is None or not isinstance(joined.source, dict):
+        return joined
+    chosen = set(choose({name: each.nbytes for name, each in joined.source.items()}, joined.source))
+    tensors = {name: tensor for name, tensor in joined.source.items() if name in chosen}
+    return replace(joined, source=tensors)
 
 
 def load_masks(path: Path) -> StateDict:

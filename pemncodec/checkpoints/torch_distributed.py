@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pemncodec.checkpoints.folders import is_base_name
 from pemncodec.checkpoints.inert import Inert
-from pemncodec.checkpoints.pieces import Cut, Piece, put_together
+from pemncodec.checkpoints.pieces import Choose, Cut, Piece, put_together
 from pemncodec.errors import EncodeError, named_line
 from pemncodec.masking.masked_state import StateDict
 
@@ -31,13 +31,16 @@ _PLAIN: Final[dict[tuple[str, str], Callable[..., Any]]] = {
 }
 
 
-def read_distributed(metadata: Path, name: str, nested: tuple[str, ...]) -> StateDict:
+def read_distributed(
+    metadata: Path, name: str, nested: tuple[str, ...], choose: Choose | None = None
+) -> StateDict:
     """The tensors of a model; objects of other kinds are passed over.
 
     Args:
         metadata: the file `.metadata`, beside those that hold the values.
         name: what messages call it.
         nested: keys under which a checkpoint may hold the model beside other things.
+        choose: says which tensors are wanted; None for all.
 
     Raises:
         EncodeError: it is damaged, or files are missing.
@@ -61,6 +64,10 @@ def read_distributed(metadata: Path, name: str, nested: tuple[str, ...]) -> Stat
     if not cuts:
         raise EncodeError(f"{name}: the checkpoint has no tensors")
     stored.check_files()
+    if choose is not None:
+        stored_bytes = stored.bytes()
+        chosen = set(choose({new: stored_bytes.get(old, 0) for old, new in names.items()}, {}))
+        cuts = {new: cut for new, cut in cuts.items() if new in chosen}
     return put_together(cuts)
 
 
@@ -139,6 +146,13 @@ class _Stored:
                 f"{self.name}: {key}: {length:,} bytes at {start:,} cannot hold {sizes}"
             )
         return Piece(offsets, sizes, partial(self._read, key, self.places[key, offsets]))
+
+    def bytes(self) -> dict[str, int]:
+        """What each tensor takes in all files, about."""
+        total: dict[str, int] = {}
+        for (key, _), (_, _, length) in self.places.items():
+            total[key] = total.get(key, 0) + length
+        return total
 
     def check_files(self) -> None:
         """Raises EncodeError where files are missing, and names them."""

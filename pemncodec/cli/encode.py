@@ -165,7 +165,7 @@ def encode(
     )
     for source in sources:
         check_source(source)
-    output = output or _beside(sources)
+    output = output or target_beside(sources)
     for source in sources:
         check_output(output, source, force=force)
     suffix = Path(last_part(output) if is_url(output) else output).suffix
@@ -211,7 +211,7 @@ def encode(
         print_report(shown(output), report, verbose=verbose, to_stderr=output == STDIO)
 
 
-def _beside(sources: Sequence[str]) -> str:
+def target_beside(sources: Sequence[str]) -> str:
     """Where a file goes that no one has named: beside its checkpoint, or out of a pipe's end.
 
     Raises:

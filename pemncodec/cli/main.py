@@ -19,31 +19,42 @@ def main() -> None:
         status = cli.main(standalone_mode=False)
         if status:  # what Exit was raised with
             raise SystemExit(status)
-    except click.Abort:
-        fail("interrupted", 130)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         raise SystemExit(2) from None
-    except click.ClickException as error:
-        context = error.ctx if isinstance(error, click.UsageError) else None
-        hint = f" (see {context.command_path} --help)" if context else ""
-        fail(error.format_message().replace("\n", " ") + hint, error.exit_code)
-    except (EncodeArgumentError, DecodeArgumentError) as error:
-        fail(str(error), 2)
-    except PemnError as error:
-        fail(str(error), 1)
     except BrokenPipeError:
         _drop_output()  # the reader has gone
         raise SystemExit(1) from None
     except OSError as error:
         if _drop_output() and error.filename is None:
             error.filename = "standard output"
-        # Not the name of a temporary file beside the target.
-        if isinstance(error.filename, str) and ".pemn-" in Path(error.filename).name:
-            fail(f"cannot write in {Path(error.filename).parent}: {error.strerror}", 1)
-        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
-    except MemoryError:
-        fail("out of memory", 1)
+        fail(*in_one_line(error))
+    except (click.Abort, click.ClickException, PemnError, MemoryError) as error:
+        fail(*in_one_line(error))
+
+
+def in_one_line(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit status; other errors are raised again."""
+    match error:
+        case click.Abort():
+            return "interrupted", 130
+        case click.ClickException():
+            context = error.ctx if isinstance(error, click.UsageError) else None
+            hint = f" (see {context.command_path} --help)" if context else ""
+            return error.format_message().replace("\n", " ") + hint, error.exit_code
+        case EncodeArgumentError() | DecodeArgumentError():
+            return str(error), 2
+        case PemnError():
+            return str(error), 1
+        case OSError():
+            # Not the name of a temporary file beside the target.
+            if isinstance(error.filename, str) and ".pemn-" in Path(error.filename).name:
+                return f"cannot write in {Path(error.filename).parent}: {error.strerror}", 1
+            named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            return named, 1
+        case MemoryError():
+            return "out of memory", 1
+    raise error
 
 
 def _drop_output() -> bool:

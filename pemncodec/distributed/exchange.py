@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from pemncodec.errors import PemnError, named_line
@@ -72,3 +73,15 @@ class Exchange:
             if own == _FAILED:
                 raise PeerError(f"rank {rank}: {said}")
         return messages
+
+
+@contextmanager
+def telling(exchange: Exchange) -> Iterator[None]:
+    """An error of this process in the block also ends the others; theirs is only passed on."""
+    try:
+        yield
+    except PeerError:
+        raise
+    except Exception as error:
+        exchange.fail(error)
+        raise

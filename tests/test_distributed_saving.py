@@ -1,0 +1,141 @@
+"""Several processes that make the files of one model."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+import pemncodec
+from pemncodec.distributed import PemnWriter
+from pemncodec.format.index import decode_index
+from pemncodec.limits import Limits
+
+# Which torch says of a process that is in no group.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+KEEP = {"l0.*": 0.5, "*": 0.3}
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for number in range(6):
+        shape = (61 + number, 37)
+        state[f"l{number}.bias"] = torch.randn(5, generator=generator)
+        state[f"l{number}.weight"] = torch.randn(shape, generator=generator)
+        state[f"l{number}.scores"] = torch.randn(shape, generator=generator)
+    state["norm.weight"] = torch.randn(3, generator=generator).to(torch.bfloat16)
+    state["head.weight"], state["head.scores"] = state["l1.weight"], state["l1.scores"]
+    state["scalar"] = torch.tensor(2.5)
+    return state
+
+
+def encoded(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What one process makes of it."""
+    stream = io.BytesIO()
+    pemncodec.encode(state, stream, keep=KEEP, manifest=False)
+    return pemncodec.load_state_dict(stream.getvalue())
+
+
+def assert_holds(target: Path, expected: dict[str, Tensor], shards: int) -> None:
+    """A model in so many files; each of them can be opened alone."""
+    index = decode_index(target.with_suffix(".pemn.index.json").read_bytes(), Limits())
+    names = [f"{target.stem}-{n:05}-of-{shards:05}.pemn" for n in range(1, shards + 1)]
+    assert list(index.shards) == names
+    assert list(index.weight_map) == list(expected)
+    found: dict[str, Tensor] = {}
+    for name, shard in index.shards.items():
+        data = (target.parent / name).read_bytes()
+        assert len(data) == shard.size
+        own = pemncodec.load_state_dict(data)
+        assert set(own) == {tensor for tensor, file in index.weight_map.items() if file == name}
+        found |= own
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+def test_four_ranks(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "state.pt")
+    result = subprocess.run(
+        [sys.executable, Path(__file__).parent / "saving_ranks.py", tmp_path],
+        check=False,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    expected = encoded(state)
+    for way in ("plain", "rows", "columns", "both", "hybrid", "fsdp", "later"):
+        assert_holds(tmp_path / f"{way}.pemn", expected, 4)
+    assert_holds(tmp_path / "pair.pemn", expected, 2)
+    with pemncodec.open(tmp_path / "rows-00002-of-00004.pemn") as file:
+        assert file.metadata == {"way": "rows"}
+    # A tied tensor is one, in the shard of its first name.
+    index = decode_index((tmp_path / "rows.pemn.index.json").read_bytes(), Limits())
+    with pemncodec.open(tmp_path / index.weight_map["head.weight"]) as shard:
+        kinds = {tensor.name: tensor.kind for tensor in shard.info().tensors}
+    assert kinds["head.weight"] == "alias"
+    left = {path.name.partition("-")[0].partition(".")[0] for path in tmp_path.glob("*pemn*")}
+    assert left == {"plain", "rows", "columns", "both", "hybrid", "fsdp", "later", "pair"}
+
+
+class TestOneProcess:
+    def test_one_file(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+        target = tmp_path / "net.pemn"
+        writer = PemnWriter(target, keep=KEEP, prefix="model.")
+        dcp.save({"model": state, "other": torch.ones(2)}, storage_writer=writer)
+        assert [path.name for path in tmp_path.iterdir()] == ["net.pemn"]
+        found, expected = pemncodec.load_state_dict(target), encoded(state)
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"rule": "global-magnitude", "keep": 0.5}, "the scores of all layers together"),
+            ({"rule": "bernoulli=3"}, "the scores of all layers together"),
+            ({"find_seed": "full"}, "looks at the whole network"),
+            ({"preset": "best"}, "unknown preset"),
+        ],
+    )
+    def test_options(self, options: dict[str, object], words: str) -> None:
+        with pytest.raises(pemncodec.EncodeArgumentError, match=words):
+            PemnWriter("net.pemn", **options)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("target", "words"),
+        [
+            (None, r"no file: give PemnWriter\(…\)"),
+            ("net.pt", "net.pt must end in .pemn"),
+            ("memory://net.pemn", "a folder that all processes share"),
+            ("nowhere/net.pemn", "nowhere"),
+        ],
+    )
+    def test_targets(self, state: dict[str, Tensor], target: str | None, words: str) -> None:
+        with pytest.raises(CheckpointException, match=words):
+            dcp.save(state, storage_writer=PemnWriter(target, keep=KEEP))
+
+    def test_masks_are_for_weights_that_are_there(
+        self, state: dict[str, Tensor], tmp_path: Path
+    ) -> None:
+        weights = {name: tensor for name, tensor in state.items() if "scores" not in name}
+        masks = {"l0": state["l0.scores"] > 0, "l3.weight": state["l3.scores"] > 0}
+        dcp.save(weights, storage_writer=PemnWriter(tmp_path / "net.pemn", masks=masks))
+        found = pemncodec.load_state_dict(tmp_path / "net.pemn")
+        for name in ("l0.weight", "l3.weight"):
+            assert torch.equal(found[name] != 0, state[name.replace("weight", "scores")] > 0)
+        writer = PemnWriter(tmp_path / "other.pemn", masks={**masks, "x.weight": masks["l0"]})
+        with pytest.raises(CheckpointException, match=r"there is no tensor x\.weight"):
+            dcp.save(weights, storage_writer=writer)
