@@ -35,7 +35,7 @@ class MaskedState:
     """
 
     tensors: StateDict
-    masks: Mapping[str, Mask]
+    masks: dict[str, Mask]
     aliases: dict[str, str] = field(default_factory=dict)
     fills: dict[str, SeededFill] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
