@@ -117,7 +117,7 @@ def assemble_contents(
         raise PrototypeMismatchError(
             f"no masked layer comes from {unused[0]}: check each of its fields"
         )
-    fill_of = dict(zip(masked, fills, strict=True))
+    layer_of = dict(zip(masked, zip(layers, fills, strict=True), strict=True))
     tensors: list[ContentTensor] = []
     for name in state.tensors:
         if name in state.aliases:
@@ -125,7 +125,8 @@ def assemble_contents(
             continue
         dtype, shape = dtype_name(state.tensors[name]), tuple(state.tensors[name].shape)
         if name in state.masks:
-            tensors.append(MaskedTensor(name, dtype, shape, fill_of[name], state.masks[name]))
+            layer, fill = layer_of[name]
+            tensors.append(MaskedTensor(name, dtype, shape, fill, layer.mask.reshape(shape)))
         else:
             mode = modes.get(name, "lossless")
             _, error = state.shortened.get(name, (mode, 0.0))

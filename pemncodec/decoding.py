@@ -223,10 +223,12 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
 def build_empty_module(file: PemnFile) -> nn.Module:
     """The module of an open file on the meta device, after a check that the tensors fit it."""
     if file.manifest is None:
+        index = file.index_beside()
         raise ManifestError(
             "no-manifest",
-            "the file holds no architecture, only tensors: decode it to .safetensors or .pt "
-            "(load_state_dict)",
+            "the file holds no architecture, only tensors: "
+            + ("" if index is None else f"it is one shard of a model: open {index}, or ")
+            + "decode it to .safetensors or .pt (load_state_dict)",
         )
     if file.manifest["format"] == BUILDER_FORMAT:
         build_trusted(file.manifest, ())  # which refuses what nobody trusts
@@ -308,16 +310,14 @@ def dense_on_cpu(masked: Sequence[MaskedValues], progress: Progress) -> dict[str
 def dense_on_device(
     device: torch.device, masked: Sequence[MaskedValues], progress: Progress
 ) -> dict[str, Tensor]:
-    """All values of masked tensors by name, made on a device."""
-    from pemncodec.packed.masks_on_device import masks_on_device  # takes time, and few need it
-
+    """All values of masked tensors by name, made on a device: packed bits travel there."""
     state = {}
-    for done, (values, bits) in enumerate(
-        zip(masked, masks_on_device(device, masked), strict=True)
-    ):
+    for done, values in enumerate(masked):
+        progress(done / len(masked))
         row = values.row
-        state[row.name] = fill_masked_on(values.prototype(), row.fill, row.dtype, row.shape, bits)
-        progress((done + 1) / len(masked))
+        state[row.name] = fill_masked_on(
+            device, values.prototype(), row.fill, row.dtype, row.shape, values.packed_mask()
+        )
     return state
 
 
@@ -330,7 +330,8 @@ def _packed_on(
     """Masked tensors by name: packed, but for buffers and what would not get smaller."""
     from pemncodec.packed.packing import pack_weights  # takes time, and few need it
 
-    packed = pack_weights([v for v in masked if v.row.name in parameters], device)
+    packed = pack_weights([values for values in masked if values.row.name in parameters])
     others = [values for values in masked if values.row.name not in packed]
     dense = dense_on_cpu if device.type == "cpu" else partial(dense_on_device, device)
-    return dense(others, progress) | packed
+    moved = {name: weight.to(device) for name, weight in packed.items()}
+    return dense(others, progress) | moved

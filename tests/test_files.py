@@ -303,7 +303,7 @@ def test_what_is_no_pemn_file_says_what_it_is(command: list[str], run: Run, tmp_
         fails(run(first, name, *rest), 1, f"{name}: ", "not a .pemn file; it is a checkpoint, wh")
     fails(run(first, "x.gz", *rest), 1, "not a .pemn file; it is compressed with gzip")
     fails(run(first, "text", *rest), 1, "not a .pemn file\n")
-    fails(run(first, "folder", *rest), 2, "folder is a folder: name a file in it")
+    fails(run(first, "folder", *rest), 1, "folder: there is no .pemn file in this folder")
     fails(run(first, "nothing", *rest), 1, "nothing")
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 import pemncodec
-from pemncodec import spool
+from pemncodec import encoding, spool
 from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.contents import StoredPrototype
 from pemncodec.format import in_turn
+from pemncodec.masking import RandomPadding, mask_model
+from pemncodec.masking.mask_bits import MaskBits
+from pemncodec.masking.masked_state import MaskedState
 from pemncodec.saving import safetensors_pieces
 
 SIZE = 1 << 19  # weights of a layer
@@ -76,3 +82,34 @@ def test_values_of_a_prototype_are_those_that_are_known() -> None:
     assert (folded.length, folded.values.tolist()) == (4, [1, 6, 7, 0])
     nothing = StoredPrototype(-given, "float32", known=np.zeros(7, np.bool_))
     assert nothing.values.tobytes() == bytes(28)
+
+
+def test_masks_are_bits_unless_somebody_holds_them() -> None:
+    rng = np.random.default_rng(0)
+    held = torch.from_numpy(rng.random((3, 7, 11)) < 0.5)
+    made = {"b": rng.random((9, 13)) < 0.5, "c": rng.random(0) < 0.5, "d": held.numpy() ^ True}
+    masks = MaskBits({"a": held[1].numpy(), **made}, [held, torch.zeros(5)])
+    assert list(masks) == ["a", *made]
+    assert len(masks) == 4
+    assert "b" in masks
+    assert "e" not in masks
+    assert np.shares_memory(masks["a"], held.numpy())
+    for name, mask in made.items():
+        assert np.array_equal(masks[name], mask)
+        assert masks[name].dtype == np.bool_
+
+
+def test_masks_of_scores_are_bits_while_networks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Mapping[str, Any]] = []
+    real = encoding.prove_network
+
+    def proof(encoded: Any, state: MaskedState, *rest: Any) -> Any:
+        seen.append(state.masks)
+        return real(encoded, state, *rest)
+
+    monkeypatch.setattr(encoding, "prove_network", proof)
+    model = mask_model(nn.Sequential(nn.Linear(8, 8)), RandomPadding(length=16), keep=0.5, seed=0)
+    pemncodec.encode(model, io.BytesIO())
+    (masks,) = seen
+    assert isinstance(masks, MaskBits)
+    assert not np.shares_memory(masks["0.weight"], masks["0.weight"])

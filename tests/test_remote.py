@@ -18,6 +18,7 @@ from file_server import FileServer, Handler, serving
 from torch import Tensor, nn
 
 import pemncodec
+from pemncodec import spool
 from pemncodec.format import remote_sections
 from pemncodec.format.container import encode_container
 from pemncodec.remote.urls import is_url, last_part, shown
@@ -151,7 +152,7 @@ def test_what_is_fetched_is_kept_in_a_file_where_it_is_much(
     monkeypatch: pytest.MonkeyPatch,
     request_bytes: int,
 ) -> None:
-    monkeypatch.setattr(remote_sections, "_IN_MEMORY", 50_000)
+    monkeypatch.setattr(spool, "_IN_MEMORY", 50_000)
     monkeypatch.setattr(remote_sections, "_REQUEST", request_bytes)
     server.files["/net.pemn"] = large[0]
     with pemncodec.open(server.url("/net.pemn")) as file:

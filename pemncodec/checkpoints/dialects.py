@@ -187,8 +187,10 @@ def with_missing_ties(state: MaskedState, ties: Mapping[str, str]) -> MaskedStat
     return replace(
         state,
         tensors=state.tensors | {name: state.tensors[other] for name, other in own.items()},
-        masks=state.masks
-        | {name: state.masks[other] for name, other in own.items() if other in state.masks},
+        masks={
+            **state.masks,
+            **{name: state.masks[other] for name, other in own.items() if other in state.masks},
+        },
         aliases=state.aliases | own,
     )
 
@@ -202,7 +204,7 @@ def _joined(before: MaskedState, now: MaskedState) -> MaskedState:
             raise EncodeError(f"{name} has a mask, and is itself part of another: {rule}")
     return MaskedState(
         now.tensors,
-        before.masks | now.masks,
+        {**before.masks, **now.masks},
         fills=before.fills | now.fills,
         rules=before.rules | now.rules,
         ties=before.ties | now.ties,

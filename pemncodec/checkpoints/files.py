@@ -20,7 +20,9 @@ from pemncodec.checkpoints.inert import Inert, full_name, load_inert
 from pemncodec.checkpoints.kinds import kind_of, kind_of_checkpoint
 from pemncodec.checkpoints.recorded import Recorded, dictionary_of_masks, recorded_in
 from pemncodec.errors import EncodeError, first_line, named_line
+from pemncodec.format.opening import open_while_read
 from pemncodec.format.reader import PemnFile
+from pemncodec.limits import Limits
 from pemncodec.masking.masked_state import StateDict
 
 NESTED = ("state_dict", "model_state_dict", "model", "net")
@@ -62,8 +64,8 @@ def read_file(path: Path, *, trust_pickle: bool = False, name: str | None = None
     """
     name = str(path) if name is None else name
     kind = kind_of_checkpoint(path, name)
-    if kind == "pemn":
-        return Checkpoint(PemnFile(path.read_bytes()))
+    if kind in ("pemn", "pemn-index"):
+        return Checkpoint(PemnFile(open_while_read(path, Limits())))
     if kind == "index":
         raise EncodeError(f"{name}: cannot load this: JSON where tensors are expected")
     if kind == "safetensors" or (kind == "unknown" and path.suffix == ".safetensors"):
@@ -95,8 +97,8 @@ def load_masks_file(path: Path) -> StateDict:
     Raises:
         EncodeError: anything else.
     """
-    if kind_of(path) == "pemn":
-        file = PemnFile(path.read_bytes())
+    if kind_of(path) in ("pemn", "pemn-index"):
+        file = PemnFile(open_while_read(path, Limits()))
         return {name: torch.from_numpy(file.mask(name)) for name in file.masked_keys()}
     if kind_of(path) != "pickle":
         return check_state_dict(load_checkpoint(path), str(path))

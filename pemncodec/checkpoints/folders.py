@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from pemncodec.checkpoints.kinds import DISTRIBUTED, kind_of, kind_of_checkpoint
+from pemncodec.checkpoints.kinds import DISTRIBUTED, INDICES, kind_of, kind_of_checkpoint
 from pemncodec.errors import EncodeError
 
 _INDEX: Final = ".index.json"
@@ -118,7 +118,7 @@ def stored_bytes(path: Path, name: str) -> int:
     for file in list(files):
         if file.name == DISTRIBUTED:
             files += file.parent.glob("*.distcp")
-        elif kind_of(file) == "index":
+        elif kind_of(file) in INDICES:
             files += shards_of(file, name)
     return sum(file.stat().st_size for file in files)
 
@@ -132,7 +132,7 @@ def check_files(path: Path, name: str) -> None:
     """
     for file in files_of(path, name):
         shown = name if file == path else str(file)
-        if kind_of_checkpoint(file, shown) == "index":
+        if kind_of_checkpoint(file, shown) in INDICES:
             for shard in shards_of(file, shown):
                 kind_of_checkpoint(shard, str(shard))
 

@@ -15,10 +15,13 @@ from pemncodec.format.container import SIGNATURE
 
 Kind = Literal[
     "pickle", "safetensors", "npz", "npy", "pemn", "torchscript", "pt2", "onnx", "hdf5", "gguf",
-    "gzip", "index", "distributed", "folder", "empty", "unknown",
+    "gzip", "index", "pemn-index", "distributed", "folder", "empty", "unknown",
 ]  # fmt: skip
 
-CHECKPOINTS: Final[tuple[Kind, ...]] = ("pickle", "safetensors", "npz", "pemn", "distributed")
+CHECKPOINTS: Final[tuple[Kind, ...]] = (
+    *("pickle", "safetensors", "npz", "pemn", "pemn-index", "distributed"),
+)
+INDICES: Final[tuple[Kind, ...]] = ("index", "pemn-index")
 DISTRIBUTED: Final = ".metadata"  # of torch.distributed.checkpoint, beside its .distcp files
 
 WHAT_TO_DO: Final[dict[Kind, str]] = {
@@ -34,6 +37,7 @@ WHAT_TO_DO: Final[dict[Kind, str]] = {
 }
 _BEGINNINGS: Final[dict[bytes, Kind]] = {
     SIGNATURE: "pemn",
+    b'{"format":"pemn-': "pemn-index",  # its first key
     b"\x93NUMPY": "npy",
     b"\x89HDF\r\n\x1a\n": "hdf5",
     b"GGUF": "gguf",

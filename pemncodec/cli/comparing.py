@@ -40,15 +40,15 @@ def compare_files(
     from pemncodec.decoding import load_state
     from pemncodec.proof import compare_states
 
+    checkpoint = ", ".join(map(shown, against))
     with checkpoint_paths(against) as paths:
         loaded = join_checkpoints(paths, trust_pickle=trust_pickle)
-    source = loaded.source
-    checkpoint = ", ".join(map(shown, against))
-    with named(checkpoint):
-        if isinstance(source, PemnFile):
-            state = load_state(source, "cpu")
-        else:
-            state = source.state_dict() if isinstance(source, nn.Module) else source
+        source = loaded.source
+        with named(checkpoint):
+            if isinstance(source, PemnFile):
+                state = load_state(source, "cpu")
+            else:
+                state = source.state_dict() if isinstance(source, nn.Module) else source
     groups: dict[str, list[str]] = {}
     for name, first in file.aliases.items():
         groups.setdefault(first, [first]).append(name)

@@ -196,12 +196,13 @@ def encode(
         )
         step("reading the checkpoint", None)
         shown_sources = ", ".join(map(shown, sources))
-        with checkpoint_paths(sources) as paths, no_exit(f"code of {shown_sources}"):
-            loaded = join_checkpoints(paths, trust_pickle=trust_pickle)
-        with named(shown_sources), no_exit("the model's own code"):
-            options = replace(options, **with_recorded(loaded, given))
-            target = written if output == STDIO else output
-            report = encode_with(options, loaded.source, target, step)
+        with checkpoint_paths(sources) as paths:
+            with no_exit(f"code of {shown_sources}"):
+                loaded = join_checkpoints(paths, trust_pickle=trust_pickle)
+            with named(shown_sources), no_exit("the model's own code"):
+                options = replace(options, **with_recorded(loaded, given))
+                target = written if output == STDIO else output
+                report = encode_with(options, loaded.source, target, step)
     if output == STDIO:
         with output_target(output) as stdout:
             write_file([written.getbuffer()], stdout)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 import click
 
 from pemncodec.checkpoints.folders import check_files, listed_shards
-from pemncodec.checkpoints.kinds import advice, kind_of
+from pemncodec.checkpoints.kinds import INDICES, advice, kind_of
 from pemncodec.cli.terminal import visible
 from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, NotPemnError, PemnError
 from pemncodec.format.atomic import named_errors
@@ -94,7 +94,7 @@ def checkpoint_path(source: str) -> Iterator[Path]:
             # By its own name, since suffixes say what a file is.
             downloaded = Path(folder, f"checkpoint{Path(last_part(source)).suffix}")
             download(source, downloaded)
-            if kind_of(downloaded) == "index":
+            if kind_of(downloaded) in INDICES:
                 for shard in listed_shards(downloaded, shown(source)):
                     download(beside(source, shard.name), shard)
             yield downloaded
@@ -133,8 +133,6 @@ def opened(source: str, max_memory: int) -> Iterator[PemnFile]:
     """A .pemn file, or standard input; errors name it."""
     limits = limits_within(max_memory)
     local = source != STDIO and not is_url(source)
-    if local and Path(source).is_dir():
-        raise click.UsageError(f"{source} is a folder: name a file in it")
     with named(source):
         try:
             file = open_file(sys.stdin.buffer if source == STDIO else source, limits=limits)

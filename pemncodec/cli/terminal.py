@@ -79,6 +79,8 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
             part, f"{size:,}", f"{size / info.file_bytes:.1%}", escape(notes.get(part, ""))
         )
     console.print(parts)
+    for shard, size in info.shards.items():
+        console.print(escape(f"{visible(shard)}  {size:,} bytes"))
     if info.inference_only:
         console.print(
             "inference only: batch norms were folded, so that training the decoded module is not "

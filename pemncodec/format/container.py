@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 from pemncodec.coders.varint import decode_varint, encode_varint
@@ -65,6 +65,7 @@ class Container:
         size: bytes of the front: signature, header, table and their checksum.
         crc: that checksum.
         sections: in file order.
+        shards: bytes of each file by name, if these are the fronts of several.
     """
 
     version: tuple[int, int]
@@ -72,6 +73,7 @@ class Container:
     size: int
     crc: int
     sections: tuple[SectionEntry, ...]
+    shards: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def file_size(self) -> int:
@@ -162,6 +164,12 @@ def check_signature(prefix: bytes) -> None:
         return
     if head and SIGNATURE.startswith(head):
         raise TruncatedError("truncated", "the file ends within its signature", offset=0)
+    if head.lstrip()[:1] == b"{":
+        raise NotPemnError(
+            "not-pemn",
+            "JSON, not a .pemn file: open an index by its path or URL, as shards are beside it",
+            offset=0,
+        )
     if any(head[:6] == damaged[:6] for damaged in _DAMAGED_AS_TEXT):
         raise NotPemnError("not-pemn", "a .pemn file damaged by a text-mode transfer", offset=0)
     if head[1:4] == SIGNATURE[1:4]:

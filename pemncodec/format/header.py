@@ -210,9 +210,19 @@ def decode_header(data: bytes, section_count: int, limits: Limits) -> Header:
     if value.get("inference_only", True) is not True:
         raise broken("inference_only is there, but not true")
     metadata = _decode_metadata(value.get("metadata", {}))
-    _check_decoded_bytes(prototypes, tensors, limits)
-    _check_drawn_words(prototypes, limits)
-    return Header(sections, prototypes, tensors, masks, metadata, "inference_only" in value)
+    header = Header(sections, prototypes, tensors, masks, metadata, "inference_only" in value)
+    check_totals(header, limits)
+    return header
+
+
+def check_totals(header: Header, limits: Limits) -> None:
+    """Check what all prototypes and tensors decode to, and what prototypes take to be made.
+
+    Raises:
+        LimitError: a bound is passed.
+    """
+    _check_decoded_bytes(header.prototypes, header.tensors, limits)
+    _check_drawn_words(header.prototypes, limits)
 
 
 def _decode_sections(value: Any, section_count: int) -> tuple[SectionKind, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,7 @@ class FileInfo:
         dense_model_bytes: the same tensors uncompressed, as a dense file holds them.
         prototypes: one line each.
         inference_only: the tensors are good for eval mode alone (folded batch norms).
+        shards: bytes of each file by name, of a model in several; the index is not among them.
     """
 
     file_bytes: int
@@ -86,6 +87,7 @@ class FileInfo:
     metadata: dict[str, str]
     tensors: tuple[TensorInfo, ...]
     inference_only: bool = False
+    shards: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         ratio = self.dense_model_bytes / self.file_bytes
@@ -180,6 +182,7 @@ def file_info(
         metadata=dict(header.metadata),
         tensors=tuple(tensors),
         inference_only=header.inference_only,
+        shards=container.shards,
     )
 
 

@@ -25,10 +25,10 @@ from pemncodec.format.header import (
 from pemncodec.format.info import FileInfo, file_info
 from pemncodec.format.masked_sections import MaskedSections, MaskedValues
 from pemncodec.format.notebook import html_table
-from pemncodec.format.remote_sections import RemoteSections
-from pemncodec.format.sections import SectionSource, Source, StreamSections, in_section
+from pemncodec.format.opening import index_beside, open_sections
+from pemncodec.format.sections import SectionSource, Source, in_section
 from pemncodec.limits import Limits
-from pemncodec.remote.urls import is_url, shown
+from pemncodec.remote.urls import shown
 
 
 class PemnFile:
@@ -56,15 +56,12 @@ class PemnFile:
             OSError: from the file system, or from the server.
         """
         self.limits = limits or Limits()
-        self._name = ""
+        self._path = self._name = ""
+        if isinstance(source, str | os.PathLike):
+            self._path = source = os.fspath(source)
+            self._name = f"{shown(source)!r}: "
         if not isinstance(source, SectionSource):
-            if isinstance(source, str | os.PathLike):
-                source = os.fspath(source)
-                self._name = f"{shown(source)!r}: "
-            if is_url(source):
-                source = RemoteSections(source, self.limits)
-            else:
-                source = StreamSections(source, self.limits)
+            source = open_sections(source, self.limits)
         self._source = source
         self.container = source.container
         self.header: Header = source.header
@@ -100,8 +97,12 @@ class PemnFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def index_beside(self) -> str | None:
+        """Name of the index to which this file belongs as a shard, if one is in its folder."""
+        return index_beside(self._path)
+
     def data(self) -> bytes | None:
-        """All bytes of the file; None where its sections are not in one."""
+        """All bytes of the file, of shards as one file; None where they may not fit into memory."""
         return self._source.data()
 
     def expect(self, names: Collection[str] | None = None) -> None:

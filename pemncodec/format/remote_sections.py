@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from typing import Final
 
@@ -19,12 +17,12 @@ from pemncodec.format.sections import Place, SectionSource, in_file
 from pemncodec.limits import RAISED_BY, Limits
 from pemncodec.remote.ranges import Ranges, open_ranges
 from pemncodec.remote.urls import beside
+from pemncodec.spool import Spool, Spooled
 
 FIRST_BYTES: Final = 1 << 16
 """Of a file, fetched when it is opened: they hold most fronts, and many files."""
 
 _REQUEST: Final = 1 << 24  # bytes at most, so that decoding starts before all is there
-_IN_MEMORY: Final = 1 << 26  # of fetched sections; what is more goes to a temporary file
 
 
 class RemoteSections:
@@ -33,18 +31,27 @@ class RemoteSections:
     Keeps what it has fetched. Not safe for use by several threads at once.
     """
 
-    def __init__(self, url: str, limits: Limits) -> None:
+    def __init__(
+        self, url: str, ranges: Ranges, limits: Limits, spool: Spool | None = None
+    ) -> None:
         """Fetches and checks the front.
+
+        Args:
+            url: of the file.
+            ranges: the open file; closed with this.
+            limits: bounds on what it may decode to.
+            spool: keeps what is fetched, and stays its caller's to close; None opens one.
 
         Raises:
             DecodeError: not a file that this reader can read.
             OSError: it cannot be fetched.
         """
         self._url, self._limits = url, limits
-        self._ranges = open_ranges(url, FIRST_BYTES)
+        self._ranges = ranges
         self._beginning = _Beginning(self._ranges)
-        self._fetched = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 until close
-        self._places: dict[int, int] = {}  # of sections in it
+        self._owns_spool = spool is None
+        self._spool = Spool() if spool is None else spool
+        self._fetched: dict[int, list[Spooled]] = {}  # pieces of sections
         self._expected: set[int] = set()
         try:
             self.container = decode_container(self._beginning, limits)
@@ -69,12 +76,10 @@ class RemoteSections:
         self._expected.update(indices)
 
     def read(self, index: int) -> bytes:
-        if index not in self._places:
+        if index not in self._fetched:
             self._fetch(index)
-        entry = self.container.sections[index]
-        self._fetched.seek(self._places[index])
-        data = self._fetched.read(entry.length)
-        check_section(data, entry, index)
+        data = b"".join(map(self._spool.read, self._fetched[index]))
+        check_section(data, self.container.sections[index], index)
         return data
 
     def data(self) -> bytes:
@@ -84,33 +89,40 @@ class RemoteSections:
         return b"".join([front, *map(self.read, range(count))])
 
     def beside(self, name: str) -> SectionSource:
+        url = beside(self._url, name)
         try:
             with in_file(name):
-                return RemoteSections(beside(self._url, name), self._limits)
+                return RemoteSections(url, open_ranges(url, FIRST_BYTES), self._limits)
         except FileNotFoundError:
             raise ShardError("shard", f"{name} is missing: it must be beside this file") from None
 
     def close(self) -> None:
-        self._fetched.close()
+        if self._owns_spool:
+            self._spool.close()
         self._ranges.close()
 
     def _fetch(self, index: int) -> None:
         """Fetches a section, and those that follow it as far as they are expected."""
         sections = self.container.sections
         start, stop, behind = sections[index].offset, _stop(sections[index]), index + 1
+        if stop - start > _REQUEST:
+            self._fetched[index] = [
+                self._spool.add(self._bytes(piece, min(piece + _REQUEST, stop)))
+                for piece in range(start, stop, _REQUEST)
+            ]
+            return
         while (
             behind < len(sections)
             and behind in self._expected
-            and behind not in self._places
+            and behind not in self._fetched
             and _stop(sections[behind]) - start <= _REQUEST
         ):
             stop = _stop(sections[behind])
             behind += 1
-        place = self._fetched.seek(0, os.SEEK_END)
-        for piece in range(start, stop, _REQUEST):
-            self._fetched.write(self._bytes(piece, min(piece + _REQUEST, stop)))
-        for fetched in range(index, behind):
-            self._places[fetched] = place + sections[fetched].offset - start
+        data = self._bytes(start, stop)
+        for number, entry in enumerate(sections[index:behind], index):
+            own = data[entry.offset - start : _stop(entry) - start]
+            self._fetched[number] = [self._spool.add(own)]
 
     def _bytes(self, start: int, stop: int) -> bytes:
         here = bytes(self._beginning.data[start:stop])

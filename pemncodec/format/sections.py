@@ -24,7 +24,10 @@ from pemncodec.format.header import Header, decode_header
 from pemncodec.limits import Limits
 
 Source = str | os.PathLike[str] | BinaryIO | bytes | memoryview
-"""A path, a URL (`scheme://…`), a binary file object, or the bytes of a file."""
+"""A path, a URL (`scheme://…`), a binary file object, or the bytes of a file.
+
+A path or URL may be that of an index, whose shards are beside it; a path that of a folder with one
+model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class SectionSource(Protocol):
         """One section's bytes, its checksum verified; raises `DecodeError` where it is damaged."""
 
     def data(self) -> bytes | None:
-        """All bytes of the file; None where its sections are not in one."""
+        """All bytes of the file, of shards as one file; None where they may not fit into memory."""
 
     def beside(self, name: str) -> SectionSource:
         """Opens another file of the folder; raises `ShardError` where there is none, or no folder.
@@ -121,6 +124,38 @@ class StreamSections:
     def close(self) -> None:
         if self._owned:
             self._opened.close()
+
+
+class ReopenedSections:
+    """The sections of a file of this machine that is open only while it is read."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        """Reads and checks the front; raises as `StreamSections`."""
+        source = StreamSections(path, limits)
+        source.close()
+        self.container = source.container
+        self.header = source.header
+        self._source = source
+        self._path = path
+
+    def place(self, index: int) -> Place:
+        return Place(index)
+
+    def expect(self, indices: Iterable[int]) -> None:
+        pass
+
+    def read(self, index: int) -> bytes:
+        with self._path.open("rb") as stream:
+            return read_section(stream, self.container.sections[index], index)
+
+    def data(self) -> bytes:
+        return self._path.read_bytes()
+
+    def beside(self, name: str) -> SectionSource:
+        return self._source.beside(name)
+
+    def close(self) -> None:
+        pass
 
 
 def _opened(source: Source) -> BinaryIO:

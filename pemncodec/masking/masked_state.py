@@ -35,7 +35,7 @@ class MaskedState:
     """
 
     tensors: StateDict
-    masks: dict[str, Mask]
+    masks: Mapping[str, Mask]
     aliases: dict[str, str] = field(default_factory=dict)
     fills: dict[str, SeededFill] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)

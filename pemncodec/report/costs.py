@@ -117,7 +117,7 @@ def model_costs(
     name = path.name if name is None else name
     size = stored_bytes(path, name)
     (file, *others) = files_of(path, name)
-    if not others and (kind_of(file) == "pemn" or file.suffix == ".pemn"):
+    if not others and (kind_of(file) in ("pemn", "pemn-index") or file.suffix == ".pemn"):
         if keep is not None:
             raise EncodeArgumentError("a .pemn file has its masks, and no use for a keep ratio")
         with open_file(file, limits=options.limits) as opened:

@@ -1,0 +1,176 @@
+"""What a reader is given → where its sections come from: a file, bytes, a URL, or shards."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from pemncodec.errors import DecodeArgumentError
+from pemncodec.format.index import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    Shard,
+    check_index_size,
+    index_name,
+)
+from pemncodec.format.remote_sections import FIRST_BYTES, RemoteSections
+from pemncodec.format.sections import ReopenedSections, SectionSource, Source, StreamSections
+from pemncodec.format.sharded_sections import ShardedSections, check_shard_size
+from pemncodec.limits import Limits
+from pemncodec.remote.ranges import failure, open_ranges
+from pemncodec.remote.urls import beside, is_url, last_part, shown
+from pemncodec.spool import Spool
+
+_SHARD: Final = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}\.pemn", re.DOTALL)
+_AT_ONCE: Final = 8  # fronts that are fetched
+
+
+def open_sections(source: Source, limits: Limits) -> SectionSource:
+    """The sections of a file, or of all shards of a model.
+
+    Args:
+        source: a path of a file, an index, or a folder with one of them; a URL of a file or an
+            index; a binary file object, which stays the caller's; the bytes of a file.
+        limits: bounds on what is read.
+
+    Raises:
+        DecodeError: not a file that this reader can read.
+        DecodeArgumentError: a folder with several models.
+        OSError: from the file system, or from the server.
+    """
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        return _open_url(name, limits) if is_url(name) else _open_path(Path(name), limits)
+    return StreamSections(source, limits)
+
+
+def open_while_read(path: Path, limits: Limits) -> SectionSource:
+    """The sections of a file or an index of this machine, without a file that stays open.
+
+    Raises:
+        DecodeError: not a file that this reader can read.
+        OSError: from the file system.
+    """
+    return _open_index(path, limits) or ReopenedSections(path, limits)
+
+
+def index_beside(source: str) -> str | None:
+    """Name of the index that is beside a shard; None where it is none, or there is no index."""
+    name = last_part(source) if is_url(source) else Path(source).name
+    index = index_of_shard(name)
+    if index is None:
+        return None
+    there = _is_there(source, index) if is_url(source) else Path(source).with_name(index).is_file()
+    return index if there else None
+
+
+def index_of_shard(name: str) -> str | None:
+    """Name of the index to which a file belongs, by its own name; None if that is no shard's."""
+    match = _SHARD.fullmatch(name)
+    return index_name(match[1]) if match else None
+
+
+def _open_path(path: Path, limits: Limits) -> SectionSource:
+    if path.is_dir():
+        path = _model_in(path)
+    index = path.with_name(index_name(path.name)) if path.name else path
+    if not path.exists() and index.is_file():
+        raise FileNotFoundError(errno.ENOENT, _in_shards(index.name), str(path))
+    index_or_none = _open_index(path, limits) if path.is_file() else None
+    return index_or_none or StreamSections(path, limits)
+
+
+def _open_index(path: Path, limits: Limits) -> ShardedSections | None:
+    """The sections of the shards that a file names; None where it is no JSON."""
+    with path.open("rb") as stream:
+        if not _is_json(stream.read(16)):
+            return None
+        check_index_size(path.stat().st_size, limits)
+        stream.seek(0)
+        data = stream.read()
+    return ShardedSections(data, partial(_open_local_shard, path.parent, limits), limits)
+
+
+def _open_local_shard(folder: Path, limits: Limits, name: str, shard: Shard) -> SectionSource:
+    check_shard_size((folder / name).stat().st_size, shard)
+    return ReopenedSections(folder / name, limits)
+
+
+def _model_in(folder: Path) -> Path:
+    """The only file or index of a folder.
+
+    Raises:
+        FileNotFoundError: it has none.
+        DecodeArgumentError: it has several.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    shards = [name for name in names if index_of_shard(name) is not None]
+    models = indices + [name for name in names if name.endswith(SUFFIX) and name not in shards]
+    if len(models) == 1:
+        return folder / models[0]
+    if models:
+        raise DecodeArgumentError(
+            f"{folder} has several models: give one of {', '.join(models[:5])}"
+        )
+    if shards:
+        missing = index_of_shard(shards[0])
+        raise FileNotFoundError(
+            errno.ENOENT, f"shards without their index, {missing}: copy that there", str(folder)
+        )
+    raise FileNotFoundError(errno.ENOENT, "there is no .pemn file in this folder", str(folder))
+
+
+def _open_url(url: str, limits: Limits) -> SectionSource:
+    try:
+        ranges = open_ranges(url, FIRST_BYTES)
+    except FileNotFoundError:
+        if last_part(url).endswith(SUFFIX) and _is_there(url, index_name(last_part(url))):
+            message = _in_shards(index_name(last_part(url)))
+            raise failure(shown(url), errno.ENOENT, message) from None
+        raise
+    if not _is_json(ranges.head):
+        return RemoteSections(url, ranges, limits)
+    try:
+        check_index_size(ranges.size, limits)
+        data = ranges.head
+        if ranges.size > len(data):
+            data += ranges.read(len(data), ranges.size)
+    finally:
+        ranges.close()
+    spool = Spool()
+    open_shard = partial(_open_remote_shard, url, limits, spool)
+    return ShardedSections(data, open_shard, limits, threads=_AT_ONCE, spool=spool)
+
+
+def _open_remote_shard(
+    url: str, limits: Limits, spool: Spool, name: str, shard: Shard
+) -> SectionSource:
+    there = beside(url, name)
+    ranges = open_ranges(there, FIRST_BYTES)
+    try:
+        check_shard_size(ranges.size, shard)
+    except BaseException:
+        ranges.close()
+        raise
+    return RemoteSections(there, ranges, limits, spool)
+
+
+def _is_there(url: str, name: str) -> bool:
+    try:
+        open_ranges(beside(url, name), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _is_json(head: bytes) -> bool:
+    return head.lstrip()[:1] == b"{"
+
+
+def _in_shards(index: str) -> str:
+    return f"the model is in several files: open {index}"

@@ -1,0 +1,186 @@
+"""The sections of a model in shards, in one row, each read from the file that has it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NoReturn
+
+from pemncodec.coders.canonical_json import encode_json
+from pemncodec.coders.zstd import encode_literals
+from pemncodec.errors import ShardError
+from pemncodec.format.container import (
+    Container,
+    SectionEntry,
+    encode_container,
+)
+from pemncodec.format.header import encode_header, minor_version
+from pemncodec.format.index import Shard, decode_index
+from pemncodec.format.merging import merge_headers
+from pemncodec.format.sections import Place, SectionSource, in_file
+from pemncodec.limits import Limits
+from pemncodec.spool import Spool, Spooled
+
+_SHOWN: Final = 10  # names of missing files
+
+OpenShard = Callable[[str, Shard], SectionSource]
+"""Opens a file of the index's folder; raises FileNotFoundError where there is none."""
+
+
+class ShardedSections:
+    """All shards of a model as if they were one file.
+
+    Not safe for use by several threads at once.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        open_shard: OpenShard,
+        limits: Limits,
+        *,
+        threads: int = 1,
+        spool: Spool | None = None,
+    ) -> None:
+        """Reads and checks the front of every shard.
+
+        Args:
+            data: of the index.
+            open_shard: opens the files that it names.
+            limits: bounds on what all of them may decode to.
+            threads: how many are opened at a time.
+            spool: what shards keep, closed with this.
+
+        Raises:
+            DecodeError: an index or a shard that this reader cannot read.
+            ShardError: files are missing, or are not those of the index.
+            OSError: from the file system, or from the server.
+        """
+        self._spool = spool
+        self._sources: dict[str, SectionSource] = {}
+        try:
+            self.index = decode_index(data, limits)
+            self._open(open_shard, threads)
+            headers = {name: source.header for name, source in self._sources.items()}
+            merged = merge_headers(self.index, headers, limits)
+        except BaseException:
+            self.close()
+            raise
+        self.header = merged.header
+        manifest = self.index.manifest
+        self._manifest = None if manifest is None else encode_json(manifest)
+        self._places = merged.places if manifest is None else (Place(0), *merged.places)
+        fronts = sum(source.container.size for source in self._sources.values())
+        own = len(data) - len(self._manifest or b"")
+        self.container = Container(
+            max(source.container.version for source in self._sources.values()),
+            b"",
+            own + fronts,
+            0,
+            tuple(self._entries(own + fronts)),
+            {name: source.container.file_size for name, source in self._sources.items()},
+        )
+
+    def place(self, index: int) -> Place:
+        return self._places[index]
+
+    def expect(self, indices: Iterable[int]) -> None:
+        by_file: dict[str, list[int]] = {}
+        for place in (self._places[index] for index in indices):
+            by_file.setdefault(place.file, []).append(place.section)
+        for file, sections in by_file.items():
+            if file:
+                self._sources[file].expect(sections)
+
+    def read(self, index: int) -> bytes:
+        place = self._places[index]
+        if not place.file:
+            assert self._manifest is not None  # which alone is in no shard
+            return encode_literals(self._manifest)
+        with in_file(place.file):
+            return self._sources[place.file].read(place.section)
+
+    def data(self) -> bytes:
+        """The bytes of one file that has the same contents."""
+        self.expect(range(len(self._places)))
+        sections = [self.read(index) for index in range(len(self._places))]
+        entries = [Spooled(0, len(section), zlib.crc32(section)) for section in sections]
+        header = encode_header(self.header)
+        front = encode_container(header, entries, minor_version(self.header))
+        return b"".join([front, *sections])
+
+    def beside(self, name: str) -> NoReturn:
+        """Nothing: a shard that takes values from a file that is no shard was refused."""
+        raise ShardError("shard", f"{name} is no shard of the index")
+
+    def close(self) -> None:
+        for source in self._sources.values():
+            source.close()
+        if self._spool is not None:
+            self._spool.close()
+
+    def _open(self, open_shard: OpenShard, threads: int) -> None:
+        missing: list[str] = []
+        errors: dict[str, Exception] = {}
+
+        def open_one(name: str) -> None:
+            shard = self.index.shards[name]
+            try:
+                with in_file(name):
+                    self._sources[name] = source = open_shard(name, shard)
+                    if source.container.crc != shard.front_crc:
+                        raise _another()
+            except FileNotFoundError:
+                missing.append(name)
+            except Exception as error:
+                errors[name] = error
+
+        names = sorted(self.index.shards)
+        if threads > 1:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(open_one, names))
+        else:
+            for name in names:
+                open_one(name)
+        self._sources = {name: self._sources[name] for name in names if name in self._sources}
+        if missing:
+            raise _missing(sorted(missing), len(names))
+        if errors:
+            raise errors[min(errors)]
+
+    def _entries(self, offset: int) -> Iterator[SectionEntry]:
+        """The section table of one file with the same contents."""
+        for place in self._places:
+            if place.file:
+                entry = self._sources[place.file].container.sections[place.section]
+                length, crc = entry.length, entry.crc
+            else:
+                length, crc = len(self._manifest or b""), 0
+            yield SectionEntry(offset, length, crc)
+            offset += length
+
+
+def check_shard_size(size: int, shard: Shard) -> None:
+    """Raises ShardError where a file has another size than the index says."""
+    if size != shard.size:
+        raise ShardError(
+            "shard",
+            f"it has {size:,} bytes and by the index {shard.size:,}: it is cut off, or of another "
+            "encoding; take it and the index from one place",
+        )
+
+
+def _another() -> ShardError:
+    return ShardError("shard", "it is of another encoding than the index: take both from one place")
+
+
+def _missing(names: list[str], count: int) -> ShardError:
+    shown = ", ".join(names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    verb = "is" if len(names) == 1 else "are"
+    return ShardError(
+        "shard",
+        f"{len(names):,} of {count:,} shards {verb} missing: {shown}{more}; they must be in the "
+        "folder of the index",
+    )
