@@ -98,19 +98,34 @@ def prove_tensors(
         EncodeError: a tensor differs.
     """
     with PemnFile(encoded, UNLIMITED) as file:
-        names = list(state.tensors)
-        _compare_names(file.keys(), names)
-        count, done = sum(tensor.numel() for tensor in state.tensors.values()), 0
-        arrays = arrays_in_turn(file, names)
-        for name in names:
-            made = array_to_tensor(next(arrays), file.dtype(name))
-            if not state.has_effective(name, made):
-                raise EncodeError(f"{name} differs")
-            done += made.numel()
-            del made  # before the next one is made
-            step("verifying", done / max(count, 1))
-        file.verify_rest()
+        compare_names(file.keys(), state.tensors)
+        compare_file(file, state, lambda share: step("verifying", share))
         return Report(file.info(), "every tensor bit for bit")
+
+
+def compare_file(file: PemnFile, state: MaskedState, progress: Callable[[float], None]) -> None:
+    """Compare the tensors of an open file, few of them in memory at a time; checks all of it.
+
+    Args:
+        file: open.
+        state: weights and masks, by names of the file.
+        progress: called with the share of all values that is compared.
+
+    Raises:
+        EncodeError: a tensor differs.
+        DecodeError: the file is damaged.
+    """
+    count, done = sum(tensor.numel() for tensor in state.tensors.values()), 0
+    file.expect()
+    arrays = arrays_in_turn(file, state.tensors)
+    for name in state.tensors:
+        made = array_to_tensor(next(arrays), file.dtype(name))
+        if not state.has_effective(name, made):
+            raise EncodeError(f"{name} differs")
+        done += made.numel()
+        del made  # before the next one is made
+        progress(done / max(count, 1))
+    file.verify_rest()
 
 
 def prove_network(
@@ -242,7 +257,7 @@ def compare_states(
     Raises:
         EncodeError: they differ; names the first difference.
     """
-    _compare_names(actual, expected)
+    compare_names(actual, expected)
     count, done = sum(tensor.numel() for tensor in actual.values()), 0
     for name in expected:
         if not same_bits(actual[name], expected[name]):
@@ -252,7 +267,8 @@ def compare_states(
             progress(done / count)
 
 
-def _compare_names(actual: Collection[str], expected: Collection[str]) -> None:
+def compare_names(actual: Collection[str], expected: Collection[str]) -> None:
+    """Raises EncodeError where names of tensors, or their order, differ."""
     if list(actual) != list(expected):
         missing = [name for name in expected if name not in actual]
         extra = [name for name in actual if name not in expected]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tracemalloc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ from torch import nn
 import pemncodec
 from pemncodec import encoding, spool
 from pemncodec.checkpoints.files import load_checkpoint
+from pemncodec.cli.comparing import compare_files
+from pemncodec.cli.streams import BadDataError
 from pemncodec.contents import StoredPrototype
+from pemncodec.errors import CorruptError
 from pemncodec.format import in_turn
 from pemncodec.masking import RandomPadding, mask_model
 from pemncodec.masking.mask_bits import MaskBits
@@ -113,3 +117,27 @@ def test_masks_of_scores_are_bits_while_networks_run(monkeypatch: pytest.MonkeyP
     (masks,) = seen
     assert isinstance(masks, MaskBits)
     assert not np.shares_memory(masks["0.weight"], masks["0.weight"])
+
+
+@pytest.mark.parametrize("other", ["model.safetensors", "copy.pemn"])
+def test_files_are_compared_a_layer_at_a_time(
+    checkpoint: Path, tmp_path: Path, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_turn, "_BATCH_BYTES", 1 << 16)
+    file = tmp_path / "net.pemn"
+    state = load_checkpoint(checkpoint)
+    assert isinstance(state, dict)
+    pemncodec.encode(state, file, manifest=False, preset="fast", find_seed="off", threads=1)
+    shutil.copy(file, tmp_path / "copy.pemn")
+    whole = file.stat().st_size if other.endswith(".pemn") else 0  # which is read as it is
+    with pemncodec.open(file) as opened, at_most(20 * SIZE + whole):
+        compare_files(opened, [str(tmp_path / other)], {}, None, print, trust_pickle=False)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pemncodec.open(file) as opened, pytest.raises(CorruptError):
+        compare_files(opened, [str(tmp_path / other)], {}, None, print, trust_pickle=False)
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (tmp_path / "copy.pemn").write_bytes(data)
+    with pemncodec.open(file) as opened, pytest.raises(BadDataError, match=r"copy\.pemn: "):
+        compare_files(opened, [str(tmp_path / "copy.pemn")], {}, None, print, trust_pickle=False)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from pemncodec import saving
 from pemncodec.cli.streams import checkpoint_paths, named
+from pemncodec.contents import bits_of
+from pemncodec.errors import EncodeError
+from pemncodec.format.in_turn import arrays_in_turn
 from pemncodec.format.reader import PemnFile
 from pemncodec.options import MaskChoices
 from pemncodec.remote.urls import shown
@@ -15,6 +21,7 @@ def compare_files(
     against: Sequence[str],
     given: MaskChoices,
     prefix: str | None,
+    progress: Callable[[float], None],
     *,
     trust_pickle: bool,
 ) -> None:
@@ -25,6 +32,7 @@ def compare_files(
         against: the checkpoint, in one file or in several.
         given: what the caller says of its masks.
         prefix: what the names of its tensors begin with.
+        progress: called with the share of all values that is compared.
         trust_pickle: whether code in it may run.
 
     Raises:
@@ -38,12 +46,15 @@ def compare_files(
     from pemncodec.checkpoints.reading import with_recorded
     from pemncodec.checkpoints.sources import join_checkpoints
     from pemncodec.decoding import load_state
-    from pemncodec.proof import compare_states
+    from pemncodec.proof import compare_file, compare_names
 
     checkpoint = ", ".join(map(shown, against))
     with checkpoint_paths(against) as paths:
         loaded = join_checkpoints(paths, trust_pickle=trust_pickle)
         source = loaded.source
+        if isinstance(source, PemnFile) and prefix is None and not any(given.values()):
+            _compare_decoded(file, source, checkpoint, progress)
+            return
         with named(checkpoint):
             if isinstance(source, PemnFile):
                 state = load_state(source, "cpu")
@@ -60,9 +71,33 @@ def compare_files(
         choices["masks"] = masks_by_weight(choices.get("masks") or {}, known, plain)
         read = read_masks(plain, own=file.keys(), **choices)
     ties = missing_ties(read.tensors, groups.values())
-    expected = with_missing_ties(read, ties).effective()
-    decoded = load_state(file, "cpu")
+    expected = with_missing_ties(read, ties)
+    own = saving.plain_names(file)
     # Pruning moves a weight behind its layer's other tensors; names and bits are what counts.
-    if sorted(decoded) == sorted(expected):
-        decoded = {name: decoded[name] for name in expected}
-    compare_states(decoded, expected)
+    if sorted(own) != sorted(expected.tensors):
+        compare_names(own, expected.tensors)
+    compare_file(file, expected, progress)
+
+
+def _compare_decoded(
+    file: PemnFile, other: PemnFile, other_name: str, progress: Callable[[float], None]
+) -> None:
+    """Compare the state dicts of two files, few tensors in memory at a time; checks all of both."""
+    from pemncodec.proof import compare_names
+
+    names = saving.plain_names(file)
+    if sorted(names) != sorted(saving.plain_names(other)):
+        compare_names(names, saving.plain_names(other))
+    arrays, expected = arrays_in_turn(file, names), arrays_in_turn(other, names)
+    for done, name in enumerate(names):
+        own = next(arrays)
+        with named(other_name):
+            theirs = next(expected)
+        same = file.dtype(name) == other.dtype(name) and own.shape == theirs.shape
+        if not (same and np.array_equal(bits_of(own), bits_of(theirs))):
+            raise EncodeError(f"{name} differs")
+        del own, theirs  # before the next ones are made
+        progress(done / len(names))
+    file.verify_rest()
+    with named(other_name):
+        other.verify_rest()

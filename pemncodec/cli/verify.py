@@ -55,11 +55,15 @@ def verify(
         check_source(checkpoint)
     with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
         step("verifying", None)
+
+        def progress(share: float) -> None:
+            step("verifying", share)
+
         if not against:
-            file.verify(lambda share: step("verifying", share))
+            file.verify(progress)
         else:
             given_masks = mask_arguments.choices()
-            compare_files(file, against, given_masks, prefix, trust_pickle=trust_pickle)
+            compare_files(file, against, given_masks, prefix, progress, trust_pickle=trust_pickle)
         if file.manifest is not None and file.manifest["format"] == FORMAT:
             from pemncodec.decoding import build_empty_module
 
