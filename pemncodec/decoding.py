@@ -310,14 +310,16 @@ def dense_on_cpu(masked: Sequence[MaskedValues], progress: Progress) -> dict[str
 def dense_on_device(
     device: torch.device, masked: Sequence[MaskedValues], progress: Progress
 ) -> dict[str, Tensor]:
-    """All values of masked tensors by name, made on a device: packed bits travel there."""
+    """All values of masked tensors by name, made on a device."""
+    from pemncodec.packed.masks_on_device import masks_on_device  # takes time, and few need it
+
     state = {}
-    for done, values in enumerate(masked):
-        progress(done / len(masked))
+    for done, (values, bits) in enumerate(
+        zip(masked, masks_on_device(device, masked), strict=True)
+    ):
         row = values.row
-        state[row.name] = fill_masked_on(
-            device, values.prototype(), row.fill, row.dtype, row.shape, values.packed_mask()
-        )
+        state[row.name] = fill_masked_on(values.prototype(), row.fill, row.dtype, row.shape, bits)
+        progress((done + 1) / len(masked))
     return state
 
 
@@ -330,8 +332,7 @@ def _packed_on(
     """Masked tensors by name: packed, but for buffers and what would not get smaller."""
     from pemncodec.packed.packing import pack_weights  # takes time, and few need it
 
-    packed = pack_weights([values for values in masked if values.row.name in parameters])
+    packed = pack_weights([v for v in masked if v.row.name in parameters], device)
     others = [values for values in masked if values.row.name not in packed]
     dense = dense_on_cpu if device.type == "cpu" else partial(dense_on_device, device)
-    moved = {name: weight.to(device) for name, weight in packed.items()}
-    return dense(others, progress) | moved
+    return dense(others, progress) | packed

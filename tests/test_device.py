@@ -95,9 +95,8 @@ def test_same_bits_as_made_in_numpy(
             for row in file.header.tensors:
                 assert isinstance(row, MaskedRow)
                 values = file.masked_values(row.name)
-                made = fill_masked_on(
-                    device, values.prototype(), row.fill, row.dtype, row.shape, values.packed_mask()
-                )
+                bits = torch.tensor(values.packed_mask(), device=device)
+                made = fill_masked_on(values.prototype(), row.fill, row.dtype, row.shape, bits)
                 assert made.device.type == device
                 assert same_bits(made.cpu(), expected[row.name]), row.name
     finally:
@@ -153,8 +152,9 @@ def test_memory_is_bounded_by_the_weights(
         values = np.random.default_rng(0).standard_normal(length).astype("<f2")
         prototype = StoredPrototype(values, "float16")
     packed = np.packbits(np.random.default_rng(0).random(count) < 0.5, bitorder="little")
+    bits = torch.from_numpy(packed)
     with _Largest() as largest:
-        made = fill_masked_on("cpu", prototype, Fill(0), "float16", (count,), packed)
+        made = fill_masked_on(prototype, Fill(0), "float16", (count,), bits)
     assert largest.bytes == count * 2
     expected = np.empty(count, "<f2")
     source = fill_module.tensor_values(fill_module.held(prototype), Fill(0), "float16", count)

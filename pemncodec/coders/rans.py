@@ -9,6 +9,7 @@ follow from the density, and no table is sent. Large masks are cut into independ
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
@@ -88,11 +89,86 @@ def decode_rans(data: bytes, count: int) -> PackedMask:
 
 def split_blocks(data: bytes, count: int) -> list[MaskBlock]:
     """The blocks of `count` weights, not decoded; errors as `decode_rans`."""
+    return [
+        MaskBlock(start, stop, partial(_decode_block, body, stop - start))
+        for start, stop, body in _bodies(data, count)
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodedBlock:
+    """A block whose symbols are not decoded.
+
+    Attributes:
+        weights: of the block.
+        density: probability of a one in 1/65536, 1 to 65535.
+        symbols: how many, 1 to `weights`.
+        coded: the states, then the words.
+    """
+
+    weights: int
+    density: int
+    symbols: int
+    coded: memoryview
+
+    @property
+    def is_runs(self) -> bool:
+        """Whether symbols are runs of the more frequent value, not bytes of eight bits."""
+        return _is_runs(self.density)
+
+    @property
+    def lanes(self) -> int:
+        """How many states take turns."""
+        return _lanes(self.symbols)
+
+    @property
+    def longest(self) -> int:
+        """The longest run; 0 where symbols are bytes."""
+        return run_frequencies(_rarer(self.density))[0] if self.is_runs else 0
+
+    @property
+    def frequencies(self) -> Frequencies:
+        """Of the symbols, uint32 [256], sum 2^15."""
+        if self.is_runs:
+            return run_frequencies(_rarer(self.density))[1]
+        return byte_frequencies(self.density)
+
+    def decode(self) -> PackedMask:
+        """Its packed bits, uint8 [ceil(weights / 8)]; errors as `decode_rans`."""
+        packed = np.empty(packed_size(self.weights), np.uint8)
+        try:
+            if self.is_runs:
+                self._decode_runs(packed)
+            else:
+                kernels.rans_decode(self.coded, self.frequencies, self.lanes, packed)
+        except DecodeError:
+            raise
+        except ValueError as error:
+            raise CorruptError("section", f"damaged rANS block: {error}") from None
+        if self.weights % 8 and packed[-1] >> self.weights % 8:
+            raise CorruptError("section", "a padding bit of the mask is set")
+        return packed
+
+    def _decode_runs(self, out: PackedMask) -> None:
+        runs = np.empty(self.symbols, np.uint8)
+        kernels.rans_decode(self.coded, self.frequencies, self.lanes, runs)
+        kernels.runs_decode(runs, self.longest, self.weights, out)
+        if self.density > 32768:
+            out[:] = _inverted(out, self.weights)
+
+
+def coded_blocks(data: bytes, count: int) -> list[CodedBlock]:
+    """The blocks of `count` weights by what they begin with; errors of that as `decode_rans`."""
+    return [_coded_block(body, stop - start) for start, stop, body in _bodies(data, count)]
+
+
+def _bodies(data: bytes, count: int) -> list[tuple[int, int, memoryview]]:
+    """The bytes of each block, with its first weight and the one behind its last."""
     view = memoryview(data)
     if not count:
         raise CorruptError("section", "a rANS-coded mask of no weights")
     if count <= 1 << BLOCK_BITS[0]:
-        return [MaskBlock(0, count, partial(_decode_block, view, count))]
+        return [(0, count, view)]
     if not data:
         raise TruncatedError("truncated", "a rANS mask without the size of its blocks")
     if data[0] not in BLOCK_BITS:
@@ -107,37 +183,37 @@ def split_blocks(data: bytes, count: int) -> list[MaskBlock]:
     sizes = struct.unpack_from(f"<{len(bounds)}I", data, 1)
     if position + sum(sizes) != len(data):
         raise CorruptError("section", "the block index and the section's size differ")
-    blocks = []
+    bodies = []
     for (start, stop), size in zip(bounds, sizes, strict=True):
-        body = view[position : position + size]
-        blocks.append(MaskBlock(start, stop, partial(_decode_block, body, stop - start)))
+        bodies.append((start, stop, view[position : position + size]))
         position += size
-    return blocks
+    return bodies
 
 
 def _decode_block(data: memoryview, count: int) -> PackedMask:
+    return _coded_block(data, count).decode()
+
+
+def _coded_block(data: memoryview, weights: int) -> CodedBlock:
     if len(data) < 2:
         raise TruncatedError("truncated", "a block without its density")
     (density,) = struct.unpack_from("<H", data)
     if density == 0:
         raise CorruptError("section", "a block's density is 0")
-    packed = np.empty(packed_size(count), np.uint8)
-    try:
-        if _is_runs(density):
-            _decode_runs(data[2:], count, density, packed)
-        else:
-            kernels.rans_decode(data[2:], byte_frequencies(density), _lanes(packed.size), packed)
-    except DecodeError:
-        raise
-    except ValueError as error:
-        raise CorruptError("section", f"damaged rANS block: {error}") from None
-    if count % 8 and packed[-1] >> count % 8:
-        raise CorruptError("section", "a padding bit of the mask is set")
-    return packed
+    if not _is_runs(density):
+        return CodedBlock(weights, density, packed_size(weights), data[2:])
+    symbols, start = decode_varint(data[2:], 0)
+    if not 0 < symbols <= weights:
+        raise CorruptError("section", f"{symbols} runs in a block of {weights} weights")
+    return CodedBlock(weights, density, symbols, data[2 + start :])
 
 
 def _is_runs(density: int) -> bool:
-    return min(density, 65536 - density) < _RUNS_BELOW
+    return _rarer(density) < _RUNS_BELOW
+
+
+def _rarer(density: int) -> int:
+    return min(density, 65536 - density)
 
 
 def _lanes(symbols: int) -> int:
@@ -177,23 +253,11 @@ def _encode_block(packed: PackedMask, weights: int) -> bytes:
 
 
 def _encode_runs(packed: PackedMask, weights: int, density: int) -> bytes:
-    longest, frequencies = run_frequencies(min(density, 65536 - density))
+    longest, frequencies = run_frequencies(_rarer(density))
     rare = packed if density < 32768 else _inverted(packed, weights)
     runs = kernels.runs_encode(rare, weights, longest)
     coded = kernels.rans_encode(runs, frequencies, _lanes(len(runs)))
     return encode_varint(len(runs)) + coded
-
-
-def _decode_runs(data: memoryview, weights: int, density: int, out: PackedMask) -> None:
-    symbols, start = decode_varint(data, 0)
-    if not 0 < symbols <= weights:
-        raise CorruptError("section", f"{symbols} runs in a block of {weights} weights")
-    longest, frequencies = run_frequencies(min(density, 65536 - density))
-    runs = np.empty(symbols, np.uint8)
-    kernels.rans_decode(data[start:], frequencies, _lanes(symbols), runs)
-    kernels.runs_decode(runs, longest, weights, out)
-    if density > 32768:
-        out[:] = _inverted(out, weights)
 
 
 def _inverted(packed: PackedMask, count: int) -> PackedMask:

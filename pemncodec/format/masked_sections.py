@@ -88,6 +88,15 @@ class MaskedSections:
             self._kept_masks |= decoded
         return decoded[row.name]
 
+    def own_section(self, row: MaskedRow) -> tuple[Place, bytes] | None:
+        """The section that has a tensor's mask and no other: where it is, and its bytes. None where
+        masks have to be decoded together, or a prototype needs them first."""
+        section, prototype = self._section_of[row.name], self._header.prototypes[row.fill.prototype]
+        by_use = isinstance(prototype, StoredRow) and prototype.used == "masks"
+        if by_use or len(self.sharers[section]) > 1:
+            return None
+        return self._source.place(section), self._source.read(section)
+
     def section_of(self, row: MaskedRow) -> int:
         """The section of a tensor's mask."""
         return self._section_of[row.name]
@@ -321,6 +330,10 @@ class MaskedValues:
     def packed_mask(self) -> PackedMask:
         """Its mask as packed bits, uint8 [ceil(n / 8)]."""
         return self.sections.packed_mask(self.row)
+
+    def own_section(self) -> tuple[Place, bytes] | None:
+        """As `MaskedSections.own_section`."""
+        return self.sections.own_section(self.row)
 
     def prototype(self) -> Prototype:
         """Where its values come from: a seed, or values in memory."""

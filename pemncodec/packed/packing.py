@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pemncodec.contents import CARRIERS, Array, Prototype, Seeded, StoredPrototype, numel
 from pemncodec.format.masked_sections import MaskedValues
+from pemncodec.packed.masks_on_device import masks_on_device
 from pemncodec.packed.recipe import Recipe
 from pemncodec.packed.weight import PackedWeight
 from pemncodec.tensors import array_to_tensor
@@ -23,16 +24,20 @@ _SMALLER = 2  # how much smaller packed weights are at least
 _SLICE = 1 << 16  # values looked at together; a multiple of 8
 
 
-def pack_weights(masked: Sequence[MaskedValues]) -> dict[str, PackedWeight]:
-    """Packed weights by name, on the CPU; not those that would hardly be smaller than dense ones.
+def pack_weights(
+    masked: Sequence[MaskedValues], device: torch.device | str = "cpu"
+) -> dict[str, PackedWeight]:
+    """Packed weights by name; not those that would hardly be smaller than dense ones.
 
     Args:
         masked: tensors of one file.
+        device: where their bits and prototypes are.
     """
+    device = torch.device(device)
     users: dict[int, list[MaskedValues]] = {}
     for values in masked:
         users.setdefault(values.row.fill.prototype, []).append(values)
-    packed: dict[str, PackedWeight] = {}
+    sources: dict[str, _Source] = {}
     for together in users.values():
         count = sum(numel(values.row.shape) for values in together)
         source = _source_of(together[0].prototype(), count)
@@ -40,8 +45,13 @@ def pack_weights(masked: Sequence[MaskedValues]) -> dict[str, PackedWeight]:
             numel(values.row.shape) * CARRIERS[values.row.dtype].itemsize for values in together
         )
         if _SMALLER * (count / 8 + source.nbytes) <= dense:
-            packed |= {values.row.name: _packed(values, source) for values in together}
-    return {v.row.name: packed[v.row.name] for v in masked if v.row.name in packed}
+            source = source.moved(device)
+            sources |= {values.row.name: source for values in together}
+    chosen = [values for values in masked if values.row.name in sources]
+    return {
+        values.row.name: _packed(values, sources[values.row.name], bits)
+        for values, bits in zip(chosen, masks_on_device(device, chosen), strict=True)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,12 @@ class _Source:
     @property
     def nbytes(self) -> int:
         return 0 if self.prototype is None else self.prototype.nbytes
+
+    def moved(self, device: torch.device) -> _Source:
+        """The same one on a device."""
+        if self.prototype is None:
+            return self
+        return replace(self, prototype=self.prototype.to(device))
 
 
 def _source_of(prototype: Prototype, taken: int) -> _Source:
@@ -99,12 +115,10 @@ def _slices(prototype: Prototype) -> Iterator[Array]:
             yield seeded_slice(prototype, start, min(start + _SLICE, prototype.length))
 
 
-def _packed(values: MaskedValues, source: _Source) -> PackedWeight:
+def _packed(values: MaskedValues, source: _Source, bits: Tensor) -> PackedWeight:
     row = values.row
     scale = row.fill.scale
     if source.signs:
         scale = float(np.float32(source.magnitude) * np.float32(scale))
     recipe = Recipe(row.shape, row.dtype, row.fill.offset, scale, source.signs, source.seeded)
-    mask = values.packed_mask()
-    bits = torch.from_numpy(mask if mask.flags.writeable else mask.copy())
     return PackedWeight(bits, source.prototype, recipe, getattr(torch, row.dtype))

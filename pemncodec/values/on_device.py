@@ -17,7 +17,6 @@ from torch import Tensor
 from pemncodec.contents import (
     Distribution,
     Fill,
-    PackedMask,
     Prototype,
     Seeded,
     SeededPrototype,
@@ -40,27 +39,20 @@ ROUNDS = 10
 
 
 def fill_masked_on(
-    device: torch.device | str,
-    prototype: Prototype,
-    fill: Fill,
-    dtype: str,
-    shape: tuple[int, ...],
-    packed_mask: PackedMask,
+    prototype: Prototype, fill: Fill, dtype: str, shape: tuple[int, ...], bits: Tensor
 ) -> Tensor:
-    """Effective weights [*shape], made on `device`: +0.0 where the mask has zeros.
+    """Effective weights [*shape]: +0.0 where the mask has zeros.
 
     Args:
-        device: where they are made and stay.
         prototype: where their values come from.
         fill: how they take them.
         dtype: of the weights.
         shape: of the weights, n in all.
-        packed_mask: uint8 [ceil(n / 8)].
+        bits: the mask, uint8 [ceil(n / 8)], on the device where weights are made and stay.
     """
-    device, count = torch.device(device), numel(shape)
-    out = torch.empty(count, dtype=getattr(torch, dtype), device=device)
-    packed = torch.from_numpy(packed_mask.copy()).to(device)
-    fill_where(packed, values_on(device, prototype, fill, dtype, count), out)
+    count = numel(shape)
+    out = torch.empty(count, dtype=getattr(torch, dtype), device=bits.device)
+    fill_where(bits, values_on(bits.device, prototype, fill, dtype, count), out)
     return out.reshape(shape)
 
 
