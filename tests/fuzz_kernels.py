@@ -245,6 +245,12 @@ def rans_decode(random: Random) -> Arguments:
     return {"data": memory(random, data)} | model | {"out": room(random, max(0, count))}
 
 
+def rans_decode_first(random: Random) -> Arguments:
+    given = rans_decode(random)
+    count = size_up_to(random, given["out"].size)
+    return given if random.random() < 0.2 else given | {"out": room(random, count)}
+
+
 def runs_encode(random: Random) -> Arguments:
     count = size_up_to(random, 70_000)
     longest = random.choice((1, 2, 8, 254, 255, random.randint(1, 255)))
@@ -453,7 +459,8 @@ def allow_large_pages(random: Random) -> Arguments:
 MAKERS: dict[str, Callable[[Random], Arguments]] = {
     make.__name__: make
     for make in (
-        philox4x32, quantiles, expand, expand_normal, rans_encode, rans_decode, runs_encode,
+        philox4x32, quantiles, expand, expand_normal, rans_encode, rans_decode,
+        rans_decode_first, runs_encode,
         runs_decode, mixing_encode, mixing_decode, top_k, keep_largest, magnitude_gradient,
         packed_product, signed_product, mersenne_solve, mersenne_pull_back, mersenne_seeds,
         mersenne_seed, mersenne_advance, mersenne_words, torch_normal, torch_uniform, expand_drawn,

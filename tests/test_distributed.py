@@ -63,10 +63,11 @@ def file() -> bytes:
     return stream.getvalue()
 
 
-def overlapped(start: int, stop: int) -> int:
-    """Weights of the blocks that hold these rows."""
-    first, last = start * COLUMNS // BLOCK, (stop * COLUMNS - 1) // BLOCK
-    return (last + 1 - first) * BLOCK
+def needed(rows: range, columns: range = range(COLUMNS)) -> int:
+    """Weights from the beginning of a block to the last of a part, in whole bytes of the mask."""
+    first = rows.start * COLUMNS + columns.start
+    last = (rows.stop - 1) * COLUMNS + columns.stop
+    return -(-last // 8) * 8 - first // BLOCK * BLOCK
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
@@ -75,9 +76,9 @@ def test_four_ranks(file: bytes, tmp_path: Path) -> None:
     torch.save(pemncodec.load_state_dict(file), tmp_path / "state.pt")
     ranks = Path(__file__).parent / "ranks.py"
     ways = ("plain", "replicated", "rows", "columns", "both", "fsdp")
-    arguments = [tmp_path / "net.pemn", tmp_path / "state.pt", tmp_path, *ways]
+    arguments = [tmp_path / "net.pemn", tmp_path / "state.pt", tmp_path, 4, *ways]
     result = subprocess.run(
-        [sys.executable, ranks, *arguments],
+        [sys.executable, ranks, *map(str, arguments)],
         check=False,
         capture_output=True,
         timeout=300,
@@ -86,14 +87,18 @@ def test_four_ranks(file: bytes, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr.decode()
     for rank in range(4):
         decoded = json.loads((tmp_path / f"{rank}.json").read_text())
-        own = overlapped(rank * ROWS // 4, (rank + 1) * ROWS // 4)
+        own = needed(range(rank * ROWS // 4, (rank + 1) * ROWS // 4))
         # A mask that stored values need, and a mixed one, are decoded as a whole, and once.
         stored, mixed = 300 * 500, 400 * 400
         for way in ("rows", "fsdp"):
             assert decoded[way] == {"rans": own + stored, "mixing": mixed}
-        half = overlapped(rank // 2 * ROWS // 2, (rank // 2 + 1) * ROWS // 2)
-        assert decoded["both"] == {"rans": half + stored, "mixing": mixed}
-        for way in ("columns", "plain", "replicated"):
+        half = range(rank // 2 * ROWS // 2, (rank // 2 + 1) * ROWS // 2)
+        columns = range(rank % 2 * COLUMNS // 2, (rank % 2 + 1) * COLUMNS // 2)
+        assert decoded["both"] == {"rans": needed(half, columns) + stored, "mixing": mixed}
+        columns = range(rank * COLUMNS // 4, (rank + 1) * COLUMNS // 4)
+        own = needed(range(ROWS), columns)
+        assert decoded["columns"] == {"rans": own + stored, "mixing": mixed}
+        for way in ("plain", "replicated"):
             assert decoded[way] == {"rans": ROWS * COLUMNS + stored, "mixing": mixed}
 
 

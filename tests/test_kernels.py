@@ -212,6 +212,9 @@ def rans_encode_reference(symbols: bytes, table: Frequencies, lanes: int) -> byt
     return struct.pack(f"<{lanes}I{len(emitted)}H", *states, *reversed(emitted))
 
 
+RANS = ("rans_decode", "rans_decode_first")
+
+
 def decoded(kernel: ModuleType, data: bytes, table: Frequencies, lanes: int, count: int) -> bytes:
     out = bytearray(b"\xaa" * (count + 64))
     kernel.rans_decode(data, table, lanes, memoryview(out)[32 : 32 + count])
@@ -259,6 +262,21 @@ def test_rans_any_number_of_symbols(kernel: ModuleType, lanes: int, count: int) 
     coded = kernel.rans_encode(symbols, table, lanes)
     assert coded == rans_encode_reference(symbols, table, lanes)
     assert decoded(kernel, coded, table, lanes, len(symbols)) == symbols
+
+
+@pytest.mark.parametrize("lanes", [1, 8])
+def test_rans_the_first_symbols(kernel: ModuleType, lanes: int) -> None:
+    table = table_of(_0=2, _1=2**14, _2=3, _255=2**14 - 5)
+    symbols = bytes(random.Random(0).choices([0, 1, 2, 255], [1, 60, 1, 60], k=1001))
+    coded = kernel.rans_encode(symbols, table, lanes)
+    for count in (*range(3 * lanes + 1), *range(980, 1002)):
+        out = bytearray(b"\xaa" * (count + 64))
+        kernel.rans_decode_first(coded, table, lanes, memoryview(out)[32 : 32 + count])
+        assert out == b"\xaa" * 32 + symbols[:count] + b"\xaa" * 32
+    with pytest.raises(ValueError, match=r"^too short$"):
+        kernel.rans_decode_first(coded, table, lanes, bytearray(1100))
+    with pytest.raises(ValueError, match=r"^too short$"):
+        kernel.rans_decode_first(coded[: 4 * lanes + 10], table, lanes, bytearray(500))
 
 
 @pytest.mark.parametrize("lanes", [1, 8])
@@ -376,8 +394,9 @@ def test_rans_words_that_end_too_early(lanes: int) -> None:
     assert native is not None
     for words in range(3 * lanes):
         for count in range(5 * lanes):
-            call = "rans_decode", states + bytes(2 * words), table, lanes, bytearray(count)
-            assert outcome(native, *call) == outcome(twins, *call)
+            for name in RANS:
+                call = name, states + bytes(2 * words), table, lanes, bytearray(count)
+                assert outcome(native, *call) == outcome(twins, *call)
 
 
 @needs_native
@@ -394,10 +413,11 @@ def test_rans_damaged_data_gives_the_same_outcome(
     damaged += draw.draw(st.binary(max_size=6))
     count = draw.draw(st.just(len(symbols)) | st.integers(0, 3000))
     assert native is not None
-    ours, theirs = bytearray(count), bytearray(count)
-    result = outcome(native, "rans_decode", damaged, table, lanes, ours)
-    assert result == outcome(twins, "rans_decode", damaged, table, lanes, theirs)
-    assert result[0] != "returned" or ours == theirs
+    for name in RANS:
+        ours, theirs = bytearray(count), bytearray(count)
+        result = outcome(native, name, damaged, table, lanes, ours)
+        assert result == outcome(twins, name, damaged, table, lanes, theirs)
+        assert result[0] != "returned" or ours == theirs
 
 
 @needs_native
@@ -407,10 +427,11 @@ def test_rans_random_data_gives_the_same_outcome(
     data: bytes, table: Frequencies, lanes: int, count: int
 ) -> None:
     valid_states = struct.pack("<I", 2**17 + 5) * lanes + data
+    assert native is not None
     for source in (data, valid_states):
-        assert native is not None
-        result = outcome(native, "rans_decode", source, table, lanes, bytearray(count))
-        assert result == outcome(twins, "rans_decode", source, table, lanes, bytearray(count))
+        for name in RANS:
+            result = outcome(native, name, source, table, lanes, bytearray(count))
+            assert result == outcome(twins, name, source, table, lanes, bytearray(count))
 
 
 # expand

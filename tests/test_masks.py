@@ -26,7 +26,7 @@ from pemncodec.coders.masks import (
     mask_coder,
 )
 from pemncodec.coders.packed import encode_packed, unpack
-from pemncodec.coders.rans import encode_rans
+from pemncodec.coders.rans import encode_rans, split_blocks
 from pemncodec.errors import CorruptError, DecodeError, TruncatedError
 
 Mask = NDArray[np.bool_]
@@ -163,7 +163,7 @@ def test_the_examples_of_the_spec(block: str, ones: list[int]) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 1001, 1 << 20, (1 << 20) + 1, (1 << 21) + 12_345])
-@pytest.mark.parametrize("density", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.3, 0.5, 0.93, 1.0])
 def test_blocks_are_slices_of_the_mask(count: int, density: float) -> None:
     """Whatever the coder; several threads take a block each."""
     section = encode_mask(random_mask(count, density))
@@ -175,9 +175,24 @@ def test_blocks_are_slices_of_the_mask(count: int, density: float) -> None:
     assert most <= 1 << (25 if mask_coder(section) is RANS else 20)
     for block in blocks:
         assert block.start % 8 == 0
-        packed = block.decode()
-        assert packed.size == -(-(block.stop - block.start) // 8)
-        assert np.array_equal(packed, whole[block.start // 8 :][: packed.size])
+        size = block.stop - block.start
+        for first in {share * size // 64 * 8 for share in range(8)} | {min(8, size), size}:
+            packed = block.decode(first)
+            assert packed.size == -(-first // 8)
+            assert np.array_equal(packed, whole[block.start // 8 :][: packed.size])
+
+
+@pytest.mark.parametrize("rows", [4096, 4300, 4345])  # of 16.8, 18.5 and 18.9 million weights
+@pytest.mark.parametrize("keep", [0.12, 0.2, 0.88])
+def test_large_masks_have_blocks_that_four_processes_share(rows: int, keep: float) -> None:
+    packed = np.packbits(np.random.default_rng(0).random(rows * rows, np.float32) < keep)
+    packed[-1] = 0  # whatever bits are padding
+    blocks = split_blocks(encode_rans(packed, rows * rows), rows * rows)
+    share = -(-rows // 4)
+    for process in range(4):
+        start, stop = share * process * rows, min(share * (process + 1), rows) * rows
+        first = max(block.start for block in blocks if block.start <= start)
+        assert stop - first <= 1.26 * (stop - start)
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,13 @@ class MaskBlock:
     Attributes:
         start: index of its first weight, a multiple of 8.
         stop: index behind its last weight.
-        decode: returns its packed bits, uint8 [ceil((stop - start) / 8)].
+        decode: from n to the packed bits of its first n weights, uint8 [ceil(n / 8)]; n is a
+            multiple of 8 or all. What comes behind them may stay unchecked.
     """
 
     start: int
     stop: int
-    decode: Callable[[], PackedMask]
+    decode: Callable[[int], PackedMask]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from pemncodec.coders.constant import CONSTANT
 from pemncodec.coders.mask_coder import MaskBlock, MaskCoder, MaskContext
 from pemncodec.coders.mixing import MIXING
-from pemncodec.coders.packed import PACKED
+from pemncodec.coders.packed import PACKED, packed_size
 from pemncodec.coders.rans import RANS
 from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError, TruncatedError
@@ -230,8 +230,8 @@ def blocks_of(packed: PackedMask, count: int) -> list[MaskBlock]:
     ]
 
 
-def _slice(packed: PackedMask, start: int) -> PackedMask:
-    return packed[start // 8 : (start + _BLOCK_WEIGHTS) // 8]
+def _slice(packed: PackedMask, start: int, count: int) -> PackedMask:
+    return packed[start // 8 : start // 8 + packed_size(count)]
 
 
 def mask_coder(section: bytes) -> MaskCoder:

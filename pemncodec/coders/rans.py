@@ -27,6 +27,9 @@ _RUNS_BELOW = 10240  # probability of the rarer value, in 1/65536
 _MANY_LANES_SYMBOLS = 1 << 16  # from here the bytes that eight lanes cost are below 0.1 %
 _PRECISION = 15
 _BLOCK_BYTES = 12  # about what a block costs besides its words
+# From here processes may share a layer. Blocks of 2^20 let none of four decode more than 1.25 times
+# its quarter; where few weights are kept or few go, they would have too few symbols for many lanes.
+_SHARED_WEIGHTS = 1 << 24
 
 _POPCOUNT = np.array([value.bit_count() for value in range(256)])
 Frequencies = npt.NDArray[np.uint32]
@@ -84,7 +87,8 @@ def decode_rans(data: bytes, count: int) -> PackedMask:
         TruncatedError: `data` is too short.
         CorruptError: `data` is not what `encode_rans` can have written.
     """
-    return np.concatenate([block.decode() for block in split_blocks(data, count)])
+    blocks = split_blocks(data, count)
+    return np.concatenate([block.decode(block.stop - block.start) for block in blocks])
 
 
 def split_blocks(data: bytes, count: int) -> list[MaskBlock]:
@@ -133,28 +137,53 @@ class CodedBlock:
             return run_frequencies(_rarer(self.density))[1]
         return byte_frequencies(self.density)
 
-    def decode(self) -> PackedMask:
-        """Its packed bits, uint8 [ceil(weights / 8)]; errors as `decode_rans`."""
-        packed = np.empty(packed_size(self.weights), np.uint8)
+    def decode(self, count: int) -> PackedMask:
+        """Packed bits of its first weights, uint8 [ceil(count / 8)]; errors as `decode_rans`.
+
+        Args:
+            count: of these weights: a multiple of 8, or all.
+        """
         try:
             if self.is_runs:
-                self._decode_runs(packed)
+                packed = self._decode_runs(count)
             else:
-                kernels.rans_decode(self.coded, self.frequencies, self.lanes, packed)
+                packed = self._decode_symbols(packed_size(count))
         except DecodeError:
             raise
         except ValueError as error:
             raise CorruptError("section", f"damaged rANS block: {error}") from None
-        if self.weights % 8 and packed[-1] >> self.weights % 8:
+        if count % 8 and packed[-1] >> count % 8:
             raise CorruptError("section", "a padding bit of the mask is set")
         return packed
 
-    def _decode_runs(self, out: PackedMask) -> None:
-        runs = np.empty(self.symbols, np.uint8)
-        kernels.rans_decode(self.coded, self.frequencies, self.lanes, runs)
-        kernels.runs_decode(runs, self.longest, self.weights, out)
+    def _decode_symbols(self, count: int) -> npt.NDArray[np.uint8]:
+        """The first symbols, or all."""
+        out = np.empty(count, np.uint8)
+        decode = kernels.rans_decode if count == self.symbols else kernels.rans_decode_first
+        decode(self.coded, self.frequencies, self.lanes, out)
+        return out
+
+    def _decode_runs(self, count: int) -> PackedMask:
+        runs, covered = self._first_runs(count) or (
+            self._decode_symbols(self.symbols),
+            self.weights,
+        )
+        packed = np.empty(packed_size(covered), np.uint8)
+        kernels.runs_decode(runs, self.longest, covered, packed)
         if self.density > 32768:
-            out[:] = _inverted(out, self.weights)
+            packed = _inverted(packed, covered)
+        return packed[: packed_size(count)]
+
+    def _first_runs(self, count: int) -> tuple[npt.NDArray[np.uint8], int] | None:
+        """The runs that cover the first weights, and how many they cover; None where all are
+        needed, or more than the usual share."""
+        few = self.symbols * count // self.weights + self.symbols // 64 + 64
+        if count == self.weights or few >= self.symbols:
+            return None
+        runs = self._decode_symbols(few)
+        ends = np.cumsum(runs + (runs < self.longest), dtype=np.int64)
+        last = int(np.searchsorted(ends, count))
+        return None if last == few else (runs[: last + 1], int(ends[last]))
 
 
 def coded_blocks(data: bytes, count: int) -> list[CodedBlock]:
@@ -190,8 +219,8 @@ def _bodies(data: bytes, count: int) -> list[tuple[int, int, memoryview]]:
     return bodies
 
 
-def _decode_block(data: memoryview, count: int) -> PackedMask:
-    return _coded_block(data, count).decode()
+def _decode_block(data: memoryview, weights: int, count: int) -> PackedMask:
+    return _coded_block(data, weights).decode(count)
 
 
 def _coded_block(data: memoryview, weights: int) -> CodedBlock:
@@ -228,8 +257,8 @@ def _block_bounds(count: int, bits: int) -> list[tuple[int, int]]:
 
 
 def _best_block_bits(packed: PackedMask, count: int) -> int:
-    """Small blocks follow a density that varies, and can be decoded by several threads; large ones
-    save what each block costs, where that shows."""
+    """Small blocks follow a density that varies, and can be decoded by several threads and
+    processes; large ones save what each block costs, where that shows."""
     counts, sizes = np.bitwise_count(packed), []
     for bits in BLOCK_BITS:
         bounds = _block_bounds(count, bits)
@@ -239,7 +268,7 @@ def _best_block_bits(packed: PackedMask, count: int) -> int:
             _BLOCK_BYTES + order0_bits(int(k), stop - start) / 8
             for k, (start, stop) in zip(ones, bounds, strict=True)
         ))  # fmt: skip
-    near = min(sizes) * 1.0001
+    near = min(sizes) * (1.0001 if count < _SHARED_WEIGHTS else 1.0002)
     return next(bits for bits, size in zip(BLOCK_BITS, sizes, strict=True) if size <= near)
 
 

@@ -258,12 +258,13 @@ class MaskedSections:
     def part_jobs(
         self, row: MaskedRow, parts: Sequence[tuple[int, int]], out: Array
     ) -> list[Callable[[], None]]:
-        """What fills the blocks of a tensor of n weights that some parts of it need.
+        """What fills the blocks of a tensor of n weights, as far as some parts of it need them.
 
         Args:
             row: of the tensor.
             parts: the first weight of each part, and the one behind its last.
-            out: C-ordered [n] in the carrier dtype; all but these blocks stays as it is.
+            out: C-ordered [n] in the carrier dtype; what is not in these blocks stays as it is, and
+                so may what no part needs.
         """
         section = self._section_of[row.name]
         place = self._source.place(section)
@@ -276,11 +277,14 @@ class MaskedSections:
                 blocks = mask_blocks(data, context)
             else:
                 blocks = blocks_of(self._last_mask(row), context.count)
-        return [
-            partial(_fill_block, place, block, values, out)
-            for block in blocks
-            if any(start < block.stop and block.start < stop for start, stop in parts)
-        ]
+        jobs: list[Callable[[], None]] = []
+        for block in blocks:
+            ends = [stop for start, stop in parts if start < block.stop and block.start < stop]
+            if ends:
+                count = min(max(ends), block.stop) - block.start
+                beginning = out[: min(block.start + -(-count // 8) * 8, block.stop)]
+                jobs.append(partial(_fill_block, place, block, values, beginning))
+        return jobs
 
     def mask_and_slices(
         self, row: MaskedRow, size: int
@@ -355,9 +359,11 @@ def _placed(kept: Array, used: Mask) -> Array:
 def _fill_block(
     place: Place, block: MaskBlock, values: RepeatedValues | SeededValues, out: Array
 ) -> None:
+    """Fills a block's weights, or the first of them where `out` ends within it."""
+    own = out[block.start : block.stop]
     with in_section(place):
-        packed = block.decode()
-    values.fill_masked(block.start, packed, out[block.start : block.stop])
+        packed = block.decode(own.size)
+    values.fill_masked(block.start, packed, own)
 
 
 def _fill_all(

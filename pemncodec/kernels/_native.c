@@ -198,6 +198,22 @@ CALLED(rans_decode)
     return none_or_raise(error);
 }
 
+CALLED(rans_decode_first)
+{
+    static char *names[] = {"data", "frequencies", "lanes", "out", NULL};
+    Py_buffer data = {0}, frequencies = {0}, out = {0};
+    Integer lanes = ANY("lanes");
+    const char *error = raised;
+    if (PARSE("O&O&O&O&:rans_decode_first", names, readable, &data, readable, &frequencies, integer,
+              &lanes, writable, &out))
+        WITHOUT_GIL(error = rans_decode_first(bytes_of(&data), bytes_of(&frequencies), lanes.value,
+                                        room_of(&out)));
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&frequencies);
+    PyBuffer_Release(&out);
+    return none_or_raise(error);
+}
+
 CALLED(runs_encode)
 {
     static char *names[] = {"mask", "count", "longest", NULL};
@@ -417,7 +433,8 @@ CALLED(mersenne_seeds)
 
 static PyMethodDef methods[] = {
     METHOD(philox4x32), METHOD(quantiles), METHOD(expand), METHOD(expand_normal),
-    METHOD(expand_drawn), METHOD(allow_large_pages), METHOD(rans_encode), METHOD(rans_decode), METHOD(runs_encode), METHOD(runs_decode),
+    METHOD(expand_drawn), METHOD(allow_large_pages), METHOD(rans_encode), METHOD(rans_decode),
+    METHOD(rans_decode_first), METHOD(runs_encode), METHOD(runs_decode),
     METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k), METHOD(keep_largest),
     METHOD(packed_product), METHOD(signed_product),
     METHOD(magnitude_gradient), METHOD(mersenne_solve), METHOD(mersenne_seed),

@@ -89,6 +89,9 @@ const char *rans_encode(Bytes symbols, Bytes frequencies, uint64_t lanes, Coded 
 /* Decodes as many symbols as `out` has bytes; what it holds after an error is undefined. */
 const char *rans_decode(Bytes data, Bytes frequencies, uint64_t lanes, Room out);
 
+/* The same of data with more symbols, whose end is not looked at. */
+const char *rans_decode_first(Bytes data, Bytes frequencies, uint64_t lanes, Room out);
+
 /* ---- runs.c: masks as runs of zeros (spec section 6.3) ---- */
 
 /* Cuts a mask of `count` bits into runs of at most `longest`, 1 to 255: a byte each. */

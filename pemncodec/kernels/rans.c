@@ -140,7 +140,7 @@ static Cursor decode_rows(Cursor at, const unsigned char *last, const Tables *ta
     return at;
 }
 
-const char *rans_decode(Bytes data, Bytes frequencies, uint64_t lanes_given, Room out)
+static const char *decode(Bytes data, Bytes frequencies, uint64_t lanes_given, Room out, bool whole)
 {
     Tables storage, *tables = &storage;
     uint32_t copy[256], x[MANY_LANES] = {0}, cumulative = 0;
@@ -176,10 +176,24 @@ const char *rans_decode(Bytes data, Bytes frequencies, uint64_t lanes_given, Roo
     for (size_t lane = 0; at.count < lanes && lane < at.count; lane++)
         DECODE(x[lane]);
     size_t used = (size_t)(at.words - tail);
+    if (used > left)
+        return "too short";
+    if (!whole)
+        return NULL;
     if (used != left)
-        return used > left ? "too short" : "words left over";
+        return "words left over";
     for (size_t lane = 0; lane < lanes; lane++)
         if (x[lane] != LOWEST)
             return "final state";
     return NULL;
+}
+
+const char *rans_decode(Bytes data, Bytes frequencies, uint64_t lanes, Room out)
+{
+    return decode(data, frequencies, lanes, out, true);
+}
+
+const char *rans_decode_first(Bytes data, Bytes frequencies, uint64_t lanes, Room out)
+{
+    return decode(data, frequencies, lanes, out, false);
 }

@@ -67,6 +67,20 @@ def rans_decode(data: Buffer, frequencies: Buffer, lanes: int, out: Buffer) -> N
             "odd length" of the words; "initial state out of range" if below 2^16; "too short" if
             words are missing; "words left over"; "final state" if a lane does not end at 2^16.
     """
+    states, unused = _decode(data, frequencies, lanes, out)
+    if unused:
+        raise ValueError("words left over")
+    if any(state != _LOWEST for state in states):
+        raise ValueError("final state")
+
+
+def rans_decode_first(data: Buffer, frequencies: Buffer, lanes: int, out: Buffer) -> None:
+    """As `rans_decode`, of data with more symbols than `out`; its end is not looked at."""
+    _decode(data, frequencies, lanes, out)
+
+
+def _decode(data: Buffer, frequencies: Buffer, lanes: int, out: Buffer) -> tuple[list[int], int]:
+    """The states behind the symbols, and the number of words that were not needed."""
     source, model = view_buffer(data), view_buffer(frequencies)
     lanes = check_integer(lanes, "lanes")
     target = view_buffer(out, writable=True).data
@@ -96,10 +110,7 @@ def rans_decode(data: Buffer, frequencies: Buffer, lanes: int, out: Buffer) -> N
             target[index] = symbol
     except IndexError:
         raise ValueError("too short") from None
-    if position != len(words):
-        raise ValueError("words left over")
-    if any(state != _LOWEST for state in states):
-        raise ValueError("final state")
+    return states, len(words) - position
 
 
 def _check_model(frequencies: NDArray[np.uint8], lanes: int) -> list[int]:

@@ -9,7 +9,7 @@ from pemncodec.kernels.mersenne_twin import mersenne_advance, mersenne_seed, mer
 from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
 from pemncodec.kernels.pages_twin import allow_large_pages
 from pemncodec.kernels.product_twin import packed_product
-from pemncodec.kernels.rans_twin import rans_decode, rans_encode
+from pemncodec.kernels.rans_twin import rans_decode, rans_decode_first, rans_encode
 from pemncodec.kernels.runs_twin import runs_decode, runs_encode
 from pemncodec.kernels.selection_twin import keep_largest, top_k
 from pemncodec.kernels.signed_product_twin import signed_product
@@ -34,6 +34,7 @@ __all__ = [
     "philox4x32",
     "quantiles",
     "rans_decode",
+    "rans_decode_first",
     "rans_encode",
     "runs_decode",
     "runs_encode",

@@ -156,7 +156,7 @@ def _check(masks: Sequence[_Mask], wrong: Sequence[int]) -> None:
             if is_wrong:
                 assert mask.place is not None
                 with in_section(mask.place):
-                    block.decode()
+                    block.decode(block.weights)
                 raise RuntimeError(
                     "the device cannot decode a mask that the processor decodes; please report this"
                 )
