@@ -10,8 +10,9 @@ import errno
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -20,13 +21,15 @@ from pemncodec.decoding import decode
 from pemncodec.encoding import encode
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.atomic import write_file
+from pemncodec.format.index import INDEX_SUFFIX, SUFFIX, decode_index, index_name
 from pemncodec.format.info import FileInfo
 from pemncodec.format.reader import PemnFile
+from pemncodec.limits import Limits
 from pemncodec.remote.urls import is_url, last_part
 
 try:
     from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 except ModuleNotFoundError as error:
     if error.name != "huggingface_hub":  # but one that it needs
         raise
@@ -59,9 +62,9 @@ def from_pretrained(
 
     Args:
         pretrained_model_name_or_path: a folder or its URL, or "user/name" of a repository, whose
-            file is kept in the cache of `huggingface_hub`. A path of a file, or a URL that ends
-            with ".pemn", is taken as it is.
-        filename: of the .pemn file in it.
+            files are kept in the cache of `huggingface_hub`. A path of a file, or a URL that ends
+            with ".pemn" or ".pemn.index.json", is taken as it is.
+        filename: of the .pemn file in it, or of the model whose index is there.
         revision: branch, tag or commit of the repository.
         cache_dir: another folder for the cache.
         force_download: downloads also what is in the cache.
@@ -75,23 +78,25 @@ def from_pretrained(
     """
     name = os.fspath(pretrained_model_name_or_path)
     if is_url(name):
-        is_file = last_part(name).endswith(".pemn")
-        return decode(name if is_file else f"{name.rstrip('/')}/{filename}", **options)
+        if last_part(name).endswith((SUFFIX, INDEX_SUFFIX)):
+            return decode(name, **options)
+        return _decode_either(f"{name.rstrip('/')}/{filename}", options)
     if Path(name).is_dir():
-        return decode(Path(name, filename), **options)
+        return _decode_either(str(Path(name, filename)), options)
     if Path(name).is_file():
         return decode(name, **options)
+    download = partial(
+        hf_hub_download,
+        name,
+        revision=revision,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        force_download=force_download,
+        local_files_only=local_files_only,
+        token=token,
+        library_name="pemncodec",
+    )
     try:
-        path = hf_hub_download(
-            name,
-            filename,
-            revision=revision,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            library_name="pemncodec",
-        )
+        path = _downloaded(download, filename, options.get("limits") or Limits())
     except HFValidationError:
         raise FileNotFoundError(
             errno.ENOENT, "there is no such folder, and no repository has such a name", name
@@ -100,6 +105,32 @@ def from_pretrained(
         error.add_note(f"The Hub was asked, since there is no folder {name!r} here.")
         raise
     return decode(path, **options)
+
+
+def _decode_either(file: str, options: Mapping[str, Any]) -> nn.Module:
+    """The network of a path or URL, or of the index beside it where the model is in shards."""
+    try:
+        return decode(file, **options)
+    except FileNotFoundError as error:
+        try:
+            return decode(index_name(file), **options)
+        except FileNotFoundError:
+            raise error from None
+
+
+def _downloaded(download: Callable[..., str], filename: str, limits: Limits) -> str:
+    """The path of a file in the cache, or of the index whose shards are there, too."""
+    try:
+        return download(filename=filename)
+    except EntryNotFoundError as error:
+        index = index_name(filename)
+        try:
+            path = download(filename=index)
+        except EntryNotFoundError:
+            raise error from None
+    for shard in decode_index(Path(path).read_bytes(), limits).shards:
+        download(filename=str(PurePosixPath(index).with_name(shard)))
+    return path
 
 
 def save_pretrained(

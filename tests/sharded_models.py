@@ -8,8 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pemncodec
 from pemncodec.coders.masks import Preset
-from pemncodec.contents import Contents, MaskedTensor, PrototypePlace, StoredPrototype
+from pemncodec.contents import (
+    AliasTensor,
+    Contents,
+    DenseTensor,
+    MaskedTensor,
+    PrototypePlace,
+    StoredPrototype,
+    Tensor,
+)
+from pemncodec.format.header import AliasRow, MaskedRow
 from pemncodec.format.index import Shard, ShardIndex, encode_index, index_name, shard_names
 from pemncodec.format.writer import encode_contents
 
@@ -85,3 +95,20 @@ def _shared(contents: Contents, file: str, *, own: bool) -> Any:
         else p
         for index, p in enumerate(contents.prototypes)
     )
+
+
+def contents_of(data: bytes) -> Contents:
+    """What a file holds, to be written again."""
+    with pemncodec.open(data) as file:
+        tensors: list[Tensor] = []
+        for row in file.header.tensors:
+            if isinstance(row, AliasRow):
+                tensors.append(AliasTensor(row.name, row.target))
+            elif isinstance(row, MaskedRow):
+                mask = file.mask(row.name)
+                tensors.append(MaskedTensor(row.name, row.dtype, row.shape, row.fill, mask))
+            else:
+                values = file.tensor(row.name)
+                tensors.append(DenseTensor(row.name, row.dtype, row.shape, values))
+        prototypes = map(file.masked.prototype, range(len(file.header.prototypes)))
+        return Contents(tuple(prototypes), tuple(tensors), file.manifest, file.metadata)

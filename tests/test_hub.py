@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import pruned_net
+from sharded_models import contents_of, write_shards
 from torch import nn
 
 import pemncodec
@@ -158,6 +159,41 @@ def test_the_cache_is_used_without_a_network(network: bytes, tmp_path: Path) -> 
         from_pretrained("someone/net", cache_dir=tmp_path, local_files_only=True, revision="old")
     with pytest.raises(FileNotFoundError):
         from_pretrained("someone/other", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_shards_in_a_folder_and_in_the_cache(
+    network: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pemncodec.open(network) as file:
+        names = file.keys()
+    folder = tmp_path / "net"
+    folder.mkdir()
+    contents = contents_of(network)
+    index = write_shards(
+        folder, contents, {n: i % 3 for i, n in enumerate(names)}, name="model.pemn"
+    )
+    images = torch.randn(2, 3, 8, 8)
+    expected = pemncodec.decode(network)(images)
+    assert torch.equal(from_pretrained(folder)(images), expected)
+    assert torch.equal(from_pretrained(folder.as_uri())(images), expected)
+    assert torch.equal(from_pretrained(index.as_uri())(images), expected)
+    with pytest.raises(FileNotFoundError, match=r"other\.pemn"):
+        from_pretrained(folder, filename="other.pemn")
+
+    asked = []
+
+    def download(_: str, *, filename: str, **__: Any) -> str:
+        asked.append(filename)
+        if not (folder / Path(filename).name).exists():
+            raise huggingface_hub.errors.EntryNotFoundError(f"no {filename}")
+        return str(folder / Path(filename).name)
+
+    monkeypatch.setattr("pemncodec.hub.hf_hub_download", download)
+    assert torch.equal(from_pretrained("user/net", filename="sub/model.pemn")(images), expected)
+    shards = [f"sub/model-0000{number}-of-00003.pemn" for number in (1, 2, 3)]
+    assert asked == ["sub/model.pemn", "sub/model.pemn.index.json", *shards]
+    with pytest.raises(huggingface_hub.errors.EntryNotFoundError, match=r"no other\.pemn"):
+        from_pretrained("user/net", filename="other.pemn")
 
 
 @pytest.mark.parametrize("has_card", [False, True])

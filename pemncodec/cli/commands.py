@@ -6,6 +6,7 @@ import click
 
 from pemncodec import __version__
 from pemncodec.cli.decode import decode
+from pemncodec.cli.digest import digest
 from pemncodec.cli.encode import encode
 from pemncodec.cli.inspect import inspect
 from pemncodec.cli.report import report
@@ -22,5 +23,5 @@ def cli() -> None:
     """
 
 
-for command in (encode, decode, inspect, report, seed, verify):
+for command in (encode, decode, digest, inspect, report, seed, verify):
     cli.add_command(command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.futures import Future
 from pemncodec.contents import CARRIERS, Array, numel
 from pemncodec.errors import DecodeArgumentError
 from pemncodec.format.header import MaskedRow
+from pemncodec.format.index import INDEX_SUFFIX, SUFFIX
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.format.sections import Source
 from pemncodec.limits import Limits
@@ -47,8 +47,8 @@ class PemnReader(StorageReader):
         """Opens nothing yet.
 
         Args:
-            source: a path, a URL, a binary file object, or the bytes of a file, the same for every
-                rank; None takes the `checkpoint_id` of `load`.
+            source: as `pemncodec.open` takes it, the same for every rank; None takes the
+                `checkpoint_id` of `load`.
             prefix: what names have in front in the state dict: "model." for one that is an entry
                 "model" of what is loaded.
             limits: bounds on what the file may decode to.
@@ -64,8 +64,8 @@ class PemnReader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether a name is that of a .pemn file."""
-        return Path(os.fspath(checkpoint_id)).suffix == ".pemn"
+        """Whether a name is that of a .pemn file, or of an index of several."""
+        return os.fspath(checkpoint_id).endswith((SUFFIX, INDEX_SUFFIX))
 
     def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:
         """Names, dtypes and shapes, from the front of the file.

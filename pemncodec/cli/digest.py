@@ -1,0 +1,42 @@
+"""`pemn digest`: one number for all that a file decodes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import click
+
+from pemncodec.cli.options import json_option, max_memory_option, quiet_option, threads_option
+from pemncodec.cli.streams import FileName, named, opened
+from pemncodec.cli.terminal import print_json, steps, visible
+from pemncodec.format.file_digest import file_digest
+from pemncodec.remote.urls import shown
+
+
+@click.command(short_help="Print a digest of what a file decodes to.")
+@click.argument("sources", metavar="FILE…", type=FileName(), nargs=-1, required=True)
+@max_memory_option
+@threads_option
+@quiet_option
+@json_option
+def digest(sources: Sequence[str], max_memory: int, quiet: bool, as_json: bool) -> None:
+    """Print a SHA-256 digest of names, values, masks and architecture of each file.
+
+    It is the same for every preset, for seeds and stored values, in one file or in shards; text of
+    --metadata does not count.
+
+    \b
+    pemn digest net.pemn other.pemn.index.json
+    """
+    found = {}
+    with steps(quiet=quiet) as step:
+        for source in sources:
+            with opened(source, max_memory) as file, named(source):
+                what = f"hashing {visible(shown(source))}"
+                found[shown(source)] = file_digest(file, partial(step, what))
+    if as_json:
+        print_json({"files": [{"file": name, "digest": own} for name, own in found.items()]})
+    else:
+        for name, own in found.items():
+            click.echo(f"{own}  {visible(name)}")
