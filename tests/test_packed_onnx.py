@@ -30,6 +30,7 @@ from pemncodec.contents import (
 from pemncodec.export import KeptVector, NotPacked, to_onnx, to_program
 from pemncodec.format.writer import encode_contents
 from pemncodec.masking import Independent, MaxLayerPadding, OneLayer, RandomPadding, mask_model
+from pemncodec.values.rounding import round_to
 
 onnx = pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
 pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
@@ -205,6 +206,18 @@ def test_two_values_take_a_bit_each(dtype: torch.dtype) -> None:
     assert packed.ByteSize() < 2 * 10_164 / 8 + 4000
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_values_and_a_few_others(dtype: str) -> None:
+    """As signs of random numbers, of which hardly any are 0."""
+    values = np.where(np.random.default_rng(0).random(5203) < 0.5, -1, 1).astype(np.float32)
+    values[[0, 77, 5202]] = 0, 0.5, -0.0
+    stored = round_to(values, dtype)
+    file = crafted(linear_network(), [StoredPrototype(stored, dtype)], [Fill(0), Fill(0, 0, 0.3)])
+    assert checked(file).ByteSize() < 3 * 5203 / 8 + 4000
+    program = to_program(file, packed=True)
+    assert torch.equal(program.module()(ROWS), pemncodec.decode(file)(ROWS))
+
+
 def test_tensors_of_every_kind() -> None:
     torch.manual_seed(0)
     model = with_random_padding(Every())
@@ -354,12 +367,11 @@ def test_vectors_that_stay_whole(
     command = ["decode", str(tmp_path / "net.pemn"), "--packed", "-o", str(tmp_path / "net.onnx")]
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
-    why = {
-        "no seed": "that 2 tensors share and no seed makes is kept whole",
-        "a seed": "that 2 tensors take is kept whole: operators that make their values of a seed "
-        "would take too many bytes or too much memory",
-    }[made_of]
-    assert result.output.splitlines()[1:] == [f"the vector of 5,203 values {why}"]
+    why = (
+        ": operators that make their values of a seed would take too many bytes or too much memory"
+    )
+    vector = f"the vector of 5,203 values of {made_of}, for 2 tensors, is kept whole"
+    assert result.output.splitlines()[1:] == [vector + why * (made_of == "a seed")]
 
 
 def test_what_stays_dense(tmp_path: Path) -> None:

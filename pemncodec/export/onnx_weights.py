@@ -105,16 +105,26 @@ class MaskedTensors:
         elif isinstance(own, TorchPrototype):
             values = self._drawn.add(own)
         elif isinstance(own, TwoValues):
-            first, second = own.pair if dtype == "float64" else widen(own.pair, prototype.dtype)
-            which = _mask(graph, own.bits, (own.count,))
-            pair = graph.scalar(second, dtype), graph.scalar(first, dtype)
-            values = graph.node("Where", which, *pair)
+            values = self._two_values(own, dtype, prototype.dtype)
         else:
             values = graph.constant(own, prototype.dtype)
             values = values if prototype.dtype == dtype else graph.cast(values, dtype)
         if row.fill.scale == 1:
             return values
         return graph.node("Mul", values, graph.scalar(row.fill.scale, dtype))
+
+    def _two_values(self, own: TwoValues, dtype: str, stored: str) -> str:
+        graph = self._graph
+        (first, second), others = (
+            numbers if dtype == "float64" else widen(numbers, stored)
+            for numbers in (own.pair, own.others)
+        )
+        which = _mask(graph, own.bits, (own.count,))
+        values = graph.node("Where", which, graph.scalar(second, dtype), graph.scalar(first, dtype))
+        if not own.places.size:
+            return values
+        places, exact = graph.constant(own.places, "int32"), graph.constant(others, dtype)
+        return graph.node("ScatterElements", values, places, exact)
 
     def _key(self, row: MaskedRow) -> tuple[Any, ...]:
         return row.fill.prototype, row.fill.scale, self._dtype(row)

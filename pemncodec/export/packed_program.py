@@ -9,6 +9,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
@@ -88,6 +89,10 @@ class _Weights(nn.Module):
             assert not isinstance(own, TorchPrototype)  # no operators of torch make their words
             if isinstance(own, TwoValues):
                 self._keep(f"signs_{index}", torch.from_numpy(own.bits))
+                if own.places.size:
+                    self._keep(f"places_{index}", torch.from_numpy(own.places.astype(np.int64)))
+                    others = array_to_tensor(own.others, prototype.dtype, _CPU)
+                    self._keep(f"others_{index}", others)
                 own = own.pair
             self._keep(f"prototype_{index}", array_to_tensor(own, prototype.dtype, _CPU))
 
@@ -113,7 +118,10 @@ class _Weights(nn.Module):
             values = self._kept(f"prototype_{index}")
             if isinstance(seeded, TwoValues):
                 which = self._unpacked(self._kept(f"signs_{index}"), seeded.count)
-                return torch.where(which, values[1], values[0])
+                values = torch.where(which, values[1], values[0])
+                if seeded.places.size:
+                    places, others = self._kept(f"places_{index}"), self._kept(f"others_{index}")
+                    values = values.index_copy(0, places, others)
             return values
         kind, seed, stream = seeded.distribution, seeded.seed, seeded.stream
         count = seeded.period or min(seeded.length, prototype.needed)

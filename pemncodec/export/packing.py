@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from pemncodec.coders.packed import unpack
 from pemncodec.contents import (
@@ -27,8 +28,9 @@ from pemncodec.values.fill import prototype_values, used_values
 
 _OPERATOR_BYTES: Final = 1 << 14  # that make seeded values, with their table, in an ONNX file
 _TENSOR_BYTES: Final = 400  # names and operators of one packed tensor
-_KINDS: Final = 2  # of values that take a bit each
-_SAMPLE: Final = 1000  # values that tell nearly always that there are more
+_SAMPLE: Final = 1000  # values that tell nearly always that there are more than two
+_FEW_KINDS: Final = 6  # in the sample, where nearly all are two
+_FEW_SHARE: Final = 256  # of values, at most one of so many is neither of the two
 
 _OPERATORS_TOO_LARGE: Final = (
     "operators that make their values of a seed would take too many bytes or too much memory"
@@ -38,17 +40,21 @@ _VALUES_OF_ITS_OWN: Final = "each weight has a value of its own, which no seed m
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TwoValues:
-    """Values of which only two are different.
+    """Values of which all but a few are one of two.
 
     Attributes:
         bits: uint8 [ceil(values / 8)], 1 for the second of the two.
         count: of the values.
         pair: [2], in the carrier dtype of the prototype.
+        places: int32, of the few: signs of random numbers are seldom 0.
+        others: these values, in the carrier dtype of the prototype.
     """
 
     bits: PackedMask
     count: int
     pair: Array
+    places: npt.NDArray[np.int32]
+    others: Array
 
 
 Values = Array | TwoValues | Seeded
@@ -96,10 +102,9 @@ class KeptVector:
     @property
     def in_words(self) -> str:
         """What it is, and why, on one line."""
-        which = "take" if self.of_seed else "share and no seed makes"
-        tensors = f"{len(self.names)} tensors {which}"
-        whole = f"the vector of {self.count:,} values that {tensors} is kept whole"
-        return f"{whole}: {_OPERATORS_TOO_LARGE}" if self.of_seed else whole
+        tensors = f"{len(self.names)} tensor" + "s" * (len(self.names) != 1)
+        seed, why = ("a seed", f": {_OPERATORS_TOO_LARGE}") if self.of_seed else ("no seed", "")
+        return f"the vector of {self.count:,} values of {seed}, for {tensors}, is kept whole{why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ class NotPacked:
 
     Attributes:
         dense: names of masked tensors that are stored as weights, and why.
-        vectors: that have at least half as many values as one of the tensors that take them.
+        vectors: with at least half as many values as the largest of the tensors that take them.
     """
 
     dense: Mapping[str, str] = field(default_factory=dict)
@@ -170,8 +175,8 @@ def plan_packing(
             continue
         dtype = prototype.dtype if isinstance(prototype, StoredPrototype) else "float32"
         prototypes[index] = PackedPrototype(values, dtype, prototype.length, _needed(users[index]))
-        smallest = min(4 * numel(row.shape) for row in rows)
-        if isinstance(values, np.ndarray) and 2 * values.nbytes >= smallest:
+        largest = max(numel(row.shape) for row in rows)
+        if isinstance(values, np.ndarray) and 2 * values.size >= largest:
             names = tuple(row.name for row in rows)
             vectors.append(KeptVector(values.size, names, of_seed))
     packed = {m.row.name: m for index in prototypes for m in users[index]}
@@ -192,17 +197,22 @@ def _shortest(prototype: Prototype, users: Sequence[MaskedValues]) -> Array | Tw
     """The values of a prototype that tensors need; those that no mask uses may be others."""
     values = prototype_values(prototype)[: _needed(users)]
     bits = bits_of(values)
-    if np.unique(bits[:_SAMPLE]).size > _KINDS + 1:
+    if np.unique(bits[:_SAMPLE]).size > _FEW_KINDS:
         return values
-    kinds = np.unique(bits)
-    if kinds.size == _KINDS + 1 and kinds[0] == 0:  # +0.0 where no mask uses a stored one
+    known = bits != 0  # a stored value that no mask uses is +0.0
+    if not known.all():
         fills = ((m.row.fill.offset, unpack(m.packed_mask(), numel(m.row.shape))) for m in users)
-        if not (bits[used_values(prototype.length, fills)[: values.size]] == 0).any():
-            kinds = kinds[1:]
-    if kinds.size != _KINDS:
+        known |= used_values(prototype.length, fills)[: values.size]
+    kinds, counts = np.unique(bits[known], return_counts=True)
+    if kinds.size < 2:
         return values
-    packed = np.packbits(bits == kinds[1], bitorder="little")
-    return TwoValues(packed, values.size, kinds.view(values.dtype))
+    first, second = pair = np.sort(kinds[np.argsort(counts)[-2:]])
+    places = np.flatnonzero(known & (bits != first) & (bits != second))
+    if places.size > values.size // _FEW_SHARE:
+        return values
+    packed = np.packbits(bits == second, bitorder="little")
+    which = places.astype(np.int32)
+    return TwoValues(packed, values.size, pair.view(values.dtype), which, values[places])
 
 
 def _needed(users: Sequence[MaskedValues]) -> int:
@@ -215,7 +225,7 @@ def _last(row: MaskedRow) -> int:
 
 def _bytes_of(values: Values) -> int:
     if isinstance(values, TwoValues):
-        return values.bits.nbytes
+        return values.bits.nbytes + values.places.nbytes + values.others.nbytes
     return values.nbytes if isinstance(values, np.ndarray) else 0
 
 
