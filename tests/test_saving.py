@@ -161,5 +161,6 @@ runpy.run_module("pemncodec", run_name="__main__")
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
     assert result.returncode == 1
-    assert result.stderr.decode().strip() == f"pemn: {name}: File too large"
+    room = "make room there, or name another place (-o; TMPDIR for temporary files)"
+    assert result.stderr.decode().strip() == f"pemn: {name}: File too large; {room}"
     assert [path.name for path in tmp_path.iterdir()] == ["net.pemn"]

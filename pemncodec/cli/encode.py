@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO, Final, cast
 
 import click
 
@@ -41,6 +43,8 @@ from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.format.atomic import write_file
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.remote.urls import is_url, last_part, shown
+
+_IN_MEMORY: Final = 1 << 24  # bytes that wait for standard output; more of them in a file
 
 
 @click.command(short_help="Encode a checkpoint of a masked network.")
@@ -171,7 +175,9 @@ def encode(
     suffix = Path(last_part(output) if is_url(output) else output).suffix
     if suffix not in ("", ".pemn") and (is_url(output) or not _is_device(Path(output))):
         raise click.BadParameter(f"{shown(output)} must end in .pemn", param_hint="-o")
-    written = io.BytesIO()  # for standard output, which code of the user may not reach meanwhile
+    # For standard output, which code of the user may not reach meanwhile.
+    waiting = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 closed with the context
+    written = cast("BinaryIO", click.get_current_context().with_resource(waiting))
     with steps(quiet=quiet) as step, user_code():
         step("loading torch", None)
         from pemncodec.checkpoints.reading import with_recorded
@@ -205,7 +211,8 @@ def encode(
                 report = encode_with(options, loaded.source, target, step)
     if output == STDIO:
         with output_target(output) as stdout:
-            write_file([written.getbuffer()], stdout)
+            written.seek(0)
+            write_file(iter(partial(written.read, 1 << 20), b""), stdout)
     if as_json:
         print_json(report_json(report), to_stderr=output == STDIO)
     elif not quiet:

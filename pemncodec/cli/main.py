@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 
 from pemncodec.cli.commands import cli
 from pemncodec.cli.streams import fail
 from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, PemnError
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM: Final = "; make room there, or name another place (-o; TMPDIR for temporary files)"
 
 
 def main() -> None:
@@ -47,11 +52,11 @@ def in_one_line(error: Exception) -> tuple[str, int]:
         case PemnError():
             return str(error), 1
         case OSError():
+            cause = f"{error.strerror}{_NO_ROOM if error.errno in _FULL else ''}"
             # Not the name of a temporary file beside the target.
             if isinstance(error.filename, str) and ".pemn-" in Path(error.filename).name:
-                return f"cannot write in {Path(error.filename).parent}: {error.strerror}", 1
-            named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            return named, 1
+                return f"cannot write in {Path(error.filename).parent}: {cause}", 1
+            return f"{error.filename}: {cause}" if error.filename else str(error), 1
         case MemoryError():
             return "out of memory", 1
     raise error

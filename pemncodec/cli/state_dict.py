@@ -43,6 +43,9 @@ def save_state_dict(file: PemnFile, output: str, device: str, step: Step) -> Non
             _save_torch(state, output)
             return
         values = partial(_arrays, state)
+    if output == STDIO:  # from which nothing can be taken back
+        step("checking", None)
+        file.check_sections()
     with output_target(output) as target:
         write_file(safetensors_pieces(file, values, lambda share: step("writing", share)), target)
 

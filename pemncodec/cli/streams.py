@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -103,10 +104,12 @@ def checkpoint_path(source: str) -> Iterator[Path]:
     if source != STDIO and not path.is_fifo():
         yield path
         return
-    data = sys.stdin.buffer.read() if source == STDIO else path.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         spooled = Path(folder) / "checkpoint"
-        spooled.write_bytes(data)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(named_errors(folder))
+            piped = sys.stdin.buffer if source == STDIO else stack.enter_context(path.open("rb"))
+            shutil.copyfileobj(piped, stack.enter_context(spooled.open("wb")))
         yield spooled
 
 

@@ -21,7 +21,7 @@ from pemncodec.errors import (
     TruncatedError,
     UnsupportedVersionError,
 )
-from pemncodec.limits import Limits
+from pemncodec.limits import RAISED_BY, Limits
 from pemncodec.spool import Spooled
 
 SIGNATURE = b"\x89PMN\r\n\x1a\n"
@@ -155,6 +155,16 @@ def check_file_size(actual: int, container: Container) -> None:
         raise CorruptError(
             "trailing", f"{actual - container.file_size} bytes behind the end of the file"
         )
+
+
+def check_stored_size(size: int, limits: Limits) -> None:
+    """Raises LimitError where a file has more bytes than all that may be decoded from it.
+
+    Coded tensors are hardly ever larger than decoded ones.
+    """
+    most = limits.decoded_bytes + limits.header_bytes + limits.manifest_bytes
+    if size > most:
+        raise LimitError("limit", f"a file of {size:,} bytes, the limit is {most:,}: {RAISED_BY}")
 
 
 def check_signature(prefix: bytes) -> None:

@@ -249,6 +249,16 @@ class PemnFile:
                 progress(done / count)
         self.verify_rest()
 
+    def check_sections(self) -> None:
+        """Reads every section once.
+
+        Raises:
+            DecodeError: a checksum does not match.
+        """
+        self.expect()
+        for index in range(len(self.container.sections)):
+            self._source.read(index)
+
     def verify_rest(self) -> None:
         """Decodes what no tensor's values depend on: the manifest, prototypes without a user."""
         _ = self.manifest

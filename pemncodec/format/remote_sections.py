@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from pemncodec.errors import LimitError, ShardError
+from pemncodec.errors import ShardError
 from pemncodec.format.container import (
     SectionEntry,
     check_file_size,
     check_section,
+    check_stored_size,
     decode_container,
 )
 from pemncodec.format.header import Header, decode_header
 from pemncodec.format.sections import Place, SectionSource, in_file
-from pemncodec.limits import RAISED_BY, Limits
+from pemncodec.limits import Limits
 from pemncodec.remote.ranges import Ranges, open_ranges
 from pemncodec.remote.urls import beside
 from pemncodec.spool import Spool, Spooled
@@ -56,13 +57,7 @@ class RemoteSections:
         try:
             self.container = decode_container(self._beginning, limits)
             check_file_size(self._ranges.size, self.container)
-            # Coded tensors are hardly ever larger than decoded ones: so much is not downloaded.
-            most = limits.decoded_bytes + limits.header_bytes + limits.manifest_bytes
-            if self._ranges.size > most:
-                raise LimitError(
-                    "limit",
-                    f"a file of {self._ranges.size:,} bytes, the limit is {most:,}: {RAISED_BY}",
-                )
+            check_stored_size(self._ranges.size, limits)  # so much is not downloaded
             count = len(self.container.sections)
             self.header: Header = decode_header(self.container.header, count, limits)
         except BaseException:

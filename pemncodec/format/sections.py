@@ -12,15 +12,15 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 from pemncodec.errors import DecodeError, ShardError
 from pemncodec.format.container import (
-    SIGNATURE,
     Container,
     check_file_size,
-    check_signature,
+    check_stored_size,
     decode_container,
     read_section,
     read_up_to,
 )
 from pemncodec.format.header import Header, decode_header
+from pemncodec.format.pipes import taken_in
 from pemncodec.limits import Limits
 
 Source = str | os.PathLike[str] | BinaryIO | bytes | memoryview
@@ -90,9 +90,10 @@ class StreamSections:
         self._limits = limits
         self._opened = self._stream = _opened(source)
         try:
-            self._stream = _seekable(self._opened)
+            self._stream = _seekable(self._opened, limits)
             self.container = decode_container(self._stream, limits)
             check_file_size(self._stream.seek(0, os.SEEK_END), self.container)
+            check_stored_size(self.container.file_size, limits)
             count = len(self.container.sections)
             self.header: Header = decode_header(self.container.header, count, limits)
         except BaseException:
@@ -124,6 +125,8 @@ class StreamSections:
     def close(self) -> None:
         if self._owned:
             self._opened.close()
+        if self._stream is not self._opened:
+            self._stream.close()
 
 
 class ReopenedSections:
@@ -164,15 +167,13 @@ def _opened(source: Source) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
 
 
-def _seekable(stream: BinaryIO) -> BinaryIO:
-    """The stream from its first byte, or, from a pipe, all of it in memory."""
+def _seekable(stream: BinaryIO, limits: Limits) -> BinaryIO:
+    """The stream from its first byte; of a pipe, what it gave."""
     if not hasattr(stream, "seekable"):
         kind = type(stream).__name__
         raise TypeError(f"expected a path, a binary file object or bytes, not {kind}")
     if not stream.seekable():
-        head = read_up_to(stream, len(SIGNATURE))
-        check_signature(head)  # before everything else is taken in
-        return io.BytesIO(head + stream.read())
+        return taken_in(stream, limits)
     stream.seek(0)
     return stream
 
