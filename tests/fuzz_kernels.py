@@ -339,6 +339,18 @@ def packed_product(random: Random) -> Arguments:
     } | product_of(random)
 
 
+def column_product(random: Random) -> Arguments:
+    given, rows = packed_product(random), random.choice((1, 2, 63, 64, 65, 200))
+    columns, batch = size_up_to(random, 1300), random.choice((1, 2, 5, 17))
+    del given["columns"]
+    return given | {
+        "bits": mask_of(random, rows * columns),
+        "rows": rows,
+        "inputs": memory(random, floats(random, batch * rows)),
+        "out": room(random, 4 * batch * columns),
+    }
+
+
 def signed_product(random: Random) -> Arguments:
     period = max(1, size_up_to(random, 9000))
     return {
@@ -462,7 +474,8 @@ MAKERS: dict[str, Callable[[Random], Arguments]] = {
         philox4x32, quantiles, expand, expand_normal, rans_encode, rans_decode,
         rans_decode_first, runs_encode,
         runs_decode, mixing_encode, mixing_decode, top_k, keep_largest, magnitude_gradient,
-        packed_product, signed_product, mersenne_solve, mersenne_pull_back, mersenne_seeds,
+        packed_product, column_product, signed_product, mersenne_solve, mersenne_pull_back,
+        mersenne_seeds,
         mersenne_seed, mersenne_advance, mersenne_words, torch_normal, torch_uniform, expand_drawn,
         allow_large_pages,
     )
@@ -474,6 +487,7 @@ FLOATS = {
     "keep_largest": ["scores"],
     "magnitude_gradient": ["gradient", "values"],
     "packed_product": ["values", "inputs"],
+    "column_product": ["values", "inputs"],
     "signed_product": ["constant", "inputs"],
 }
 

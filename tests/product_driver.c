@@ -15,16 +15,18 @@ static Bytes take(size_t size)
 
 int main(void)
 {
-    uint64_t numbers[9]; /* of signs or not; period, offset, columns; sizes */
+    uint64_t numbers[9]; /* which kernel; period, offset, columns; sizes */
     prepare_kernels();
     while (fread(numbers, sizeof numbers, 1, stdin) == 1) {
         Bytes bits = take(numbers[4]), values = take(numbers[5]), constant = take(numbers[6]);
         Bytes inputs = take(numbers[7]);
         Room out = {calloc(numbers[8] + 1, 1), numbers[8]};
         const char *error =
-            numbers[0] ? signed_product(bits, values, numbers[1], numbers[2], constant, numbers[3],
-                                        inputs, out, 1)
-                       : packed_product(bits, values, numbers[2], numbers[3], inputs, out, 1);
+            numbers[0] == 0 ? packed_product(bits, values, numbers[2], numbers[3], inputs, out, 1)
+            : numbers[0] == 1
+                ? column_product(bits, values, numbers[2], numbers[3], inputs, out, 1)
+                : signed_product(bits, values, numbers[1], numbers[2], constant, numbers[3], inputs,
+                                 out, 1);
         if (error != NULL || fwrite(out.at, 1, out.size, stdout) != out.size)
             return 1;
     }

@@ -1144,6 +1144,7 @@ def valid_calls() -> dict[str, list[object]]:
         "keep_largest": [np.zeros(8, np.float32), 1, 3, bytes(32), np.zeros(8, np.float32), 2],
         "magnitude_gradient": [bytes(8), bytes(8), bytes(8), np.zeros(2, np.float32), 2],
         "packed_product": [b"\xff", bytes(12), 1, 4, bytes(32), np.zeros(4, np.float32), 2],
+        "column_product": [b"\xff", bytes(12), 1, 4, bytes(32), np.zeros(4, np.float32), 2],
         "signed_product": [
             b"\xff", b"\x05", 3, 1, bytes(4), 4, bytes(32), np.zeros(4, np.float32), 2
         ],
@@ -1179,6 +1180,7 @@ KEYWORDS = {
     "keep_largest": ["scores", "magnitude", "kept", "values", "out", "threads"],
     "magnitude_gradient": ["gradient", "values", "scores", "out", "threads"],
     "packed_product": ["bits", "values", "offset", "columns", "inputs", "out", "threads"],
+    "column_product": ["bits", "values", "offset", "rows", "inputs", "out", "threads"],
     "signed_product": [
         "bits",
         "signs",

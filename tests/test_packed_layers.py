@@ -74,6 +74,49 @@ def test_products_of_few_inputs(which: str, shape: tuple[int, int]) -> None:
     assert torch.allclose(layer(transposed), layer(transposed.contiguous()))
 
 
+class Conv1D(nn.Module):
+    """As in transformers: the weight is [inputs, outputs]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], -1)
+
+
+@pytest.mark.parametrize("which", HELD)
+@pytest.mark.parametrize("shape", [(40, 64), (170, 13), (1, 1600), (700, 3)])
+@pytest.mark.usefixtures("no_expansion")
+def test_products_of_columns(which: str, shape: tuple[int, int]) -> None:
+    packed, dense = weights(KINDS[which], shape)
+    inputs, outputs = shape
+    layer = installed(Conv1D(inputs, outputs), packed)
+    torch.manual_seed(0)
+    for given in (torch.randn(inputs), torch.randn(1, inputs), torch.randn(2, 2, inputs)):
+        exact = given.double() @ dense.double()
+        magnitude = given.double().abs() @ dense.double().abs()
+        unit = (inputs + 3) * 2.0**-24
+        with torch.no_grad():
+            error = (given @ layer.weight).double() - exact
+            biased = layer(given).double() - (exact + layer.bias.double())
+        assert (error.abs() <= unit / (1 - unit) * magnitude).all()
+        magnitude = magnitude + layer.bias.double().abs()
+        assert (biased.abs() <= unit / (1 - unit) * magnitude).all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own
+def test_products_of_columns_are_compiled() -> None:
+    packed, dense = weights(KINDS["stored"], (24, 16))
+    layer, given = installed(Conv1D(24, 16), packed), torch.randn(2, 24)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(given), layer(given))
+        assert torch.allclose(layer(given), given @ dense + layer.bias, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("which", "dtype", "batch"),
     [

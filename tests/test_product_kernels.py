@@ -20,16 +20,25 @@ from torch.nn.functional import linear
 from pemncodec.kernels import twins
 
 CONSTANT = np.float32(0.37)
-NAMES = ["packed_product", "signed_product"]
+NAMES = ["packed_product", "column_product", "signed_product"]
 # Rows that begin within a byte, that end within what a kernel does at once, and that are long.
 SHAPES = [
     (1, 1, 1), (3, 5, 2), (17, 33, 1), (5, 63, 3), (16, 64, 1), (21, 1000, 5), (40, 512, 16),
-    (9, 1056, 17), (33, 2049, 1), (4, 4111, 7),
+    (9, 1056, 17), (33, 2049, 1), (4, 4111, 7), (1200, 70, 5),
 ]  # fmt: skip
 PERIODS = [1, 7, 64, 1009, 30_000, 400_000]
 
 SOURCES_OF_PRODUCTS = [
-    *("product", "signed_product", "parallel", "expand", "generator", "mersenne", "pages"),
+    *(
+        "product",
+        "column_product",
+        "signed_product",
+        "parallel",
+        "expand",
+        "generator",
+        "mersenne",
+        "pages",
+    ),
     "torch_values",
 ]
 
@@ -60,6 +69,8 @@ def arguments_of(name: str, case: Case) -> Case:
     }
     if name == "packed_product":
         return arguments | {"values": case["values"]}
+    if name == "column_product":
+        return arguments | {"values": case["values"], "rows": arguments.pop("columns")}
     signs = np.packbits(case["positive"], bitorder="little")
     constant = CONSTANT.reshape(1)
     return arguments | {"signs": signs, "period": case["positive"].size, "constant": constant}
@@ -78,9 +89,10 @@ def weights_of(name: str, case: Case) -> NDArray[np.float32]:
     if name == "signed_product":
         values = np.where(case["positive"], CONSTANT, -CONSTANT)
     repeated = values[(case["offset"] + np.arange(case["mask"].size)) % values.size]
-    return np.where(case["mask"], repeated, np.float32(0)).reshape(
-        case["rows"], case["inputs"].shape[1]
-    )
+    weights = np.where(case["mask"], repeated, np.float32(0))
+    if name == "column_product":
+        return weights.reshape(case["inputs"].shape[1], case["rows"]).T
+    return weights.reshape(case["rows"], case["inputs"].shape[1])
 
 
 def is_a_sum_of_products(
@@ -168,6 +180,8 @@ def test_bits_behind_the_last_weight_are_ignored(kernel: ModuleType) -> None:
     ones = np.ones((1, 3), np.float32)
     kernel.packed_product(b"\xff\xff", ones, 0, 3, ones, out, 1)
     assert out.tolist() == [[3, 3, 3]]
+    kernel.column_product(b"\xff\xff", ones, 0, 3, ones, out, 1)
+    assert out.tolist() == [[3, 3, 3]]
     kernel.signed_product(b"\xff\xff", b"\xff", 3, 1, ones[:, :1], 3, ones, out, 1)
     assert out.tolist() == [[3, 3, 3]]
 
@@ -176,6 +190,8 @@ def test_inputs_that_are_not_finite(kernel: ModuleType) -> None:
     """A masked weight is a zero, whose product with them is NaN; signs only add what is kept."""
     inputs, out = np.array([[np.inf, 1]], np.float32), np.empty((1, 2), np.float32)
     kernel.packed_product(b"\x0e", np.ones(1, np.float32), 0, 2, inputs, out, 1)
+    assert np.array_equal(out, [[np.nan, np.inf]], equal_nan=True)
+    kernel.column_product(b"\x0e", np.ones(1, np.float32), 0, 2, inputs, out, 1)
     assert np.array_equal(out, [[np.nan, np.inf]], equal_nan=True)
     kernel.signed_product(b"\x0e", b"\0", 1, 0, np.ones(1, np.float32), 2, inputs, out, 1)
     assert out.tolist() == [[-1, -np.inf]]
@@ -218,8 +234,13 @@ GOOD = {
     ],
 )
 def test_products_refuse(kernel: ModuleType, name: str, wrong: Case, message: str) -> None:
-    left_out = {"signs", "period", "constant"} if name == "packed_product" else {"values"}
+    left_out = {"values"} if name == "signed_product" else {"signs", "period", "constant"}
     good = {key: value for key, value in GOOD.items() if key not in left_out}
+    if name == "column_product":
+        good, wrong = (
+            {"rows" if k == "columns" else k: v for k, v in d.items()} for d in (good, wrong)
+        )
+        message = message.replace("columns", "rows")
     getattr(kernel, name)(**good)
     if left_out & wrong.keys():
         return
@@ -245,7 +266,8 @@ def test_products_of_an_emulated_processor(machine: str, tmp_path: Path) -> None
             constant = arguments.get("constant", b"")
             parts = [arguments["bits"], values, constant, arguments["inputs"]]
             sizes = [memoryview(part).nbytes for part in [*parts, arguments["out"]]]
-            numbers = [name == "signed_product", 1009, 700, arguments["columns"], *sizes]
+            size = arguments["rows" if name == "column_product" else "columns"]
+            numbers = [NAMES.index(name), 1009, 700, size, *sizes]
             calls += np.array(numbers, np.uint64).tobytes() + b"".join(map(bytes, parts))
             expected += product(twins, name, given).tobytes()
     result = subprocess.run(

@@ -16,6 +16,7 @@ IMPLEMENTATION: str
 try:
     from pemncodec.kernels._native import (
         allow_large_pages,
+        column_product,
         expand,
         expand_drawn,
         expand_normal,
@@ -52,6 +53,7 @@ except ImportError as error:
         )
     from pemncodec.kernels.twins import (
         allow_large_pages,
+        column_product,
         expand,
         expand_drawn,
         expand_normal,
@@ -86,6 +88,7 @@ else:
 __all__ = [
     "IMPLEMENTATION",
     "allow_large_pages",
+    "column_product",
     "expand",
     "expand_drawn",
     "expand_normal",

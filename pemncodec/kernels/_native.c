@@ -156,10 +156,8 @@ CALLED(allow_large_pages)
     static char *names[] = {"out", NULL};
     Py_buffer out = {0};
     const char *error = raised;
-    if (PARSE("O&:allow_large_pages", names, writable, &out)) {
-        allow_large_pages(out.buf, (size_t)out.len);
-        error = NULL;
-    }
+    if (PARSE("O&:allow_large_pages", names, writable, &out))
+        error = (allow_large_pages(out.buf, (size_t)out.len), NULL);
     PyBuffer_Release(&out);
     return none_or_raise(error);
 }
@@ -336,24 +334,26 @@ CALLED(magnitude_gradient)
     return none_or_raise(error);
 }
 
-CALLED(packed_product)
-{
-    static char *names[] = {"bits", "values", "offset", "columns", "inputs", "out", "threads", NULL};
-    Py_buffer bits = {0}, values = {0}, inputs = {0}, out = {0};
-    Integer offset = ANY("offset"), columns = {"columns", 1, UINT64_MAX, 0};
-    Integer threads = {"threads", 1, UINT64_MAX, 0};
-    const char *error = raised;
-    if (PARSE("O&O&O&O&O&O&O&:packed_product", names, readable, &bits, readable, &values, integer,
-              &offset, integer, &columns, readable, &inputs, writable, &out, integer, &threads))
-        WITHOUT_GIL(error = packed_product(bytes_of(&bits), bytes_of(&values), offset.value,
-                                           columns.value, bytes_of(&inputs), room_of(&out),
-                                           threads.value));
-    PyBuffer_Release(&bits);
-    PyBuffer_Release(&values);
-    PyBuffer_Release(&inputs);
-    PyBuffer_Release(&out);
-    return none_or_raise(error);
-}
+#define PRODUCT(NAME, SIZE) \
+    CALLED(NAME) \
+    { \
+        static char *names[] = {"bits", "values", "offset", SIZE, "inputs", "out", "threads", NULL}; \
+        Py_buffer bits = {0}, values = {0}, inputs = {0}, out = {0}; \
+        Integer offset = ANY("offset"), size = {SIZE, 1, UINT64_MAX, 0}; \
+        Integer threads = {"threads", 1, UINT64_MAX, 0}; \
+        const char *error = raised; \
+        if (PARSE("O&O&O&O&O&O&O&:" #NAME, names, readable, &bits, readable, &values, integer, \
+                  &offset, integer, &size, readable, &inputs, writable, &out, integer, &threads)) \
+            WITHOUT_GIL(error = NAME(bytes_of(&bits), bytes_of(&values), offset.value, size.value, \
+                                     bytes_of(&inputs), room_of(&out), threads.value)); \
+        PyBuffer_Release(&bits); \
+        PyBuffer_Release(&values); \
+        PyBuffer_Release(&inputs); \
+        PyBuffer_Release(&out); \
+        return none_or_raise(error); \
+    }
+PRODUCT(packed_product, "columns")
+PRODUCT(column_product, "rows")
 
 CALLED(signed_product)
 {
@@ -432,14 +432,13 @@ CALLED(mersenne_seeds)
     {#name, (PyCFunction)(void (*)(void))called_##name, METH_VARARGS | METH_KEYWORDS, NULL}
 
 static PyMethodDef methods[] = {
-    METHOD(philox4x32), METHOD(quantiles), METHOD(expand), METHOD(expand_normal),
-    METHOD(expand_drawn), METHOD(allow_large_pages), METHOD(rans_encode), METHOD(rans_decode),
-    METHOD(rans_decode_first), METHOD(runs_encode), METHOD(runs_decode),
-    METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k), METHOD(keep_largest),
-    METHOD(packed_product), METHOD(signed_product),
-    METHOD(magnitude_gradient), METHOD(mersenne_solve), METHOD(mersenne_seed),
-    METHOD(mersenne_advance), METHOD(mersenne_words), METHOD(mersenne_pull_back),
-    METHOD(mersenne_seeds), METHOD(torch_normal), METHOD(torch_uniform),
+    METHOD(philox4x32), METHOD(quantiles), METHOD(expand), METHOD(expand_normal), METHOD(expand_drawn),
+    METHOD(allow_large_pages), METHOD(rans_encode), METHOD(rans_decode), METHOD(rans_decode_first),
+    METHOD(runs_encode), METHOD(runs_decode), METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k),
+    METHOD(keep_largest), METHOD(magnitude_gradient), METHOD(packed_product), METHOD(column_product),
+    METHOD(signed_product), METHOD(mersenne_solve), METHOD(mersenne_seed), METHOD(mersenne_advance),
+    METHOD(mersenne_words), METHOD(mersenne_pull_back), METHOD(mersenne_seeds), METHOD(torch_normal),
+    METHOD(torch_uniform),
     {0},
 };
 

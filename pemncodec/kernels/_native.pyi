@@ -45,6 +45,15 @@ def packed_product(
     out: Buffer,
     threads: int,
 ) -> None: ...
+def column_product(
+    bits: Buffer,
+    values: Buffer,
+    offset: int,
+    rows: int,
+    inputs: Buffer,
+    out: Buffer,
+    threads: int,
+) -> None: ...
 def signed_product(
     bits: Buffer,
     signs: Buffer,

@@ -146,10 +146,14 @@ const char *mersenne_seeds(Bytes masks, Bytes parities, uint64_t places, uint64_
 const char *magnitude_gradient(Bytes gradient, Bytes values, Bytes scores, Room out,
                                uint64_t threads);
 
-/* ---- product.c, signed_product.c: products of inputs and masked weights ---- */
+/* ---- product.c, column_product.c, signed_product.c: products of inputs and masked weights ---- */
 
 /* Writes the products of inputs and a matrix of `columns`, of repeated values under a mask; floats. */
 const char *packed_product(Bytes bits, Bytes values, uint64_t offset, uint64_t columns, Bytes inputs,
+                           Room out, uint64_t threads);
+
+/* As above, of a matrix of `rows` that is stored transposed: as many as there are of each input. */
+const char *column_product(Bytes bits, Bytes values, uint64_t offset, uint64_t rows, Bytes inputs,
                            Room out, uint64_t threads);
 
 /* As above, of a constant, a float, with repeated signs. */

@@ -230,15 +230,6 @@ static void pad_inputs(const Product *all, const unsigned char *inputs)
     }
 }
 
-static void repeat_values(const Product *all, size_t count)
-{
-    uint64_t at = all->edge_from;
-    for (size_t done = 0, taken; done < count; done += taken, at = 0) {
-        taken = up_to(all->period - at, count - done);
-        memcpy(all->edge + done, all->values + 4 * at, 4 * taken);
-    }
-}
-
 const char *packed_product(Bytes bits, Bytes values, uint64_t offset, uint64_t columns, Bytes inputs,
                            Room out, uint64_t threads)
 {
@@ -262,7 +253,7 @@ const char *packed_product(Bytes bits, Bytes values, uint64_t offset, uint64_t c
     all.inputs = next_line(memory);
     all.edge = all.inputs + padded;
     pad_inputs(&all, inputs.at);
-    repeat_values(&all, edge);
+    copy_repeated(all.edge, all.values, all.period, all.edge_from, edge);
     run_parts(multiply_part, &all, (size_t)((all.shape.rows + ROWS - 1) / ROWS), threads);
     free(memory);
     return NULL;

@@ -2,6 +2,8 @@
 #ifndef PEMNCODEC_PRODUCT_H
 #define PEMNCODEC_PRODUCT_H
 
+#include <string.h>
+
 #include "kernels.h"
 
 enum {
@@ -12,6 +14,8 @@ typedef struct {
     uint64_t columns, rows;
     size_t batch;
 } Shape;
+
+static inline size_t up_to(uint64_t left, size_t most) { return left < most ? (size_t)left : most; }
 
 /* Finds how many inputs and rows there are, or what does not fit. */
 static inline const char *find_shape(Bytes bits, uint64_t columns, Bytes inputs, Room out,
@@ -38,11 +42,19 @@ static inline uint64_t start_of(uint64_t row, uint64_t columns, uint64_t offset,
     return start < period - offset ? offset + start : start - (period - offset);
 }
 
+/* Copies `count` floats from `at` on, of values that repeat. */
+static inline void copy_repeated(float *to, const unsigned char *values, uint64_t period, uint64_t at,
+                                 size_t count)
+{
+    for (size_t done = 0, taken; done < count; done += taken, at = 0) {
+        taken = up_to(period - at, count - done);
+        memcpy(to + done, values + 4 * at, 4 * taken);
+    }
+}
+
 static inline void *next_line(void *memory)
 {
     return (unsigned char *)memory + (LINE - (uintptr_t)memory % LINE) % LINE;
 }
-
-static inline size_t up_to(uint64_t left, size_t most) { return left < most ? (size_t)left : most; }
 
 #endif

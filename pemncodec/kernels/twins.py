@@ -1,5 +1,6 @@
 """All kernels in NumPy: what the C extension has, where it was not built."""
 
+from pemncodec.kernels.column_product_twin import column_product
 from pemncodec.kernels.expand_twin import expand, expand_drawn, expand_normal
 from pemncodec.kernels.generator_twin import philox4x32, quantiles
 from pemncodec.kernels.gradient_twin import magnitude_gradient
@@ -17,6 +18,7 @@ from pemncodec.kernels.torch_values_twin import torch_normal, torch_uniform
 
 __all__ = [
     "allow_large_pages",
+    "column_product",
     "expand",
     "expand_drawn",
     "expand_normal",

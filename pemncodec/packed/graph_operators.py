@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pemncodec.packed.expansion import expand
-from pemncodec.packed.product import multiply
+from pemncodec.packed.product import multiply, multiply_columns
 from pemncodec.packed.recipe import parse_recipe
 
 
@@ -40,3 +40,20 @@ def multiply_in_graph(bits: Tensor, prototype: Tensor, recipe: str, inputs: Tens
 @multiply_in_graph.register_fake
 def _(_bits: Tensor, _prototype: Tensor, recipe: str, inputs: Tensor) -> Tensor:
     return inputs.new_empty(inputs.shape[0], parse_recipe(recipe).shape[0])
+
+
+@torch.library.custom_op(
+    "pemncodec::multiply_columns",
+    mutates_args=(),
+    schema="(Tensor bits, Tensor prototype, str recipe, Tensor inputs) -> Tensor",
+)
+def multiply_columns_in_graph(
+    bits: Tensor, prototype: Tensor, recipe: str, inputs: Tensor
+) -> Tensor:
+    """As `multiply_columns`, with a recipe's text."""
+    return multiply_columns(parse_recipe(recipe), bits, prototype, inputs)
+
+
+@multiply_columns_in_graph.register_fake
+def _(_bits: Tensor, _prototype: Tensor, recipe: str, inputs: Tensor) -> Tensor:
+    return inputs.new_empty(inputs.shape[0], parse_recipe(recipe).shape[1])

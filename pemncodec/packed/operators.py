@@ -138,13 +138,13 @@ def _copy(target: Any, source: Any, non_blocking: bool = False) -> Any:
 
 
 def _mm(first: Any, second: Any) -> Any:
-    if not (isinstance(second, PackedWeight) and second.transposed):
+    if not isinstance(second, PackedWeight):
         return NotImplemented
     return second.times(_dense(first))
 
 
 def _addmm(bias: Any, first: Any, second: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    if not (isinstance(second, PackedWeight) and second.transposed and beta == alpha == 1):
+    if not (isinstance(second, PackedWeight) and beta == alpha == 1):
         return NotImplemented
     product = second.times(_dense(first))
     return product if product is NotImplemented else product + bias

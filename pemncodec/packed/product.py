@@ -1,4 +1,8 @@
-"""Inputs times a packed matrix, from its bits: for few inputs, for which expanding does not pay."""
+"""Inputs times a packed matrix, from its bits: for few inputs, for which expanding does not pay.
+
+Each result is a sum of n products of an input, the scale and a value of the prototype: within
+(n + 2) * 2^-24 / (1 - (n + 2) * 2^-24) of the exact one, times the sum of their magnitudes.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from pemncodec.packed.recipe import Recipe
 
 _MOST_INPUTS = {"AVX512": 256, "AVX2": 16}
 _MOST_ELSEWHERE = 4
+_MOST_SIGNS = 1 << 16  # that are made floats for each product
 
 
 @cache
@@ -38,9 +43,6 @@ def multiplies(recipe: Recipe, prototype: Tensor | None, inputs: Tensor) -> bool
 
 def multiply(recipe: Recipe, bits: Tensor, prototype: Tensor, inputs: Tensor) -> Tensor:
     """Inputs times the transposed weight, float32 [batch, rows].
-
-    Each result is a sum of n products of an input, the scale and a value of the prototype: within
-    (n + 2) * 2^-24 / (1 - (n + 2) * 2^-24) of the exact one, times the sum of their magnitudes.
 
     Args:
         recipe: of a weight [rows, columns] that `multiplies` agrees to.
@@ -72,4 +74,40 @@ def multiply(recipe: Recipe, bits: Tensor, prototype: Tensor, inputs: Tensor) ->
         kernels.packed_product(
             packed, values, recipe.offset, columns, scaled.numpy(), out.numpy(), threads
         )
+    return out
+
+
+def multiplies_columns(recipe: Recipe, prototype: Tensor | None, inputs: Tensor) -> bool:
+    """Whether `multiply_columns` takes these inputs and weights, and is faster than to expand."""
+    return (
+        inputs.device.type == "cpu"
+        and multiplies(recipe, prototype, inputs)
+        and recipe.signs <= _MOST_SIGNS
+    )
+
+
+def multiply_columns(recipe: Recipe, bits: Tensor, prototype: Tensor, inputs: Tensor) -> Tensor:
+    """Inputs times the weight as it is, float32 [batch, columns].
+
+    Args:
+        recipe: of a weight [rows, columns] that `multiplies_columns` agrees to.
+        bits: of the weight.
+        prototype: of the weight.
+        inputs: float32 [batch, rows], on the CPU.
+    """
+    values = prototype.numpy()
+    if recipe.signs:
+        positive = np.unpackbits(values, count=recipe.signs, bitorder="little")
+        values = np.where(positive, np.float32(1), np.float32(-1))
+    rows, columns = recipe.shape
+    out = torch.empty(inputs.shape[0], columns)
+    kernels.column_product(
+        bits.numpy(),
+        values,
+        recipe.offset,
+        rows,
+        (inputs.detach() * recipe.scale).contiguous().numpy(),
+        out.numpy(),
+        torch.get_num_threads(),
+    )
     return out

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from pemncodec.packed.expansion import expand
-from pemncodec.packed.graph_operators import expand_in_graph, multiply_in_graph
-from pemncodec.packed.product import multiplies, multiply
+from pemncodec.packed.graph_operators import (
+    expand_in_graph,
+    multiply_columns_in_graph,
+    multiply_in_graph,
+)
+from pemncodec.packed.product import multiplies, multiplies_columns, multiply, multiply_columns
 from pemncodec.packed.read_only import ReadOnlyTensor
 from pemncodec.packed.recipe import Recipe, parse_recipe
 from pemncodec.packed.workspace import shared_workspace
@@ -90,15 +94,18 @@ class PackedWeight(ReadOnlyTensor):
         return values.t() if self.transposed else values
 
     def times(self, inputs: Tensor) -> Any:
-        """Inputs [batch, columns] times the transposed weight; NotImplemented if it is better
-        expanded for that."""
-        recipe, prototype = self.recipe, self.prototype
-        if self.dtype != inputs.dtype or not multiplies(recipe, prototype, inputs):
+        """Inputs [batch, n] times this matrix [n, m]; NotImplemented if it is better expanded for
+        that."""
+        recipe, prototype, transposed = self.recipe, self.prototype, self.transposed
+        suits = multiplies if transposed else multiplies_columns
+        if self.dtype != inputs.dtype or not suits(recipe, prototype, inputs):
             return NotImplemented
         assert prototype is not None
         if type(self.bits) is Tensor:
-            return multiply(recipe, self.bits, prototype, inputs)
-        return multiply_in_graph(self.bits, prototype, recipe.text, inputs)
+            product = multiply if transposed else multiply_columns
+            return product(recipe, self.bits, prototype, inputs)
+        in_graph = multiply_in_graph if transposed else multiply_columns_in_graph
+        return in_graph(self.bits, prototype, recipe.text, inputs)
 
     # ------------------------------------------------------------------ what PyTorch asks for
 
