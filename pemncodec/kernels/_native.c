@@ -27,9 +27,7 @@ CALLED(quantiles)
     const char *error = raised;
     if (PARSE("O&O&O&:quantiles", names, readable, &words, readable, &table, writable, &out))
         WITHOUT_GIL(error = quantiles(bytes_of(&words), bytes_of(&table), room_of(&out)));
-    PyBuffer_Release(&words);
-    PyBuffer_Release(&table);
-    PyBuffer_Release(&out);
+    RELEASE(&words, &table, &out);
     return none_or_raise(error);
 }
 
@@ -65,8 +63,7 @@ CALLED(mersenne_words)
     const char *error = raised;
     if (PARSE("O&O&O&:mersenne_words", names, readable, &state, integer, &skip, writable, &out))
         WITHOUT_GIL(error = mersenne_words(bytes_of(&state), skip.value, room_of(&out)));
-    PyBuffer_Release(&state);
-    PyBuffer_Release(&out);
+    RELEASE(&state, &out);
     return none_or_raise(error);
 }
 
@@ -78,8 +75,7 @@ CALLED(torch_normal)
     const char *error = raised;
     if (PARSE("O&O&O&:torch_normal", names, readable, &words, integer, &fused, writable, &out))
         WITHOUT_GIL(error = torch_normal(bytes_of(&words), fused.value != 0, room_of(&out)));
-    PyBuffer_Release(&words);
-    PyBuffer_Release(&out);
+    RELEASE(&words, &out);
     return none_or_raise(error);
 }
 
@@ -93,9 +89,7 @@ CALLED(torch_uniform)
               writable, &out))
         WITHOUT_GIL(error = torch_uniform(bytes_of(&words), fused.value != 0, bytes_of(&bounds),
                                           room_of(&out)));
-    PyBuffer_Release(&words);
-    PyBuffer_Release(&bounds);
-    PyBuffer_Release(&out);
+    RELEASE(&words, &bounds, &out);
     return none_or_raise(error);
 }
 
@@ -110,9 +104,7 @@ CALLED(expand)
               readable, &mask, writable, &out, integer, &read_next, integer, &threads))
         WITHOUT_GIL(error = expand(bytes_of(&values), itemsize.value, offset.value, bytes_of(&mask),
                                    room_of(&out), read_next.value != 0, threads.value));
-    PyBuffer_Release(&values);
-    PyBuffer_Release(&mask);
-    PyBuffer_Release(&out);
+    RELEASE(&values, &mask, &out);
     return none_or_raise(error);
 }
 
@@ -126,9 +118,7 @@ CALLED(expand_normal)
               readable, &table, readable, &mask, writable, &out))
         WITHOUT_GIL(error = expand_normal(seed.value, stream.value, start.value, bytes_of(&table),
                                           bytes_of(&mask), room_of(&out)));
-    PyBuffer_Release(&table);
-    PyBuffer_Release(&mask);
-    PyBuffer_Release(&out);
+    RELEASE(&table, &mask, &out);
     return none_or_raise(error);
 }
 
@@ -143,11 +133,7 @@ CALLED(expand_drawn)
         WITHOUT_GIL(error = expand_drawn(bytes_of(&state), skip.value, fused.value != 0,
                                          bytes_of(&bounds), bytes_of(&scale), bytes_of(&mask),
                                          room_of(&out)));
-    PyBuffer_Release(&state);
-    PyBuffer_Release(&bounds);
-    PyBuffer_Release(&scale);
-    PyBuffer_Release(&mask);
-    PyBuffer_Release(&out);
+    RELEASE(&state, &bounds, &scale, &mask, &out);
     return none_or_raise(error);
 }
 
@@ -173,8 +159,7 @@ CALLED(rans_encode)
               &lanes))
         WITHOUT_GIL(error = rans_encode(bytes_of(&symbols), bytes_of(&frequencies), lanes.value,
                                         &coded));
-    PyBuffer_Release(&symbols);
-    PyBuffer_Release(&frequencies);
+    RELEASE(&symbols, &frequencies);
     PyObject *result = bytes_or_raise(error, &coded);
     free(coded.memory);
     return result;
@@ -190,9 +175,7 @@ CALLED(rans_decode)
               writable, &out))
         WITHOUT_GIL(error = rans_decode(bytes_of(&data), bytes_of(&frequencies), lanes.value,
                                         room_of(&out)));
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&frequencies);
-    PyBuffer_Release(&out);
+    RELEASE(&data, &frequencies, &out);
     return none_or_raise(error);
 }
 
@@ -206,9 +189,7 @@ CALLED(rans_decode_first)
               &lanes, writable, &out))
         WITHOUT_GIL(error = rans_decode_first(bytes_of(&data), bytes_of(&frequencies), lanes.value,
                                         room_of(&out)));
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&frequencies);
-    PyBuffer_Release(&out);
+    RELEASE(&data, &frequencies, &out);
     return none_or_raise(error);
 }
 
@@ -237,8 +218,7 @@ CALLED(runs_decode)
               writable, &out))
         WITHOUT_GIL(error = runs_decode(bytes_of(&runs), longest.value, count.value,
                                         room_of(&out)));
-    PyBuffer_Release(&runs);
-    PyBuffer_Release(&out);
+    RELEASE(&runs, &out);
     return none_or_raise(error);
 }
 
@@ -258,10 +238,7 @@ CALLED(mixing_encode)
             WITHOUT_GIL(error = mixing_encode(bytes_of(&bits), bytes_of(&buckets), bytes_of(&parts),
                                               bytes_of(&tables), &coded, ends));
     }
-    PyBuffer_Release(&bits);
-    PyBuffer_Release(&buckets);
-    PyBuffer_Release(&parts);
-    PyBuffer_Release(&tables);
+    RELEASE(&bits, &buckets, &parts, &tables);
     PyObject *data = bytes_or_raise(error, &coded), *result = NULL;
     if (data != NULL)
         result = Py_BuildValue("(NN)", data, tuple_of(ends, count));
@@ -279,11 +256,7 @@ CALLED(mixing_decode)
               &parts, readable, &tables, writable, &out))
         WITHOUT_GIL(error = mixing_decode(bytes_of(&data), bytes_of(&buckets), bytes_of(&parts),
                                           bytes_of(&tables), room_of(&out)));
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&buckets);
-    PyBuffer_Release(&parts);
-    PyBuffer_Release(&tables);
-    PyBuffer_Release(&out);
+    RELEASE(&data, &buckets, &parts, &tables, &out);
     return none_or_raise(error);
 }
 
@@ -295,8 +268,7 @@ CALLED(top_k)
     const char *error = raised;
     if (PARSE("O&O&O&:top_k", names, readable, &values, integer, &kept, writable, &out))
         WITHOUT_GIL(error = top_k(bytes_of(&values), kept.value, room_of(&out)));
-    PyBuffer_Release(&values);
-    PyBuffer_Release(&out);
+    RELEASE(&values, &out);
     return none_or_raise(error);
 }
 
@@ -311,9 +283,7 @@ CALLED(keep_largest)
               &kept, readable, &values, writable, &out, integer, &threads))
         WITHOUT_GIL(error = keep_largest(bytes_of(&scores), magnitude.value != 0, kept.value,
                                          bytes_of(&values), room_of(&out), threads.value));
-    PyBuffer_Release(&scores);
-    PyBuffer_Release(&values);
-    PyBuffer_Release(&out);
+    RELEASE(&scores, &values, &out);
     return none_or_raise(error);
 }
 
@@ -327,10 +297,7 @@ CALLED(magnitude_gradient)
               readable, &scores, writable, &out, integer, &threads))
         WITHOUT_GIL(error = magnitude_gradient(bytes_of(&gradient), bytes_of(&values),
                                                bytes_of(&scores), room_of(&out), threads.value));
-    PyBuffer_Release(&gradient);
-    PyBuffer_Release(&values);
-    PyBuffer_Release(&scores);
-    PyBuffer_Release(&out);
+    RELEASE(&gradient, &values, &scores, &out);
     return none_or_raise(error);
 }
 
@@ -346,10 +313,7 @@ CALLED(magnitude_gradient)
                   &offset, integer, &size, readable, &inputs, writable, &out, integer, &threads)) \
             WITHOUT_GIL(error = NAME(bytes_of(&bits), bytes_of(&values), offset.value, size.value, \
                                      bytes_of(&inputs), room_of(&out), threads.value)); \
-        PyBuffer_Release(&bits); \
-        PyBuffer_Release(&values); \
-        PyBuffer_Release(&inputs); \
-        PyBuffer_Release(&out); \
+        RELEASE(&bits, &values, &inputs, &out); \
         return none_or_raise(error); \
     }
 PRODUCT(packed_product, "columns")
@@ -369,11 +333,7 @@ CALLED(signed_product)
         WITHOUT_GIL(error = signed_product(bytes_of(&bits), bytes_of(&signs), period.value,
                                            offset.value, bytes_of(&constant), columns.value,
                                            bytes_of(&inputs), room_of(&out), threads.value));
-    PyBuffer_Release(&bits);
-    PyBuffer_Release(&signs);
-    PyBuffer_Release(&constant);
-    PyBuffer_Release(&inputs);
-    PyBuffer_Release(&out);
+    RELEASE(&bits, &signs, &constant, &inputs, &out);
     return none_or_raise(error);
 }
 
@@ -387,10 +347,7 @@ CALLED(mersenne_solve)
               &parities, writable, &out))
         WITHOUT_GIL(error = mersenne_solve(bytes_of(&words), bytes_of(&masks), bytes_of(&parities),
                                            room_of(&out), &left));
-    PyBuffer_Release(&words);
-    PyBuffer_Release(&masks);
-    PyBuffer_Release(&parities);
-    PyBuffer_Release(&out);
+    RELEASE(&words, &masks, &parities, &out);
     return error == NULL ? PyLong_FromLongLong(left) : raise(error);
 }
 
@@ -401,9 +358,7 @@ CALLED(mersenne_pull_back)
     const char *error = raised;
     if (PARSE("O&O&O&:mersenne_pull_back", names, readable, &words, readable, &masks, writable, &out))
         WITHOUT_GIL(error = mersenne_pull_back(bytes_of(&words), bytes_of(&masks), room_of(&out)));
-    PyBuffer_Release(&words);
-    PyBuffer_Release(&masks);
-    PyBuffer_Release(&out);
+    RELEASE(&words, &masks, &out);
     return none_or_raise(error);
 }
 
@@ -419,8 +374,7 @@ CALLED(mersenne_seeds)
               &places, integer, &first, integer, &count))
         WITHOUT_GIL(error = mersenne_seeds(bytes_of(&masks), bytes_of(&parities), places.value,
                                            first.value, count.value, &coded));
-    PyBuffer_Release(&masks);
-    PyBuffer_Release(&parities);
+    RELEASE(&masks, &parities);
     PyObject *result = bytes_or_raise(error, &coded);
     free(coded.memory);
     return result;

@@ -54,6 +54,14 @@ static int integer(PyObject *object, void *argument)
     return !PyErr_Occurred();
 }
 
+static void release(Py_buffer *const *buffers)
+{
+    for (; *buffers != NULL; buffers++)
+        PyBuffer_Release(*buffers);
+}
+
+#define RELEASE(...) release((Py_buffer *[]){__VA_ARGS__, NULL})
+
 static Bytes bytes_of(const Py_buffer *view)
 {
     return (Bytes){view->buf, (size_t)view->len};
