@@ -24,8 +24,10 @@ from pemncodec.contents import DenseMode, Seeded
 from pemncodec.decoding import load_module, load_state
 from pemncodec.describing import describe_network
 from pemncodec.errors import EncodeArgumentError
-from pemncodec.format.atomic import folder_beside, named_errors, write_file
+from pemncodec.format.atomic import folder_beside, named_errors
+from pemncodec.format.publishing import put_file
 from pemncodec.format.reader import PemnFile
+from pemncodec.format.sections import SectionSource, Source
 from pemncodec.format.writer import encode_contents
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions, FindSeed
@@ -34,6 +36,7 @@ from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensor
 from pemncodec.remote.stores import check_target
 from pemncodec.remote.urls import is_url, shown
 from pemncodec.seeds import seeds_note
+from pemncodec.sharding import check_shard_target, encode_shards, plan_shards
 from pemncodec.spool import Spool
 from pemncodec.threads import given_threads, threads_given
 
@@ -68,6 +71,9 @@ def encode(
     accuracy: Callable[[nn.Module], float] | None = None,
     max_drop: float | None = None,
     metadata: Mapping[str, str] | None = None,
+    shard_size: int | str | None = None,
+    share_prototypes: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Write a masked network as a .pemn file.
@@ -130,6 +136,14 @@ def encode(
             with what the file gives.
         max_drop: by how much `accuracy` may be smaller for the file.
         metadata: text to keep in the file.
+        shard_size: the bytes that a file may have, such as "2GB" or 2_000_000_000. A model that may
+            take more, before its masks and values are compressed, becomes several files,
+            `NAME-00001-of-00003.pemn` and so on, and an index `NAME.pemn.index.json` for a target
+            `NAME.pemn`. Only the file of a tensor that alone takes more is larger.
+        share_prototypes: values that are stored, and that several of these files use, are in one of
+            them, which the others need beside them. Else each file opens alone.
+        resume: continue an encoding into shards that was interrupted: what is finished is kept, if
+            the same is encoded with the same options, and the files are the same.
         progress: called with the step that is under way and its share done, 0 to 1 or None.
 
     Raises:
@@ -162,6 +176,9 @@ def encode(
         accuracy=accuracy,
         max_drop=max_drop,
         metadata=metadata or {},
+        shard_size=shard_size,
+        share_prototypes=share_prototypes,
+        resume=resume,
     )
     return encode_with(options, source, target, progress)
 
@@ -212,6 +229,7 @@ def _encode(
         check_target(target)
     elif isinstance(target, str | os.PathLike) and not Path(target).absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(target).parent))
+    check_shard_target(target, options)
     step("reading masks", None)
     origin = origin_of(source)
     given = unpacked_copy(source) if isinstance(source, nn.Module) else source
@@ -243,27 +261,34 @@ def _encode(
         origin,
         step,
     )
-    name = shown(os.fspath(target)) if isinstance(target, str | os.PathLike) else ""
-    with Spool(folder_beside(target)) as spool:
-        with named_errors(name):
-            encoded = encode_contents(
-                contents, lambda share: step("coding", share), _preset(state, options), spool
-            )
-        seeds = seeds_note(contents, options)
-        del contents  # prototypes may take as much memory as the weights
+
+    def prove(source: Source | SectionSource) -> Report:
         step("verifying", None)
         if network is None:
-            report = prove_tensors(encoded, as_written, step)
+            report = prove_tensors(source, as_written, step)
         else:
-            report = prove_network(encoded, as_written, network, options, step)
-        if losing:
-            report = replace(report, verified=f"as shortened, {report.verified}")
-        notes = (*notes, *(network.notes if network else ()))
-        if seeds is not None:
-            notes += (seeds,)
-        report = replace(report, rules=rules_in_words(state), notes=notes)
-        step("writing", None)
-        write_file(encoded, target)
+            report = prove_network(source, as_written, network, options, step)
+        return replace(report, verified=f"as shortened, {report.verified}") if losing else report
+
+    notes += network.notes if network else ()
+    if (seeds := seeds_note(contents, options)) is not None:
+        notes += (seeds,)
+    name = shown(os.fspath(target)) if isinstance(target, str | os.PathLike) else ""
+    plan = plan_shards(contents, target, options)
+    if plan is not None:
+        del contents  # prototypes may take as much memory as the weights
+        report = encode_shards(plan, prove, step, resume=options.resume)
+    else:
+        with Spool(folder_beside(target)) as spool:
+            with named_errors(name):
+                encoded = encode_contents(
+                    contents, lambda share: step("coding", share), _preset(state, options), spool
+                )
+            del contents
+            report = prove(encoded)
+            step("writing", None)
+            put_file(encoded, target)
+    report = replace(report, rules=rules_in_words(state), notes=(*notes, *report.notes))
     for note in notes:
         _LOG.info("%s", note)
     _LOG.info("wrote %s: %r", name, report)

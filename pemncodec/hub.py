@@ -6,8 +6,8 @@ and no mixin, since a decoded module has no class of its own.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +23,7 @@ from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.atomic import write_file
 from pemncodec.format.index import INDEX_SUFFIX, SUFFIX, decode_index, index_name
 from pemncodec.format.info import FileInfo
+from pemncodec.format.publishing import put_file
 from pemncodec.format.reader import PemnFile
 from pemncodec.limits import Limits
 from pemncodec.remote.urls import is_url, last_part
@@ -37,6 +38,7 @@ except ModuleNotFoundError as error:
 
 FILE_NAME: Final = "model.pemn"
 CARD_NAME: Final = "README.md"
+_SHARDS: Final = "model-*-of-*.pemn"
 
 _PARTS: Final = {
     "header": "header: names, shapes, seeds",
@@ -142,13 +144,14 @@ def save_pretrained(
 ) -> FileInfo:
     """Write a network as `model.pemn` into a folder, and a model card with its sizes.
 
-    A card that is there stays. The folder is made where there is none.
+    With a `shard_size`, large networks become several files and `model.pemn.index.json`. A card
+    that is there stays. The folder is made where there is none.
 
     Args:
         source: as in `pemncodec.encode`. An open file without options is written as it is.
         save_directory: the folder.
         card_data: fields of the card's head, such as `license` or `pipeline_tag`.
-        **options: of `encode`, such as `example_inputs` or `preset`.
+        **options: of `encode`, such as `example_inputs`, `preset` or `shard_size`.
 
     Returns:
         What the file costs, part by part.
@@ -210,6 +213,7 @@ def push_to_hub(
             revision=branch,
             create_pr=create_pr,
             ignore_patterns=CARD_NAME if known else None,
+            delete_patterns=[FILE_NAME, index_name(FILE_NAME), _SHARDS],  # but what is uploaded
         )
     return str(commit)
 
@@ -223,17 +227,30 @@ def _save(
 ) -> FileInfo:
     head = _card_head({} if card_data is None else card_data)
     if isinstance(source, PemnFile) and not options and (own := source.data()) is not None:
-        data, info = [own], source.info()
+        info = source.info()
+        folder.mkdir(parents=True, exist_ok=True)
+        put_file([own], folder / FILE_NAME)
     else:
-        stream = io.BytesIO()  # nothing is written where it cannot be encoded
-        info = encode(source, stream, **options).info
-        data = [stream.getvalue()]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(data, folder / FILE_NAME)
+        with _made(folder):
+            info = encode(source, folder / FILE_NAME, **options).info
     card = folder / CARD_NAME
     if not card.exists():
         write_file([str(_card(head, title, info)).encode()], card)
     return info
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder that is made where there is none, and is gone after an error if nothing is in it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _card_head(data: Mapping[str, Any]) -> ModelCardData:

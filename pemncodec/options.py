@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard, get_args
 
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.contents import DenseMode, Seeded, TorchPrototype
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.limits import Limits
 from pemncodec.peers import Peers
+from pemncodec.sizes import size_in_bytes
 from pemncodec.threads import is_thread_count
 from pemncodec.values.generators import GENERATORS, check_prototype
 from pemncodec.values.seed_search import FAST, FULL, THOROUGH, Effort
@@ -73,6 +74,15 @@ class EncodeOptions:
     max_drop: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     peers: Peers | None = None
+    shard_size: int | str | None = None
+    share_prototypes: bool = False
+    resume: bool = False
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """What a shard may take; None for one file."""
+        size = self.shard_size
+        return size_in_bytes(size) if isinstance(size, str) else size
 
     @property
     def dense_modes(self) -> Mapping[str, DenseMode]:
@@ -153,6 +163,25 @@ class EncodeOptions:
                     f"{most:,} words"
                 )
         _check_metadata(self.metadata)
+        self._check_shards()
+
+    def _check_shards(self) -> None:
+        size = self.shard_bytes
+        if self.shard_size is not None and not (_is_integer(size) and size > 0):
+            raise EncodeArgumentError(
+                "--shard-size (shard_size=…) must be bytes, such as 2GB, 500MB or 2GiB, not "
+                f"{self.shard_size!r:.60}"
+            )
+        if self.share_prototypes and size is None:
+            raise EncodeArgumentError(
+                "--share-prototypes (share_prototypes=True) is for shards: it needs --shard-size "
+                "(shard_size=…)"
+            )
+        if self.resume and size is None:
+            raise EncodeArgumentError(
+                "--resume (resume=True) continues shards: a file that is encoded without "
+                "--shard-size (shard_size=…) is written at once, in the end"
+            )
 
     def _check_without_manifest(self) -> None:
         if self.architecture is not None:
@@ -195,6 +224,10 @@ def check_dense_pattern(pattern: str, names: Iterable[str]) -> None:
     """Raises EncodeArgumentError for a pattern of `dense` that fits none of the tensors' names."""
     if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
         raise EncodeArgumentError(f"dense: no tensor is called {pattern}")
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_seed(value: object) -> bool:

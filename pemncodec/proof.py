@@ -25,11 +25,11 @@ from pemncodec.errors import (
     UnsupportedModelError,
     named_line,
 )
-from pemncodec.format.encoded import EncodedFile
 from pemncodec.format.in_turn import arrays_in_turn
 from pemncodec.format.info import FileInfo
 from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile
+from pemncodec.format.sections import SectionSource, Source
 from pemncodec.limits import UNLIMITED
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
@@ -85,19 +85,19 @@ class Report:
 
 
 def prove_tensors(
-    encoded: EncodedFile, state: MaskedState, step: Callable[[str, float | None], None]
+    source: Source | SectionSource, state: MaskedState, step: Callable[[str, float | None], None]
 ) -> Report:
     """Decode a file without a manifest, and compare every tensor.
 
     Args:
-        encoded: the file.
+        source: the file.
         state: what it was made of, shortened where that was asked for.
         step: called with what is under way, and the share of it that is done.
 
     Raises:
         EncodeError: a tensor differs.
     """
-    with PemnFile(encoded, UNLIMITED) as file:
+    with PemnFile(source, UNLIMITED) as file:
         compare_names(file.keys(), state.tensors)
         compare_file(file, state, lambda share: step("verifying", share))
         return Report(file.info(), "every tensor bit for bit")
@@ -129,7 +129,7 @@ def compare_file(file: PemnFile, state: MaskedState, progress: Callable[[float],
 
 
 def prove_network(
-    encoded: EncodedFile,
+    source: Source | SectionSource,
     state: MaskedState,
     network: Network,
     options: EncodeOptions,
@@ -138,7 +138,7 @@ def prove_network(
     """Rebuild a file's module once, compare its tensors, and run it beside the original.
 
     Args:
-        encoded: the file.
+        source: the file.
         state: what it was made of, shortened where that was asked for.
         network: what its manifest was made of.
         options: what else to compare.
@@ -149,7 +149,7 @@ def prove_network(
         EncodeArgumentError: the caller's metric fails.
         UnsupportedModelError: an output differs, or readers would refuse the module.
     """
-    with PemnFile(encoded, UNLIMITED) as file:
+    with PemnFile(source, UNLIMITED) as file:
         rebuilt = _rebuilt(file, network, options, lambda share: step("verifying", share / 2))
         info = file.info()
     own = rebuilt.state_dict() if options.builder else named_tensors(rebuilt)

@@ -41,6 +41,7 @@ from pemncodec.cli.terminal import print_json, print_report, report_json, steps
 from pemncodec.cli.user_code import load_architecture, load_object, no_exit, user_code
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.format.atomic import write_file
+from pemncodec.format.partial import discard_leftover, is_naming
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.remote.urls import is_url, last_part, shown
 
@@ -104,6 +105,23 @@ _IN_MEMORY: Final = 1 << 24  # bytes that wait for standard output; more of them
 @click.option(
     "--metadata", multiple=True, metavar="KEY=VALUE", help="Text to keep in the file; repeatable."
 )
+@click.option(
+    "--shard-size",
+    metavar="SIZE",
+    help="Several files of at most SIZE bytes (2GB, 500MB, 2GiB) and an index, where one would be "
+    "larger. They are cut by what tensors take before compression, so most are smaller; no tensor "
+    "is cut.",
+)
+@click.option(
+    "--share-prototypes",
+    is_flag=True,
+    help="Store values that several of these files use in one of them, which the others then need.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue an encoding into shards that was interrupted: give the same options again.",
+)
 @trust_pickle_option
 @threads_option
 @force_option
@@ -130,6 +148,9 @@ def encode(
     find_seed: FindSeed,
     seed: int | None,
     metadata: Sequence[str],
+    shard_size: str | None,
+    share_prototypes: bool,
+    resume: bool,
     trust_pickle: bool,
     force: bool,
     quiet: bool,
@@ -166,12 +187,19 @@ def encode(
         find_seed=find_seed,
         seed=seed,
         metadata=parse_metadata(metadata),
+        shard_size=shard_size,
+        share_prototypes=share_prototypes,
+        resume=resume,
     )
     for source in sources:
         check_source(source)
     output = output or target_beside(sources)
+    ours = not is_url(output) and resume and is_naming(Path(output))  # what is there by now
     for source in sources:
-        check_output(output, source, force=force)
+        check_output(output, source, force=force or ours)
+    restarted = force and not resume and not is_url(output) and discard_leftover(Path(output))
+    if restarted and not quiet:
+        click.echo("pemn: what an interrupted encoding had left is deleted", err=True)
     suffix = Path(last_part(output) if is_url(output) else output).suffix
     if suffix not in ("", ".pemn") and (is_url(output) or not _is_device(Path(output))):
         raise click.BadParameter(f"{shown(output)} must end in .pemn", param_hint="-o")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,8 @@ _NO_ROOM: Final = "; make room there, or name another place (-o; TMPDIR for temp
 
 def main() -> None:
     """Entry point: every error is one line on stderr; exit 1 for bad data, 2 for wrong options."""
+    # Else the process would end at once, and leave temporary files.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = cli.main(standalone_mode=False)
         if status:  # what Exit was raised with
@@ -42,7 +45,7 @@ def in_one_line(error: Exception) -> tuple[str, int]:
     """What to say of an error, and the exit status; other errors are raised again."""
     match error:
         case click.Abort():
-            return "interrupted", 130
+            return f"interrupted{_notes(error.__cause__)}", 130
         case click.ClickException():
             context = error.ctx if isinstance(error, click.UsageError) else None
             hint = f" (see {context.command_path} --help)" if context else ""
@@ -52,14 +55,19 @@ def in_one_line(error: Exception) -> tuple[str, int]:
         case PemnError():
             return str(error), 1
         case OSError():
-            cause = f"{error.strerror}{_NO_ROOM if error.errno in _FULL else ''}"
+            cause = f"{error.strerror}{_NO_ROOM if error.errno in _FULL else ''}{_notes(error)}"
             # Not the name of a temporary file beside the target.
             if isinstance(error.filename, str) and ".pemn-" in Path(error.filename).name:
                 return f"cannot write in {Path(error.filename).parent}: {cause}", 1
-            return f"{error.filename}: {cause}" if error.filename else str(error), 1
+            return f"{error.filename}: {cause}" if error.filename else f"{error}{_notes(error)}", 1
         case MemoryError():
-            return "out of memory", 1
+            return f"out of memory{_notes(error)}", 1
     raise error
+
+
+def _notes(error: BaseException | None) -> str:
+    """What was added to an error on its way."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
 def _drop_output() -> bool:

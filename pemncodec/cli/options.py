@@ -13,6 +13,7 @@ import click
 from pemncodec.errors import EncodeArgumentError, named_line
 from pemncodec.limits import Limits
 from pemncodec.options import FindSeed
+from pemncodec.sizes import size_in_bytes
 from pemncodec.threads import threads_given
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ class Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d+)([KMGT]?)", str(value))
-        if not match:
+        size = size_in_bytes(str(value))
+        if size is None:
             self.fail(f"{value!r} is not a size such as 512M or 32G", param, ctx)
-        return int(match[1]) << (10 * "_KMGT".index(match[2] or "_"))
+        return size
 
 
 class Shape(click.ParamType["tuple[str, tuple[str, ...]]"]):

@@ -17,6 +17,7 @@ from pemncodec.checkpoints.kinds import INDICES, advice, kind_of
 from pemncodec.cli.terminal import visible
 from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, NotPemnError, PemnError
 from pemncodec.format.atomic import named_errors
+from pemncodec.format.index import SUFFIX, index_name
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import limits_within
 from pemncodec.remote.downloads import download
@@ -61,18 +62,25 @@ def check_output(output: str, source: str, *, force: bool) -> None:
     if is_url(output):
         if output == source:
             raise click.UsageError(f"{shown(output)} is the input: give another name with -o")
-        if stored_bytes(output) is not None and not force:
-            raise click.UsageError(f"{shown(output)} exists: -f overwrites it")
+        for url in (beside(output, file) for file in _files_of(last_part(output))):
+            if not force and stored_bytes(url) is not None:
+                raise click.UsageError(f"{shown(url)} exists: -f overwrites it")
         return
     path = Path(output)
     if source != STDIO and path.exists() and Path(source).exists() and path.samefile(source):
         raise click.UsageError(f"{output} is the input: give another name with -o")
     if path.is_dir():
         raise click.UsageError(f"{output} is a folder")
-    if path.is_file() and not force:  # nothing is lost in a pipe or device
-        raise click.UsageError(f"{output} exists: -f overwrites it")
+    for file in map(path.with_name, _files_of(path.name)):
+        if file.is_file() and not force:  # nothing is lost in a pipe or device
+            raise click.UsageError(f"{file} exists: -f overwrites it")
     if not path.absolute().parent.is_dir():
         raise click.UsageError(f"there is no folder {path.parent}")
+
+
+def _files_of(name: str) -> list[str]:
+    """The names under which a file or a model may be there already."""
+    return [name, index_name(name)] if name.endswith(SUFFIX) else [name]
 
 
 def check_source(source: str) -> None:

@@ -85,9 +85,14 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """The names in a folder are on disk afterwards, where the system can do that."""
     if os.name == "posix":
         with contextlib.suppress(OSError):
-            _fsync(path.parent)
+            _fsync(path)
 
 
 def _fsync(path: Path) -> None:

@@ -102,6 +102,17 @@ def upload(path: Path, url: str) -> None:
             raise
 
 
+def remove_stored(url: str) -> None:
+    """Removes the file at a URL, if there is one.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    system, name = _file_system(url)
+    with _translated(url), contextlib.suppress(FileNotFoundError):
+        system.rm_file(name)
+
+
 def _file_system(url: str) -> tuple[Any, str]:
     """The client for a URL, and the name by which that knows the file."""
     name, scheme = shown(url), url.partition("://")[0]

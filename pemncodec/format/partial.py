@@ -1,0 +1,282 @@
+"""Shards in a hidden folder beside their target, until all of them are there and proven.
+
+A process that is killed leaves the folder, and another one continues with what is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from pemncodec.errors import DecodeError, EncodeArgumentError
+from pemncodec.format.atomic import write_file
+from pemncodec.format.index import Shard, ShardIndex, encode_index, index_name
+from pemncodec.format.journal import FinishedShard, Journal, decode_journal, encode_journal
+from pemncodec.format.publishing import Place, earlier_files, put_shards
+from pemncodec.format.sections import StreamSections
+from pemncodec.limits import UNLIMITED
+
+_JOURNAL: Final = "journal.json"
+
+
+def partial_folder(target: Path) -> Path:
+    """Where the shards of a target are until they get their names."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def check_leftover(target: Path, *, resume: bool) -> None:
+    """Refuses to begin where an interrupted encoding has left shards, unless that is continued.
+
+    Raises:
+        EncodeArgumentError: says what to do.
+    """
+    folder = partial_folder(target)
+    journal = _read_journal(folder)
+    if journal is not None and not resume:
+        raise EncodeArgumentError(
+            f"an encoding to {target.name} was interrupted, and {len(journal.shards)} of its "
+            f"shards are kept: --resume (resume=True) continues it; {_start_over(folder)}"
+        )
+
+
+def is_naming(target: Path) -> bool:
+    """Whether an interrupted encoding has begun to give its files their names."""
+    journal = _read_journal(partial_folder(target))
+    return journal is not None and journal.proven
+
+
+def discard_leftover(target: Path) -> bool:
+    """Deletes what an interrupted encoding has left; whether there was anything.
+
+    Raises:
+        EncodeArgumentError: it is still under way.
+    """
+    folder = partial_folder(target)
+    if not folder.is_dir():
+        return False
+    with _locked(folder):
+        shutil.rmtree(folder)
+    return True
+
+
+@contextlib.contextmanager
+def open_partial(
+    target: Path, made_with: Mapping[str, str], plan: Mapping[str, str], *, resume: bool
+) -> Iterator[PartialShards]:
+    """The partial folder of a target, for one process at a time.
+
+    It is gone afterwards if its shards have got their names, or if none is finished.
+
+    Args:
+        target: NAME.pemn, as which the model is known.
+        made_with: as `Journal` has it.
+        plan: names of all shards, and the digest of what each is to be made of.
+        resume: whether to continue with what is there.
+
+    Raises:
+        EncodeArgumentError: another process is at it; or shards are there, and not to be continued,
+            or made with other options or of other contents.
+        OSError: from the file system.
+    """
+    folder = partial_folder(target)
+    folder.mkdir(exist_ok=True)
+    with _locked(folder):
+        check_leftover(target, resume=resume)
+        journal = _read_journal(folder)
+        if journal is None:
+            _empty(folder)
+            journal = Journal(dict(made_with))
+        _check_same(folder, journal, made_with, plan)
+        partial = PartialShards(target, folder, journal, plan)
+        try:
+            yield partial
+        finally:
+            if not partial.finished:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class PartialShards:
+    """The shards of an encoding that is under way.
+
+    Attributes:
+        folder: where shards are written.
+        index: where the index of all of them is written.
+    """
+
+    def __init__(
+        self, target: Path, folder: Path, journal: Journal, plan: Mapping[str, str]
+    ) -> None:
+        self._target = target
+        self.folder = folder
+        self._journal = journal
+        self._plan = plan
+        self.index = folder / index_name(target.name)
+
+    @property
+    def finished(self) -> int:
+        """How many shards are."""
+        return len(self._journal.shards)
+
+    @property
+    def proven(self) -> bool:
+        """Whether all shards were compared with the original, and are getting their names."""
+        return self._journal.proven
+
+    def has(self, name: str) -> bool:
+        """Whether a shard is finished and whole.
+
+        Raises:
+            EncodeArgumentError: it is not, and others have got their names already.
+        """
+        shard = self._journal.shards.get(name)
+        if shard is None:
+            return False
+        path = self.folder / name
+        if self.proven and not path.exists():
+            path = self._target.with_name(name)
+        if _is_whole(path, shard):
+            return True
+        if self.proven:
+            raise EncodeArgumentError(f"{path} is missing or damaged: {_start_over(self.folder)}")
+        others = {key: value for key, value in self._journal.shards.items() if key != name}
+        self._note(replace(self._journal, shards=others))
+        return False
+
+    def add(self, name: str, pieces: Iterable[bytes]) -> None:
+        """Writes a shard.
+
+        Raises:
+            OSError: it cannot be written; the others are kept.
+        """
+        path = self.folder / name
+        write_file(pieces, path)
+        shard = read_shard(path)
+        finished = FinishedShard(self._plan[name], shard.size, shard.front_crc)
+        self._note(replace(self._journal, shards={**self._journal.shards, name: finished}))
+
+    def add_index(self, weight_map: Mapping[str, str], manifest: Mapping[str, Any] | None) -> None:
+        """Writes the index, when all shards are there; arguments as `ShardIndex` has them."""
+        known = self._journal.shards
+        shards = {name: Shard(known[name].size, known[name].front_crc) for name in self._plan}
+        write_file([encode_index(ShardIndex(shards, weight_map, manifest))], self.index)
+
+    def publish(self, place: Place) -> None:
+        """Gives all files their names, after they were proven, or continues that.
+
+        Raises:
+            OSError: some may have their names then; the others are kept.
+        """
+        if not self.proven:
+            replaced = earlier_files(place, self._target.name)
+            self._note(replace(self._journal, proven=True, replaced=replaced))
+        put_shards(self.folder, self._target.name, self._plan, place, self._journal.replaced)
+        self.discard()
+
+    def discard(self) -> None:
+        """Deletes all that is here."""
+        shutil.rmtree(self.folder)
+        self._journal = replace(self._journal, shards={})
+
+    def _note(self, journal: Journal) -> None:
+        write_file([encode_journal(journal)], self.folder / _JOURNAL)
+        self._journal = journal
+
+
+def _check_same(
+    folder: Path, journal: Journal, made_with: Mapping[str, str], plan: Mapping[str, str]
+) -> None:
+    for name, value in made_with.items():
+        if (before := journal.made_with.get(name)) != value:
+            raise EncodeArgumentError(
+                f"the shards in {folder} were made with {name} {before}, not {value}: "
+                f"{_start_over(folder)}"
+            )
+    for name, shard in journal.shards.items():
+        if plan.get(name) != shard.contents:
+            raise EncodeArgumentError(
+                f"{folder / name} was made of other tensors, or with other options: "
+                f"{_start_over(folder)}"
+            )
+
+
+def _start_over(folder: Path) -> str:
+    return f"to start over, delete {folder} or give -f"
+
+
+def read_shard(path: Path) -> Shard:
+    """What an index says of a file.
+
+    Raises:
+        DecodeError: it is damaged, as far as its front and its size show.
+    """
+    sections = StreamSections(path, UNLIMITED)
+    try:
+        front = sections.data()[: sections.container.size]
+        return Shard(sections.container.file_size, int.from_bytes(front[-4:], "little"))
+    finally:
+        sections.close()
+
+
+def _read_journal(folder: Path) -> Journal | None:
+    """None where there is none, or no folder."""
+    try:
+        return decode_journal((folder / _JOURNAL).read_bytes())
+    except FileNotFoundError:
+        return None
+    except DecodeError as error:
+        raise EncodeArgumentError(f"{folder / _JOURNAL}: {error}; delete {folder}") from None
+
+
+def _empty(folder: Path) -> None:
+    """Deletes what is in a folder."""
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _is_whole(path: Path, expected: FinishedShard) -> bool:
+    """Whether a file is the one that was finished, and every section of it undamaged."""
+    try:
+        shard = read_shard(path)
+        if (shard.size, shard.front_crc) != (expected.size, expected.front_crc):
+            return False
+        sections = StreamSections(path, UNLIMITED)
+        try:
+            for index in range(len(sections.container.sections)):
+                sections.read(index)
+        finally:
+            sections.close()
+    except (FileNotFoundError, DecodeError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder for one process at a time, where the system can tell.
+
+    Raises:
+        EncodeArgumentError: another process has it.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EncodeArgumentError(
+                f"another process is encoding into {folder}: wait for it, or end it"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,220 @@
+"""Contents of several files → shards and their index, proven before any of them gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pemncodec import __version__
+from pemncodec.coders.masks import Preset, tries_context
+from pemncodec.contents import AliasTensor, Contents, MaskedTensor, numel
+from pemncodec.errors import EncodeArgumentError, EncodeError
+from pemncodec.format.columns import is_file_name
+from pemncodec.format.index import SUFFIX, shard_names
+from pemncodec.format.journal import contents_digest
+from pemncodec.format.partial import (
+    PartialShards,
+    check_leftover,
+    open_partial,
+    partial_folder,
+)
+from pemncodec.format.partition import partition, with_shared_prototypes
+from pemncodec.format.publishing import Place, place_of
+from pemncodec.format.writer import encode_contents
+from pemncodec.options import EncodeOptions
+from pemncodec.proof import Report
+from pemncodec.remote.urls import is_url, last_part
+from pemncodec.spool import Spool
+
+Step = Callable[[str, float | None], None]
+Target = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShardPlan:
+    """A model as several files.
+
+    Attributes:
+        target: a path or URL, NAME.pemn.
+        parts: what each file will hold, by its name; forgotten when it is written.
+        digests: of each of `parts`.
+        weight_map: as `ShardIndex` has it.
+        manifest: of the whole model.
+        preset: for each file.
+        made_with: as `Journal` has it.
+    """
+
+    target: Target
+    parts: dict[str, Contents]
+    digests: Mapping[str, str]
+    weight_map: Mapping[str, str]
+    manifest: Mapping[str, Any] | None
+    preset: Preset
+    made_with: Mapping[str, str]
+
+
+def check_shard_target(target: Target | BinaryIO, options: EncodeOptions) -> None:
+    """Refuses what shards cannot be written to, or what an interrupted encoding has left.
+
+    Raises:
+        EncodeArgumentError: says what to do.
+    """
+    if options.shard_bytes is None:
+        return
+    if not isinstance(target, str | os.PathLike):
+        raise EncodeArgumentError(
+            "--shard-size (shard_size=…) writes several files: name one that ends in .pemn (-o)"
+        )
+    name = _name(target)
+    if not name.endswith(SUFFIX) or not is_file_name(shard_names(name, 1)[0]):
+        raise EncodeArgumentError(
+            "--shard-size (shard_size=…): shards are called after the output, whose name must end "
+            f"in .pemn, not begin with a point and not be long, not {name!r:.80}"
+        )
+    if not is_url(target):
+        check_leftover(Path(target), resume=options.resume)
+    elif options.resume:
+        raise EncodeArgumentError(
+            "--resume (resume=True) continues what is on this machine: encode into a folder here, "
+            "and upload that"
+        )
+
+
+def plan_shards(
+    contents: Contents, target: Target | BinaryIO, options: EncodeOptions
+) -> ShardPlan | None:
+    """The shards of a model; None where one file is asked for, or has room for all of it.
+
+    Raises:
+        EncodeArgumentError: an interrupted encoding, which is to be continued, has several.
+    """
+    if options.shard_bytes is None or not isinstance(target, str | os.PathLike):
+        return None
+    parts = partition(contents, options.shard_bytes, shared=options.share_prototypes)
+    if len(parts) == 1 and (is_url(target) or not partial_folder(Path(target)).exists()):
+        return None
+    names = shard_names(_name(target), len(parts))
+    if options.share_prototypes:
+        parts = with_shared_prototypes(parts, names)
+    files = {
+        tensor.name: name
+        for name, part in zip(names, parts, strict=True)
+        for tensor in part.tensors
+    }
+    masked = sum(t.mask.size for t in contents.tensors if isinstance(t, MaskedTensor))
+    return ShardPlan(
+        target,
+        dict(zip(names, parts, strict=True)),
+        {name: contents_digest(part) for name, part in zip(names, parts, strict=True)},
+        {tensor.name: files[tensor.name] for tensor in contents.tensors},
+        contents.manifest,
+        # The choice is for the model, however many files it becomes.
+        options.preset if tries_context(options.preset, masked) else "fast",
+        {
+            "pemncodec": __version__,
+            "--shard-size": str(options.shard_bytes),
+            "--preset": options.preset,
+        },
+    )
+
+
+def encode_shards(
+    plan: ShardPlan,
+    prove: Callable[[Path], Report],
+    step: Callable[[str, float | None], None],
+    *,
+    resume: bool,
+) -> Report:
+    """Write a model as several files and an index.
+
+    Args:
+        plan: what to write.
+        prove: decodes a model by the path of its index, and compares it.
+        step: called with what is under way, and the share of it that is done.
+        resume: whether to continue where an interrupted encoding has stopped.
+
+    Raises:
+        EncodeArgumentError: what such an encoding has left is of something else, or is not to be
+            continued.
+        EncodeError: the data cannot be encoded, or as `prove` raises it; nothing is kept.
+        OSError: files cannot be written; finished shards are kept, but for a URL.
+    """
+    with (
+        _place(plan.target) as (path, place),
+        open_partial(path, plan.made_with, plan.digests, resume=resume) as partial,
+        _kept_or_discarded(partial, plan),
+    ):
+        kept = _add_shards(partial, plan, step)
+        if partial.proven:
+            partial.publish(place)
+            report = prove(path.with_name(partial.index.name))
+        else:
+            partial.add_index(plan.weight_map, plan.manifest)
+            report = prove(partial.index)
+            step("writing", None)
+            partial.publish(place)
+    if kept:
+        note = f"{kept} of {len(plan.digests)} shards were there from an interrupted encoding"
+        report = replace(report, notes=(*report.notes, note))
+    return report
+
+
+def _name(target: Target) -> str:
+    return last_part(target) if is_url(target) else Path(target).name
+
+
+@contextlib.contextmanager
+def _place(target: Target) -> Iterator[tuple[Path, Place]]:
+    """A path of this machine beside which shards are made, and where they go in the end."""
+    if not is_url(target):
+        yield Path(target).absolute(), place_of(target)
+        return
+    with tempfile.TemporaryDirectory(prefix="pemn-") as folder:
+        yield Path(folder, _name(target)), place_of(target)
+
+
+@contextlib.contextmanager
+def _kept_or_discarded(partial: PartialShards, plan: ShardPlan) -> Iterator[None]:
+    """After an error, shards that may be good are kept, and the error says how many."""
+    try:
+        yield
+    except EncodeArgumentError:
+        raise
+    except EncodeError:
+        partial.discard()
+        raise
+    except BaseException as error:
+        if partial.finished and not is_url(plan.target):
+            count = len(plan.digests)
+            error.add_note(f"{partial.finished} of {count} shards are kept for --resume")
+        raise
+
+
+def _add_shards(
+    partial: PartialShards, plan: ShardPlan, step: Callable[[str, float | None], None]
+) -> int:
+    """Encodes the shards that are not finished, one after the other; how many were."""
+    values = {name: _values(part) for name, part in plan.parts.items()}
+    whole, done, kept = max(sum(values.values()), 1), 0, 0
+    for name in plan.digests:
+        part = plan.parts.pop(name)
+        if partial.has(name):
+            kept += 1
+        else:
+
+            def progress(share: float, before: int = done, own: int = values[name]) -> None:
+                step("coding", (before + share * own) / whole)
+
+            with Spool(partial.folder) as spool:
+                partial.add(name, encode_contents(part, progress, plan.preset, spool))
+        done += values[name]
+    return kept
+
+
+def _values(part: Contents) -> int:
+    return sum(numel(t.shape) for t in part.tensors if not isinstance(t, AliasTensor))

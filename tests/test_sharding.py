@@ -1,0 +1,832 @@
+"""Models in several files: where they are cut, and what interruptions leave."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, fails
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import pemncodec
+from pemncodec.contents import (
+    AliasTensor,
+    Contents,
+    DenseTensor,
+    Fill,
+    MaskedTensor,
+    PrototypePlace,
+    StoredPrototype,
+)
+from pemncodec.format.index import Shard, ShardIndex, decode_index, encode_index
+from pemncodec.format.journal import contents_digest
+from pemncodec.format.partition import partition
+from pemncodec.format.reader import open_file
+from pemncodec.format.writer import encode_contents
+from pemncodec.limits import Limits
+from pemncodec.proof import prove_network
+from pemncodec.sizes import size_in_bytes
+
+SIZE = 6000
+State = dict[str, Tensor]
+
+
+def network(seed: int = 0, layers: int = 3) -> tuple[State, State]:
+    """A state dict of values that no seed makes, and masks of its matrices."""
+    random = np.random.default_rng(seed)
+    state = {}
+    for layer in range(layers):
+        values = random.uniform(-1, 1, (24, 40)) ** 3
+        state[f"{layer}.weight"] = torch.tensor(values, dtype=torch.float32)
+        state[f"{layer}.bias"] = torch.tensor(random.uniform(size=24), dtype=torch.float32)
+    state["tied.weight"] = state["1.weight"]
+    masks = {
+        name: torch.tensor(random.random(tuple(tensor.shape)) < 0.5)
+        for name, tensor in state.items()
+        if tensor.dim() == 2
+    }
+    masks["tied.weight"] = masks["1.weight"]
+    return state, masks
+
+
+STATE, MASKS = network()
+OTHER, OTHER_MASKS = network(seed=1)
+
+
+def encode(target: Any, state: State = STATE, masks: State = MASKS, **options: Any) -> Any:
+    options = {"shard_size": SIZE, "find_seed": "off", "preset": "fast", **options}
+    return pemncodec.encode(state, target, masks=masks, manifest=False, **options)
+
+
+def files(folder: Path) -> dict[str, str]:
+    """What a folder holds: a digest of each file, by name."""
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def model(folder: Path, name: str = "net.pemn") -> dict[str, bytes] | None:
+    """The tensors of a model's index or file; what is there is whole, and belongs together."""
+    for path in folder.glob("[!.]*.pemn"):
+        with open_file(path) as file:
+            file.verify()
+    index = folder / f"{name}.index.json"
+    if not index.exists() and not (folder / name).exists():
+        return None
+    if not index.exists():
+        with open_file(folder / name) as file:
+            return {tensor: file.tensor(tensor).tobytes() for tensor in file.keys()}  # noqa: SIM118
+    read = decode_index(index.read_bytes(), Limits())
+    with open_file(index) as file:
+        file.verify()
+        assert file.keys() == list(read.weight_map)
+    tensors = {}
+    for file_name, shard in read.shards.items():
+        data = (folder / file_name).read_bytes()
+        with open_file(data) as file:
+            front = data[: file.container.size]
+            assert len(data) == shard.size
+            assert int.from_bytes(front[-4:], "little") == shard.front_crc
+            own = [tensor for tensor, where in read.weight_map.items() if where == file_name]
+            assert file.keys() == own
+            tensors |= {tensor: file.tensor(tensor).tobytes() for tensor in own}
+    return {tensor: tensors[tensor] for tensor in read.weight_map}
+
+
+def expected(state: State = STATE, masks: State = MASKS) -> dict[str, bytes]:
+    return {
+        name: (torch.where(masks[name], tensor, 0.0) if name in masks else tensor).numpy().tobytes()
+        for name, tensor in state.items()
+    }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_disk() -> Iterator[None]:
+    """Nothing waits for the disk; no machine loses its power here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files of `STATE`."""
+    folder = tmp_path_factory.mktemp("reference")
+    encode(folder / "net.pemn")
+    return files(folder)
+
+
+# ------------------------------------------------------------------------------- partition
+
+
+def test_shards_have_all_tensors_in_order(tmp_path: Path) -> None:
+    report = encode(tmp_path / "net.pemn")
+    found = model(tmp_path)
+    assert found == expected()
+    assert list(found) == list(STATE)
+    names = list(report.info.shards)
+    assert names == [f"net-{i:05}-of-{len(names):05}.pemn" for i in range(1, len(names) + 1)]
+    assert set(files(tmp_path)) == {*names, "net.pemn.index.json"}
+    for name, size in report.info.shards.items():
+        assert (tmp_path / name).stat().st_size == size <= SIZE
+    index = decode_index((tmp_path / "net.pemn.index.json").read_bytes(), Limits())
+    assert index.weight_map["tied.weight"] == index.weight_map["1.weight"]
+
+
+def test_what_fits_is_one_file(tmp_path: Path) -> None:
+    report = encode(tmp_path / "net.pemn", shard_size="1MB")
+    assert set(files(tmp_path)) == {"net.pemn"}
+    assert report.info.shards == {}
+    alone = io.BytesIO()
+    encode(alone, shard_size=None)
+    assert (tmp_path / "net.pemn").read_bytes() == alone.getvalue()
+
+
+def test_a_tensor_that_is_too_large_has_a_file_of_its_own(tmp_path: Path) -> None:
+    encode(tmp_path / "net.pemn", shard_size=1)
+    index = decode_index((tmp_path / "net.pemn.index.json").read_bytes(), Limits())
+    assert [list(index.weight_map.values()).count(name) for name in index.shards] == [
+        1, 1, 2, 1, 1, 1
+    ]  # fmt: skip
+    assert model(tmp_path) == expected()
+
+
+@st.composite
+def contents(draw: st.DrawFn) -> Contents:
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    length = draw(st.integers(1, 400))
+    stored = [
+        StoredPrototype(random.standard_normal(length).astype(np.float32), "float32")
+        for _ in range(2)
+    ]
+    tensors: list[Any] = []
+    for number in range(draw(st.integers(1, 8))):
+        name = draw(st.sampled_from(["w", 'Ä"\\', "x" * 40])) + str(number)
+        shape = draw(st.sampled_from([(), (0,), (3,), (16, 9), (64, 8), (1, 1, 1, 70)]))
+        kind = draw(st.sampled_from(["masked", "dense", "fp16", "bf16", "q8", "alias"]))
+        if kind == "alias":
+            targets = [tensor.name for tensor in tensors if not isinstance(tensor, AliasTensor)]
+            if targets:
+                tensors.append(AliasTensor(name, draw(st.sampled_from(targets))))
+        elif kind == "masked":
+            mask = random.random(shape) < draw(st.sampled_from([0.0, 0.5, 1.0]))
+            fill = Fill(draw(st.integers(0, 1)), 0, draw(st.sampled_from([1.0, 0.1])))
+            tensors.append(MaskedTensor(name, "float32", shape, fill, np.asarray(mask)))
+        else:
+            values = np.asarray(random.standard_normal(shape), np.float32)
+            mode: Any = "lossless" if kind == "dense" or not values.size else kind
+            tensors.append(DenseTensor(name, "float32", shape, values, mode))
+    metadata = draw(st.dictionaries(st.text("ab", max_size=3), st.text("cd", max_size=200)))
+    return Contents(tuple(stored), tuple(tensors), None, metadata)
+
+
+@settings(max_examples=40)
+@given(contents(), st.integers(1, 6000))
+def test_no_file_is_larger_than_asked_for(whole: Contents, size: int) -> None:
+    parts = partition(whole, size)
+    placed = [tensor.name for part in parts for tensor in part.tensors]
+    assert sorted(placed) == sorted(tensor.name for tensor in whole.tensors)
+    values = {}
+    for part in parts:
+        data = b"".join(encode_contents(part))
+        own = [tensor for tensor in part.tensors if not isinstance(tensor, AliasTensor)]
+        assert len(data) <= size or len(own) <= 1
+        with open_file(data) as file:
+            assert file.metadata == whole.metadata
+            values |= {name: file.tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+    with open_file(b"".join(encode_contents(whole))) as file:
+        assert values == {name: file.tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("kind", ["masked", "stored", "lossless", "fp16", "bf16", "q8"])
+def test_values_that_compression_makes_no_smaller(kind: str) -> None:
+    random = np.random.default_rng(0)
+    shape = (256, 64)
+    prototypes: list[Any] = [pemncodec.SeededPrototype("normal", 3, 9)]
+    tensors: list[Any] = []
+    for number in range(8):
+        name, values = f"{number}.weight", random.standard_normal(shape).astype(np.float32)
+        prototypes.append(StoredPrototype(values.reshape(-1), "float32"))
+        mask = random.random(shape) < 0.5
+        tensors.append(
+            MaskedTensor(name, "float32", shape, Fill(number + 1 if kind == "stored" else 0), mask)
+            if kind in ("masked", "stored")
+            else DenseTensor(name, "float32", shape, values, kind)  # type: ignore[arg-type]
+        )
+    whole = Contents(tuple(prototypes), tuple(tensors))
+
+    def sizes(size: int) -> list[int]:
+        parts = partition(whole, size)
+        return [len(b"".join(encode_contents(part, preset="fast"))) for part in parts]
+
+    size = 4 * max(sizes(1))
+    assert len(sizes(size)) < 8
+    assert max(sizes(size)) <= size
+
+
+def test_the_preset_is_chosen_for_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.rand(24, 40, generator=torch.Generator().manual_seed(0)) < torch.rand(24, 1)
+    masks = dict.fromkeys(MASKS, rows)
+    encode(tmp_path / "net.pemn", masks=masks, preset="default")
+    small = files(tmp_path)
+    encode(tmp_path / "net.pemn", masks=masks, preset="fast")
+    fast = files(tmp_path)
+    assert small != fast  # so that the comparison tells something
+    monkeypatch.setattr("pemncodec.coders.masks._CONTEXT_BY_DEFAULT", 24 * 40 * 2)
+    encode(tmp_path / "net.pemn", masks=masks, preset="default")
+    assert files(tmp_path) == fast
+
+
+def test_a_network_is_proven_once_and_decoded_from_its_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 24, bias=False))
+    masks = {
+        name: torch.rand(p.shape) < 0.5 for name, p in module.named_parameters() if p.dim() > 1
+    }
+    proofs = []
+    monkeypatch.setattr(
+        "pemncodec.encoding.prove_network",
+        lambda source, *rest: proofs.append(source) or prove_network(source, *rest),
+    )
+    report = pemncodec.encode(
+        module, tmp_path / "net.pemn", masks=masks, shard_size=4000, find_seed="off"
+    )
+    assert len(report.info.shards) == 2
+    assert len(proofs) == 1
+    assert "outputs equal" in report.verified
+    decoded = pemncodec.decode(tmp_path / "net.pemn.index.json")
+    with torch.no_grad():
+        for name, mask in masks.items():
+            module.get_parameter(name).mul_(mask)
+        inputs = torch.rand(3, 40)
+        assert torch.equal(decoded(inputs), module.eval()(inputs))
+    for path in tmp_path.glob("net-*.pemn"):
+        with open_file(path) as file:
+            assert file.manifest is None
+
+
+def test_values_that_layers_share_are_in_each_file_or_in_one(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    values = random.uniform(-1, 1, 900).astype(np.float32)
+    state = {f"{n}.weight": torch.tensor(np.resize(values, (30, 40))) for n in range(6)}
+    masks = {name: torch.tensor(random.random((30, 40)) < 0.7) for name in state}
+    for name in ("each", "one"):
+        (tmp_path / name).mkdir()
+        encode(tmp_path / name / "net.pemn", state, masks, share_prototypes=name == "one")
+        loaded = pemncodec.load_state_dict(tmp_path / name)
+        assert list(loaded) == list(state)
+        for key, tensor in loaded.items():
+            assert torch.equal(tensor, torch.where(masks[key], state[key], 0.0))
+        assert all(size <= SIZE for size in map(len_of, (tmp_path / name).glob("*.pemn")))
+    each, one = (list((tmp_path / name).glob("*.pemn")) for name in ("each", "one"))
+    assert sum(map(len_of, one)) < sum(map(len_of, each)) - 3000
+    for path in each:
+        with open_file(path.read_bytes()) as file:  # alone
+            file.verify()
+    last = max(one)
+    with open_file(last) as file:
+        file.verify()
+    with (
+        open_file(last.read_bytes()) as file,
+        pytest.raises(pemncodec.DecodeError, match=min(one).name),
+    ):
+        file.verify()
+
+
+def len_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("2GB", 2 * 10**9),
+        ("2GiB", 2 << 30),
+        ("2G", 2 << 30),
+        ("1.5 kb", 1500),
+        ("512M", 512 << 20),
+        ("7", 7),
+        ("7B", 7),
+        ("1 TiB", 1 << 40),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("7iB", None),
+        ("2PB", None),
+        ("GB", None),
+        ("1e3", None),
+        ("٣", None),
+    ],
+)
+def test_sizes(text: str, size: int | None) -> None:
+    assert size_in_bytes(text) == size
+
+
+# --------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("size", [0, -1, "0", "many", 1.5, True])
+def test_sizes_that_are_none(tmp_path: Path, size: Any) -> None:
+    with pytest.raises(pemncodec.EncodeArgumentError, match=r"--shard-size .* must be bytes"):
+        encode(tmp_path / "net.pemn", shard_size=size)
+
+
+@pytest.mark.parametrize("name", ["net", "net.bin", ".net.pemn", "a:b.pemn", "x" * 240 + ".pemn"])
+def test_names_that_shards_cannot_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(pemncodec.EncodeArgumentError, match=r"must end in \.pemn"):
+        encode(tmp_path / name)
+    assert files(tmp_path) == {}
+
+
+def test_shards_need_a_name() -> None:
+    with pytest.raises(pemncodec.EncodeArgumentError, match="writes several files"):
+        encode(io.BytesIO())
+
+
+def test_a_single_file_has_nothing_to_continue(tmp_path: Path) -> None:
+    with pytest.raises(pemncodec.EncodeArgumentError, match=r"--resume .* continues shards"):
+        encode(tmp_path / "net.pemn", shard_size=None, resume=True)
+
+
+# ---------------------------------------------------------------------------- interruptions
+
+
+class Stopped(BaseException):
+    """The process is gone."""
+
+
+@contextlib.contextmanager
+def disk(monkeypatch: pytest.MonkeyPatch, works: int, error: BaseException) -> Iterator[list[str]]:
+    """Of all that changes a disk, `works` operations succeed; then each one fails."""
+    done: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if len(done) >= works:
+                raise error
+            done.append(name)
+            return function(*arguments, **options)
+
+        return call
+
+    opened = io.open
+
+    def half_written(*arguments: Any, **options: Any) -> Any:
+        stream = opened(*arguments, **options)
+        mode = arguments[1] if len(arguments) > 1 else options.get("mode", "r")
+        if "w" not in mode or isinstance(arguments[0], int):
+            return stream
+        write = counted("write", stream.write)
+
+        def write_or_half(data: Any) -> Any:
+            if len(done) >= works:
+                stream.write(bytes(data)[: len(data) // 2])
+                stream.flush()
+            return write(data)
+
+        class Stream(io.BytesIO):
+            def __exit__(self, *_: object) -> None:
+                stream.close()
+
+            write = staticmethod(write_or_half)  # type: ignore[assignment]
+
+        return Stream()
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "fsync", "mkdir", "unlink", "rmdir"):
+            patch.setattr(os, name, counted(name, getattr(os, name)))
+        patch.setattr(io, "open", half_written)
+        yield done
+
+
+EARLIER: dict[str, Callable[[Path], Any]] = {
+    "nothing": lambda _: None,
+    "a file": lambda target: encode(target, OTHER, OTHER_MASKS, shard_size=None),
+    "as many shards": lambda target: encode(target, OTHER, OTHER_MASKS),
+    "more shards": lambda target: encode(target, OTHER, OTHER_MASKS, shard_size=1),
+}
+
+
+@pytest.fixture(scope="module", params=EARLIER)
+def earlier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("earlier")
+    EARLIER[request.param](folder / "net.pemn")
+    return folder
+
+
+def test_whenever_it_stops_files_are_whole_and_it_can_be_continued(
+    tmp_path: Path, earlier: Path, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = False
+    works = 0
+    seen = set()
+    while not finished:
+        folder = tmp_path / str(works)
+        shutil.copytree(earlier, folder)
+        old = model(folder)
+        with disk(monkeypatch, works, Stopped()), contextlib.suppress(Stopped):
+            encode(folder / "net.pemn")
+            finished = True
+        found = model(folder)
+        seen.add("old" if found == old else "none" if found is None else "new")
+        assert found in (old, expected(), None)
+        encode(folder / "net.pemn", resume=True)
+        assert files(folder) == reference
+        shutil.rmtree(folder)
+        works += 1 + works // 16  # fewer of the later ones: shard after shard is alike
+    assert seen >= {"old", "new"}
+
+
+def finished(folder: Path) -> int:
+    """How many shards are, of an encoding that was interrupted."""
+    journal = folder / ".net.pemn.partial" / "journal.json"
+    return len(json.loads(journal.read_bytes())["shards"]) if journal.exists() else 0
+
+
+def works_until(folder: Path, reached: Callable[[Path], bool]) -> int:
+    """The first number of operations on a disk after which an encoding has come so far."""
+    for works in itertools.count(10):
+        trial = folder / "trial"
+        trial.mkdir()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            disk(patch, works, Stopped()),
+            contextlib.suppress(Stopped),
+        ):
+            encode(trial / "net.pemn")
+        found = reached(trial)
+        shutil.rmtree(trial)
+        if found:
+            return works
+    raise AssertionError
+
+
+def test_a_full_disk_says_what_is_kept(
+    tmp_path: Path,
+    reference: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    two_of_three: int,
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        disk(monkeypatch, two_of_three, full),
+        pytest.raises(OSError, match="No space left") as caught,
+    ):
+        encode(tmp_path / "net.pemn")
+    assert caught.value.__notes__ == ["2 of 3 shards are kept for --resume"]
+    kept = {path.name: path.stat() for path in (tmp_path / ".net.pemn.partial").glob("net-*")}
+    assert len(kept) == 2
+    report = encode(tmp_path / "net.pemn", resume=True)
+    assert "2 of 3 shards were there from an interrupted encoding" in report.notes
+    assert files(tmp_path) == reference
+    for name, before in kept.items():
+        assert (tmp_path / name).stat().st_ino == before.st_ino
+        assert (tmp_path / name).stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.fixture(scope="module")
+def two_of_three(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Operations on a disk until two of three shards are finished."""
+    return works_until(tmp_path_factory.mktemp("works"), lambda folder: finished(folder) == 2)
+
+
+@pytest.fixture
+def partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_of_three: int) -> Path:
+    """The partial folder of an encoding that ended with two of three shards."""
+    with disk(monkeypatch, two_of_three, Stopped()), contextlib.suppress(Stopped):
+        encode(tmp_path / "net.pemn")
+    return tmp_path / ".net.pemn.partial"
+
+
+def test_what_is_left_is_not_touched_unasked(tmp_path: Path, partial: Path) -> None:
+    before = files(partial)
+    with pytest.raises(
+        pemncodec.EncodeArgumentError,
+        match=r"encoding to net.pemn was interrupted, and 2 .* --resume .* or give -f",
+    ):
+        encode(tmp_path / "net.pemn")
+    assert files(partial) == before
+    # Other files do not mind.
+    encode(tmp_path / "other.pemn")
+    encode(tmp_path / "net.pemn", shard_size=None)
+    assert files(partial) == before
+
+
+CHANGED = {**STATE, "2.bias": STATE["2.bias"] + 1}
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "masks": ({"masks": {**MASKS, "0.weight": ~MASKS["0.weight"]}}, "made of other tensors"),
+    "values": ({"state": {**STATE, "0.bias": STATE["0.bias"] + 1}}, "made of other tensors"),
+    "a mode": ({"dense": "fp16"}, "made of other tensors"),
+    "metadata": ({"metadata": {"a": "b"}}, "made of other tensors"),
+    "fewer": ({"state": dict(list(STATE.items())[:2])}, "made of other tensors"),
+    "the size": ({"shard_size": "7KB"}, "made with --shard-size 6000, not 7000"),
+    "the preset": ({"preset": "max"}, "made with --preset fast, not max"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_input_or_options_are_not_continued(
+    tmp_path: Path, partial: Path, change: str
+) -> None:
+    before = files(partial)
+    options, message = CHANGES[change]
+    if "state" in options:
+        masks = {name: mask for name, mask in MASKS.items() if name in options["state"]}
+        options = {"masks": masks, **options}
+    with pytest.raises(pemncodec.EncodeArgumentError, match=f"{message}.*: to start over"):
+        encode(tmp_path / "net.pemn", resume=True, **options)
+    assert files(partial) == before
+
+
+def test_a_shard_that_was_not_begun_may_be_of_other_values(tmp_path: Path, partial: Path) -> None:
+    assert partial.exists()
+    encode(tmp_path / "net.pemn", CHANGED, resume=True)
+    assert model(tmp_path) == expected(CHANGED)
+
+
+def test_what_a_shard_is_made_of() -> None:
+    values = np.arange(4, dtype=np.float32)
+    fill, mask = Fill(0, 1, 0.5), np.array([True, False])
+    masked = MaskedTensor("w", "float32", (2,), fill, mask)
+    dense = DenseTensor("b", "float32", (4,), values)
+    stored = StoredPrototype(values, "float32")
+    seeded = pemncodec.SeededPrototype("normal", 3, 9)
+    base = Contents((stored,), (masked, dense, AliasTensor("c", "b")), None, {"a": "b"})
+
+    def tensors(*changed: Any) -> Contents:
+        return replace(base, tensors=(*changed, *base.tensors[len(changed) :]))
+
+    def prototype(changed: Any) -> Contents:
+        return replace(base, prototypes=(changed,))
+
+    others = [
+        tensors(replace(masked, mask=~mask)),
+        tensors(replace(masked, name="v")),
+        tensors(replace(masked, shape=(2, 1), mask=mask.reshape(2, 1))),
+        tensors(replace(masked, fill=replace(fill, offset=0))),
+        tensors(replace(masked, fill=replace(fill, scale=0.25))),
+        tensors(masked, replace(dense, data=values + 1)),
+        tensors(masked, replace(dense, mode="q8")),
+        tensors(masked, replace(dense, error=0.5)),
+        tensors(masked, replace(dense, dtype="int32")),
+        tensors(masked, dense, AliasTensor("c", "w")),
+        prototype(replace(stored, given=values + 1)),
+        prototype(replace(stored, dtype="float16")),
+        prototype(replace(stored, whole=True)),
+        prototype(replace(stored, place=PrototypePlace("n.pemn", 0))),
+        prototype(seeded),
+        prototype(replace(seeded, seed=4)),
+        replace(base, metadata={"a": "c"}),
+        replace(base, inference_only=True),
+        replace(base, tensors=base.tensors[:2]),
+    ]
+    digests = {contents_digest(each) for each in (base, *others)}
+    assert len(digests) == 1 + len(others)
+    assert contents_digest(tensors(replace(masked, mask=mask.copy()))) in digests
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "gone"])
+def test_damaged_shards_are_made_again(
+    tmp_path: Path, partial: Path, reference: dict[str, str], damage: str
+) -> None:
+    path = partial / "net-00001-of-00003.pemn"
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    report = encode(tmp_path / "net.pemn", resume=True)
+    assert files(tmp_path) == reference
+    assert "1 of 3 shards were there from an interrupted encoding" in report.notes
+
+
+def test_a_shard_that_vanishes_while_names_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = "net-00001-of-00003.pemn"
+    works = works_until(tmp_path, lambda folder: (folder / first).exists())
+    with disk(monkeypatch, works, Stopped()), contextlib.suppress(Stopped):
+        encode(tmp_path / "net.pemn")
+    (tmp_path / first).unlink()
+    with pytest.raises(pemncodec.EncodeArgumentError, match="is missing or damaged: to start over"):
+        encode(tmp_path / "net.pemn", resume=True)
+    shutil.rmtree(tmp_path / ".net.pemn.partial")
+    encode(tmp_path / "net.pemn")
+    assert model(tmp_path) == expected()
+
+
+def test_a_folder_without_a_journal_holds_nothing(
+    tmp_path: Path, reference: dict[str, str]
+) -> None:
+    (tmp_path / ".net.pemn.partial").mkdir()
+    (tmp_path / ".net.pemn.partial" / ".pemn-abc.tmp").touch()
+    encode(tmp_path / "net.pemn")
+    assert files(tmp_path) == reference
+
+
+@pytest.mark.parametrize("journal", [b"", b"{}", b"[]", b'{"format":"pemn-journal","shards":[]}'])
+def test_a_damaged_journal_is_told(tmp_path: Path, journal: bytes) -> None:
+    (tmp_path / ".net.pemn.partial").mkdir()
+    (tmp_path / ".net.pemn.partial" / "journal.json").write_bytes(journal)
+    for resume in (False, True):
+        with pytest.raises(pemncodec.EncodeArgumentError, match="not the journal of an encoding"):
+            encode(tmp_path / "net.pemn", resume=resume)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_one_process_at_a_time(tmp_path: Path, partial: Path) -> None:
+    import fcntl
+
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(pemncodec.EncodeArgumentError, match="another process is encoding"):
+            encode(tmp_path / "net.pemn", resume=True)
+    finally:
+        os.close(descriptor)
+    encode(tmp_path / "net.pemn", resume=True)
+
+
+def test_what_cannot_be_proven_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(*_: Any) -> None:
+        raise pemncodec.EncodeError("0.weight differs")
+
+    monkeypatch.setattr("pemncodec.encoding.prove_tensors", differs)
+    with pytest.raises(pemncodec.EncodeError, match="differs"):
+        encode(tmp_path / "net.pemn")
+    assert files(tmp_path) == {}
+
+
+def test_files_that_are_not_ours_stay(tmp_path: Path) -> None:
+    others = {"net-00001-of-1.pemn", "net-x.pemn", "netz-00001-of-00002.pemn", "net.pemn.txt"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"x")
+    encode(tmp_path / "net.pemn", shard_size=1)
+    encode(tmp_path / "net.pemn", shard_size=None)
+    assert set(files(tmp_path)) == {*others, "net.pemn"}
+    # An index that names a file of another model.
+    index = ShardIndex({"net-x.pemn": Shard(1, 0)}, {"w": "net-x.pemn"})
+    (tmp_path / "net.pemn.index.json").write_bytes(encode_index(index))
+    encode(tmp_path / "net.pemn", shard_size=None)
+    assert set(files(tmp_path)) == {*others, "net.pemn"}
+
+
+# ------------------------------------------------------------------------------------ places
+
+
+@pytest.fixture
+def store() -> Iterator[dict[str, bytes]]:
+    """The files of memory://, by name."""
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+def stored(system: Any) -> dict[str, str]:
+    return {
+        name.rpartition("/")[2]: sha256(system.cat_file(name)).hexdigest()
+        for name in system.find("/")
+    }
+
+
+def test_shards_of_a_store(store: Any, reference: dict[str, str]) -> None:
+    encode("memory://folder/net.pemn")
+    assert stored(store) == reference
+    for earlier in ({"shard_size": 1}, {}, {"shard_size": None}):
+        encode("memory://folder/net.pemn", OTHER, OTHER_MASKS, **earlier)
+        assert stored(store) != reference
+        encode("memory://folder/net.pemn")
+        assert stored(store) == reference
+
+
+def test_a_store_that_breaks_off_has_no_index_of_other_shards(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, seen = store.put_file, []
+
+    def breaking(path: str, name: str, **options: Any) -> None:
+        seen.append(name)
+        if len(seen) == broken:
+            raise ConnectionResetError("reset by peer")
+        put(path, name, **options)
+
+    monkeypatch.setattr(type(store), "put_file", lambda _, *args, **more: breaking(*args, **more))
+    for number in range(1, 5):
+        store.store.clear()
+        broken = 0
+        encode("memory://net.pemn", OTHER, OTHER_MASKS)
+        broken = number
+        seen.clear()
+        with pytest.raises(OSError, match="reset by peer"):
+            encode("memory://net.pemn")
+        assert "net.pemn.index.json" not in stored(store)
+        assert not any(name.endswith(".tmp") for name in stored(store))
+        encode("memory://net.pemn")
+        assert "net.pemn.index.json" in stored(store)
+
+
+def test_what_is_continued_is_on_this_machine(store: Any) -> None:
+    with pytest.raises(
+        pemncodec.EncodeArgumentError, match="on this machine: encode into a folder"
+    ):
+        encode("memory://net.pemn", resume=True)
+    assert stored(store) == {}
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> list[object]:
+    """Arguments that encode a checkpoint into shards."""
+    state = {name: t for name, t in STATE.items() if name != "tied.weight"}
+    mask_entries = {f"{name}_mask": mask for name, mask in MASKS.items() if name in state}
+    originals = {f"{name}_orig" if name in MASKS else name: t for name, t in state.items()}
+    torch.save({**originals, **mask_entries}, tmp_path / "model.pt")
+    options = ["--no-manifest", "--find-seed", "off", "--preset", "fast"]
+    return ["encode", "model.pt", *options, "-o", "net.pemn", "--shard-size", "6kB"]
+
+
+def test_the_command_lists_shards(run: Run, tmp_path: Path, checkpoint: list[object]) -> None:
+    result = run(*checkpoint)
+    assert result.returncode == 0, result.stderr
+    written = [path for path in sorted(tmp_path.iterdir()) if path.name.startswith("net-")]
+    assert len(written) == 3
+    lines = result.stdout.decode().splitlines()
+    for path in written:
+        size = path.stat().st_size
+        assert f"{path.name}  {size:,} bytes" in lines
+    result = run(*checkpoint, "-f", "--json")
+    listed = json.loads(result.stdout)["shards"]
+    assert listed == {path.name: path.stat().st_size for path in written}
+
+
+def test_the_command_overwrites_and_continues_only_when_asked(
+    run: Run, tmp_path: Path, checkpoint: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    works = works_until(tmp_path, lambda folder: finished(folder) == 1)
+    with disk(monkeypatch, works, full):
+        result = run(*checkpoint)
+    fails(result, 1, "No space left on device", "1 of 3 shards are kept for --resume")
+    before = files(tmp_path / ".net.pemn.partial")
+    fails(run(*checkpoint), 2, "--resume", "-f")
+    fails(run(*checkpoint, "--resume", "--preset", "max"), 2, "made with --preset fast, not max")
+    assert files(tmp_path / ".net.pemn.partial") == before
+    assert run(*checkpoint, "--resume", "-q").returncode == 0
+    done = files(tmp_path)
+    assert ".net.pemn.partial" not in done
+    fails(run(*checkpoint), 2, "net.pemn.index.json exists: -f overwrites it")
+    fails(run(*checkpoint[:-2]), 2, "net.pemn.index.json exists: -f overwrites it")
+    with disk(monkeypatch, works, full):
+        fails(run(*checkpoint, "-f"), 1, "kept for --resume")
+    result = run(*checkpoint, "-f")
+    assert result.returncode == 0
+    assert b"what an interrupted encoding had left is deleted" in result.stderr
+    assert files(tmp_path) == done
+    assert run(*checkpoint[:-2], "-f", "-q").returncode == 0
+    assert set(files(tmp_path)) == {"model.pt", "net.pemn"}
+
+
+def test_the_command_continues_with_names(
+    run: Run, tmp_path: Path, checkpoint: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "net.pemn.index.json"
+    works = works_until(tmp_path, lambda folder: (folder / index.name).exists())
+    with disk(monkeypatch, works, Stopped()), contextlib.suppress(Stopped):
+        run(*checkpoint)
+    assert index.exists()
+    assert (tmp_path / ".net.pemn.partial").exists()
+    result = run(*checkpoint, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / ".net.pemn.partial").exists()
+
+
+def test_options_of_shards_are_told_at_once(run: Run, checkpoint: list[object]) -> None:
+    *rest, _, _ = checkpoint
+    fails(run(*rest, "--resume"), 2, "--resume", "--shard-size")
+    fails(run(*rest, "--share-prototypes"), 2, "it needs --shard-size")
+    fails(run(*rest, "--shard-size", "many"), 2, "--shard-size", "2GB", "'many'")
+    fails(run(*checkpoint, "-o", "-"), 2, "several files")
+    fails(run(*checkpoint, "-o", "net"), 2, "must end in .pemn")
