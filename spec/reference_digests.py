@@ -17,8 +17,13 @@ def of_bytes(data: bytes) -> str:
 
 def of_json(value: Any) -> str:
     """The digest of JSON: "SHA-256 of the bytes that writers produce for it"."""
+    return hashlib.sha256(text_of(value)).hexdigest()
+
+
+def text_of(value: Any) -> bytes:
+    """3.4: "Writers produce one byte sequence for each value"."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text.encode()
 
 
 def of_prototype(dtype: str, width: int, values: list[int]) -> str:

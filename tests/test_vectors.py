@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import pytest
 import reference_lists as lists
+import reference_shards as shards
 import reference_tensors as tensors
 import torch
 
@@ -27,6 +28,7 @@ from pemncodec.architecture.manifest import validate_manifest
 from pemncodec.errors import DecodeError, ErrorCode
 from pemncodec.format.file_digest import file_digest
 from pemncodec.format.header import decode_header
+from pemncodec.format.index import decode_index
 from pemncodec.limits import Limits
 
 SPEC = Path(__file__).parent.parent / "spec"
@@ -79,8 +81,8 @@ def test_invalid(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", VALID)
-def test_reference_decoder_reads_valid(entry: Entry, reference: ModuleType) -> None:
-    decoded = reference.Decoder((VECTORS / entry["file"]).read_bytes(), folder=VECTORS)
+def test_reference_decoder_reads_valid(entry: Entry) -> None:
+    decoded = shards.read(VECTORS / entry["file"])
     assert decoded.digest() == entry["digest"]
     with pemncodec.open(VECTORS / entry["file"]) as file:
         assert decoded.manifest == file.manifest
@@ -95,9 +97,8 @@ def test_reference_decoder_reads_valid(entry: Entry, reference: ModuleType) -> N
 
 @pytest.mark.parametrize("entry", INVALID)
 def test_reference_decoder_refuses_invalid(entry: Entry, reference: ModuleType) -> None:
-    data = (VECTORS / entry["file"]).read_bytes()
     with pytest.raises(reference.PemnError) as caught:
-        reference.Decoder(data, folder=VECTORS)
+        shards.read(VECTORS / entry["file"])
     assert caught.value.code == entry["error"], caught.value
 
 
@@ -246,6 +247,7 @@ ODD: list[Any] = [
     *("__x__", "if", None, True, False, 0, 1, -1, 4, 1.5, 1 << 20, 1 << 31, (1 << 31) + 1, [], {}),
     *("be99999a", "0" * 8, "7fc00000", "torch", "uniform", "scalar", -1, -1049, 1 << 33, 1 << 60),
     *([1], ["x"], [["w", [2]]], {"tuple": [1]}, {"dtype": "int8"}, {"float": "nan"}, [None]),
+    *("0.5", "1.0", "x.pemn", "../x.pemn"),
     *({"slice": [1, 2, 3]}, {"dict": [["a", 1]]}, [[0, 3]], [1] * 17, {"cls": "ReLU"}),
 ]
 KEYS = """
@@ -255,6 +257,7 @@ KEYS = """
     section error value target period offset scale prototype later
     torch gap low high variant
     shared file digest
+    version shards weight_map size front_crc manifest
 """.split()  # noqa: SIM905
 
 
@@ -343,6 +346,20 @@ def test_both_readers_find_the_same_fault_of_a_header_first(
         assert mine == its, text
         codes.add(mine)
     assert codes == {None, "header", "unknown-field", "limit"}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_both_readers_find_the_same_fault_of_an_index_first(seed: int) -> None:
+    index = json.loads((VECTORS / "sharded" / "net.pemn.index.json").read_bytes())
+    some = random.Random(seed)
+    codes = set()
+    for _ in range(3000):
+        text = json.dumps(spoil(index, some)).encode()
+        mine = code_of(lambda: decode_index(text, Limits()))  # noqa: B023
+        its = code_of(lambda: shards.read_index(text))  # noqa: B023
+        assert mine == its, text
+        codes.add(mine)
+    assert codes == {None, "header", "unknown-field", "not-pemn", "version"}
 
 
 def header_of(reference: ModuleType, data: bytes) -> tuple[Any, int]:
@@ -466,7 +483,9 @@ def test_corpus_is_whole() -> None:
     assert len(REFUSED) >= 40
     assert len(MODULES) >= 12
     assert len(VALID) + len(INVALID) + len(REFUSED) == len(INDEX)
-    assert {entry["file"] for entry in INDEX} == {path.name for path in VECTORS.glob("*.pemn")}
+    files = {path.name for path in VECTORS.glob("*.pemn")}
+    files |= {f"sharded/{path.name}" for path in (VECTORS / "sharded").glob("*.index.json")}
+    assert {entry["file"] for entry in INDEX} == files
     assert len({entry["name"] for entry in INDEX}) == len(INDEX)
     assert len({entry["name"].lower() for entry in INDEX}) == len(INDEX)
 
@@ -480,7 +499,7 @@ def test_every_code_has_a_vector(code: ErrorCode) -> None:
 
 
 def test_vectors_are_small() -> None:
-    sizes = [path.stat().st_size for path in VECTORS.glob("*.pemn")]
+    sizes = [path.stat().st_size for path in VECTORS.glob("**/*.*") if path.name != "index.json"]
     assert max(sizes) < 1 << 16
     assert sum(sizes) < 1 << 19
 
