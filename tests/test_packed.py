@@ -670,11 +670,20 @@ def test_memory_is_used_again_once_it_is_free() -> None:
     assert workspace.empty(0, torch.float32).shape == (0,)
 
 
-def test_layers_take_turns_in_one_buffer(stream: io.BytesIO) -> None:
+@pytest.mark.parametrize("way", [copy.deepcopy, through_pickle, through_torch_save, nn.Module.half])
+def test_layers_take_turns_in_one_buffer(
+    stream: io.BytesIO, way: Callable[[nn.Module], nn.Module]
+) -> None:
+    def places(module: nn.Module) -> set[int]:
+        for _, _, weight in packed_weights(module):
+            weight.dense()  # it grows to the largest
+        return {weight.dense().data_ptr() for _, _, weight in packed_weights(module)}
+
     packed = pemncodec.decode(stream, packed=True)
-    with torch.no_grad():
-        packed(TOKENS)  # it grows to the largest
-    assert len({weight.dense().data_ptr() for _, _, weight in packed_weights(packed)}) == 1
+    assert len(places(packed)) == 1
+    copied = way(packed)
+    assert len(places(copied)) == 1
+    assert copied is packed or places(copied) != places(packed)
 
 
 def test_small_next_to_dense(manifest: dict[str, Any]) -> None:

@@ -162,7 +162,7 @@ def _join_entries(
         except ValueError as error:
             errors.append(f"{entry}: {error}: decode the file that the state is of")
             continue
-        state[entry] = PackedWeight(bits, prototype, recipe, parameter.dtype)
+        state[entry] = PackedWeight(bits, prototype, recipe, parameter.dtype, parameter.shared)
 
 
 # ---------------------------------------------------------------------------------- shown

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from pemncodec.packed.prototypes import copied, same_prototype
 from pemncodec.packed.read_only import DenseView, ReadOnlyTensor, refuse_writing
 from pemncodec.packed.rows import take_rows, takes_rows
 from pemncodec.packed.weight import PackedWeight
@@ -104,7 +103,7 @@ def _to_copy(
         return NotImplemented
     device = weight.device if device is None else torch.device(device)
     bits = weight.bits.to(device, copy=True, non_blocking=non_blocking)
-    return weight.with_parts(bits, copied(weight.prototype, device), dtype)
+    return weight.with_parts(bits, weight.shared.copied(weight.prototype, device), dtype)
 
 
 def _transposed(weight: Any) -> Any:
@@ -122,8 +121,8 @@ def _copy(target: Any, source: Any, non_blocking: bool = False) -> Any:
             "a packed weight takes only bits and prototype of one with the same seed, scale and "
             "offset: decode the other file"
         )
-    prototype = copied(source.prototype, target.device)
-    if same_prototype(target.prototype, prototype):
+    prototype = target.shared.copied(source.prototype, target.device)
+    if _same_prototype(target.prototype, prototype):
         target.bits.copy_(source.bits, non_blocking)
         return target
     if not isinstance(target, torch.nn.Parameter):
@@ -135,6 +134,13 @@ def _copy(target: Any, source: Any, non_blocking: bool = False) -> Any:
     target.bits = source.bits.to(target.device, copy=True)
     target.prototype = prototype
     return target
+
+
+def _same_prototype(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether two prototypes of one recipe have the same bits; both on one device."""
+    if first is second or first is None or second is None or first.is_meta:
+        return True
+    return torch.equal(first.view(torch.uint8), second.view(torch.uint8))
 
 
 def _mm(first: Any, second: Any) -> Any:

@@ -13,6 +13,7 @@ from pemncodec.contents import CARRIERS, Array, Prototype, Seeded, StoredPrototy
 from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.packed.masks_on_device import masks_on_device
 from pemncodec.packed.recipe import Recipe
+from pemncodec.packed.shared import Shared
 from pemncodec.packed.weight import PackedWeight
 from pemncodec.tensors import array_to_tensor
 from pemncodec.values.fill import prototype_values
@@ -48,8 +49,9 @@ def pack_weights(
             source = source.moved(device)
             sources |= {values.row.name: source for values in together}
     chosen = [values for values in masked if values.row.name in sources]
+    shared = Shared()
     return {
-        values.row.name: _packed(values, sources[values.row.name], bits)
+        values.row.name: _packed(values, sources[values.row.name], bits, shared)
         for values, bits in zip(chosen, masks_on_device(device, chosen), strict=True)
     }
 
@@ -115,10 +117,10 @@ def _slices(prototype: Prototype) -> Iterator[Array]:
             yield seeded_slice(prototype, start, min(start + _SLICE, prototype.length))
 
 
-def _packed(values: MaskedValues, source: _Source, bits: Tensor) -> PackedWeight:
+def _packed(values: MaskedValues, source: _Source, bits: Tensor, shared: Shared) -> PackedWeight:
     row = values.row
     scale = row.fill.scale
     if source.signs:
         scale = float(np.float32(source.magnitude) * np.float32(scale))
     recipe = Recipe(row.shape, row.dtype, row.fill.offset, scale, source.signs, source.seeded)
-    return PackedWeight(bits, source.prototype, recipe, getattr(torch, row.dtype))
+    return PackedWeight(bits, source.prototype, recipe, getattr(torch, row.dtype), shared)

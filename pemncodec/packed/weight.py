@@ -17,7 +17,7 @@ from pemncodec.packed.graph_operators import (
 from pemncodec.packed.product import multiplies, multiplies_columns, multiply, multiply_columns
 from pemncodec.packed.read_only import ReadOnlyTensor
 from pemncodec.packed.recipe import Recipe, parse_recipe
-from pemncodec.packed.workspace import shared_workspace
+from pemncodec.packed.shared import Shared
 
 
 class PackedWeight(ReadOnlyTensor):
@@ -31,12 +31,14 @@ class PackedWeight(ReadOnlyTensor):
         prototype: float [length], or uint8 [ceil(length / 8)] of signs; None where the recipe has
             a seed. Weights that share one have the same tensor.
         recipe: how both become values.
+        shared: with the other weights of its module.
         transposed: whether this is a matrix of the recipe's, transposed.
     """
 
     bits: Tensor
     prototype: Tensor | None
     recipe: Recipe
+    shared: Shared
     transposed: bool
 
     @staticmethod
@@ -46,6 +48,7 @@ class PackedWeight(ReadOnlyTensor):
         prototype: Tensor | None,
         recipe: Recipe,
         dtype: torch.dtype,
+        shared: Shared,
         transposed: bool = False,
     ) -> PackedWeight:
         shape = recipe.shape[::-1] if transposed else recipe.shape
@@ -60,13 +63,14 @@ class PackedWeight(ReadOnlyTensor):
         prototype: Tensor | None,
         recipe: Recipe,
         dtype: torch.dtype,  # noqa: ARG002 of the tensor, made before
+        shared: Shared,
         transposed: bool = False,
     ) -> None:
         self.bits = bits
         self.prototype = prototype
         self.recipe = recipe
         self.transposed = transposed
-        self.workspace = shared_workspace()
+        self.shared = shared
 
     def with_parts(
         self,
@@ -81,13 +85,15 @@ class PackedWeight(ReadOnlyTensor):
             prototype,
             self.recipe,
             dtype or self.dtype,
+            self.shared,
             self.transposed if transposed is None else transposed,
         )
 
     def dense(self) -> Tensor:
         """Its values as an ordinary tensor, in memory that nobody else holds now."""
         if type(self.bits) is Tensor:
-            flat = expand(self.recipe, self.bits, self.prototype, self.dtype, self.workspace)
+            workspace = self.shared.workspace
+            flat = expand(self.recipe, self.bits, self.prototype, self.dtype, workspace)
         else:  # stands for it while something is traced
             flat = expand_in_graph(self.bits, self.prototype, self.recipe.text, self.dtype)
         values = flat.view(self.recipe.shape)
@@ -120,7 +126,9 @@ class PackedWeight(ReadOnlyTensor):
         outer_size: Any,
         outer_stride: Any,
     ) -> PackedWeight:
-        return PackedWeight(inner["bits"], inner.get("prototype"), *context)
+        recipe, dtype, transposed = context
+        parts = inner["bits"], inner.get("prototype")
+        return PackedWeight(*parts, recipe, dtype, Shared(), transposed)
 
     def requires_grad_(self, requires_grad: bool = True) -> PackedWeight:
         """Raises RuntimeError if it is to be trained."""
@@ -143,8 +151,10 @@ class PackedWeight(ReadOnlyTensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
         if id(self) not in memo:
-            bits, prototype = copy.deepcopy((self.bits, self.prototype), memo)
-            memo[id(self)] = self._like(self.with_parts(bits, prototype))
+            parts = copy.deepcopy((self.bits, self.prototype, self.shared), memo)
+            bits, prototype, shared = parts
+            weight = PackedWeight(bits, prototype, self.recipe, self.dtype, shared, self.transposed)
+            memo[id(self)] = self._like(weight)
         copied: PackedWeight = memo[id(self)]
         return copied
 
@@ -156,8 +166,8 @@ class PackedWeight(ReadOnlyTensor):
 
     def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
         is_parameter = isinstance(self, torch.nn.Parameter)
-        parts = (self.bits, self.prototype, self.recipe.text, self.dtype, self.transposed)
-        return _rebuilt, (*parts, is_parameter)
+        parts = (self.bits, self.prototype, self.recipe.text, self.dtype, self.shared)
+        return _rebuilt, (*parts, self.transposed, is_parameter)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return (
@@ -182,10 +192,11 @@ def _rebuilt(
     prototype: Tensor | None,
     recipe: str,
     dtype: torch.dtype,
+    shared: Shared,
     transposed: bool,
     is_parameter: bool,
 ) -> PackedWeight:
-    weight = PackedWeight(bits, prototype, parse_recipe(recipe), dtype, transposed)
+    weight = PackedWeight(bits, prototype, parse_recipe(recipe), dtype, shared, transposed)
     if is_parameter:
         weight._is_param = True
     return weight

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from threading import Lock
 
 import numpy as np
 import torch
@@ -44,20 +43,3 @@ class Workspace:
             self._free.append(buffer)
         elif self._free[0].size < buffer.size:
             self._free = [buffer]
-
-    def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
-        return Workspace, ()  # copies have memory of their own
-
-
-_live: weakref.WeakSet[Workspace] = weakref.WeakSet()
-_lock = Lock()
-
-
-def shared_workspace() -> Workspace:
-    """The workspace of all packed weights of the process; it goes when the last of them goes."""
-    with _lock:
-        for workspace in _live:
-            return workspace
-        workspace = Workspace()
-        _live.add(workspace)
-        return workspace
