@@ -127,6 +127,24 @@ def test_names_of_what_is_written(run: Run, tmp_path: Path) -> None:
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.pemn")) == names
 
 
+def test_what_tensors_of_transformers_need(run: Run, tmp_path: Path) -> None:
+    index = save_pretrained(tmp_path / "net")
+    config = index.parent / "config.json"
+    for text in ("{", "[]", '{"architectures": ["a b"]}', '{"architectures": ["A", "B"]}'):
+        config.write_text(text)
+        fails(run("encode", "net", "--keep", 0.5), 2, "give --arch pkg.module:factory")
+    config.write_text('{"architectures": ["BertModel"]}')
+    words = "whose function returns BertModel(AutoConfig.from_pretrained('net')), or --no-manifest"
+    for source in ("net", "net/model.safetensors.index.json"):
+        fails(run("encode", source, "--keep", 0.5), 2, f"{source} holds tensors of tran", words)
+    assert run("encode", "net", *ENCODE).returncode == 0
+    for path in index.parent.glob("model*"):
+        path.unlink()
+    torch.save(tensors(), index.parent / "other.pt")
+    for source in ("net", "net/other.pt"):
+        fails(run("encode", source, "--keep", 0.5, "-f"), 2, "give --arch pkg.module:factory")
+
+
 def test_report_of_a_folder(run: Run, tmp_path: Path, expected: bytes) -> None:
     index = save_pretrained(tmp_path / "net")
     shards = sum(path.stat().st_size for path in index.parent.glob("model*"))

@@ -43,6 +43,7 @@ def files_of(path: Path, name: str) -> list[Path]:
         return [path]
     names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
     found = [known for known in _KNOWN if known in names]
+    names = [name for name in names if not name.startswith(".")]
     pieces = [name for name in names if _PIECES.fullmatch(name)]
     if not found:
         found = [
@@ -61,7 +62,7 @@ def files_of(path: Path, name: str) -> list[Path]:
         raise EncodeError(
             f"{name}: a folder with shards ({_listed(shards)}) and no index: name all of them"
         )
-    raise EncodeError(f"{name}: a folder without a checkpoint: name a file")
+    raise EncodeError(f"{name}: a folder without a checkpoint: name a file, or another folder")
 
 
 def shards_of(index: Path, name: str) -> dict[Path, list[str]]:
@@ -110,6 +111,23 @@ def _weight_map(data: bytes, name: str) -> dict[str, Any]:
 def is_base_name(name: str) -> bool:
     """Whether a name can only be that of a file in the same folder."""
     return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+
+
+def transformers_class(path: Path) -> str | None:
+    """The class that config.json names, of a checkpoint as transformers leaves it.
+
+    Raises:
+        EncodeError: as `files_of`.
+        OSError: it cannot be read.
+    """
+    file = files_of(path, str(path))[0]
+    if file.name not in _KNOWN:
+        return None
+    try:
+        (name,) = json.loads((file.parent / "config.json").read_bytes())["architectures"]
+    except (FileNotFoundError, KeyError, RecursionError, TypeError, ValueError):
+        return None
+    return name if isinstance(name, str) and name.isidentifier() else None
 
 
 def stored_bytes(path: Path, name: str) -> int:

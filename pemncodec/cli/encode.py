@@ -11,6 +11,7 @@ from typing import BinaryIO, Final, cast
 
 import click
 
+from pemncodec.checkpoints.folders import transformers_class
 from pemncodec.checkpoints.kinds import DISTRIBUTED
 from pemncodec.cli.mask_options import MaskArguments, mask_options
 from pemncodec.cli.options import (
@@ -197,6 +198,8 @@ def encode(
     ours = not is_url(output) and resume and is_naming(Path(output))  # what is there by now
     for source in sources:
         check_output(output, source, force=force or ours)
+    if arch is None and not no_manifest:
+        _check_architecture(sources)
     restarted = force and not resume and not is_url(output) and discard_leftover(Path(output))
     if restarted and not quiet:
         click.echo("pemn: what an interrupted encoding had left is deleted", err=True)
@@ -267,6 +270,24 @@ def target_beside(sources: Sequence[str]) -> str:
     if not is_url(source) and folder.is_dir():
         return str(folder.parent / f"{folder.resolve().name}.pemn")
     return str(path.with_suffix(".pemn"))
+
+
+def _check_architecture(sources: Sequence[str]) -> None:
+    """Refuses tensors of transformers whose architecture is not given; their code is not imported.
+
+    Raises:
+        click.UsageError: says how to give it.
+    """
+    for source in sources:
+        local = source != STDIO and not is_url(source)
+        name = transformers_class(Path(source)) if local else None
+        if name is not None:
+            folder = Path(source) if Path(source).is_dir() else Path(source).parent
+            made = f"{name}(AutoConfig.from_pretrained({str(folder)!r}))"
+            raise click.UsageError(
+                f"{source} holds tensors of transformers: give --arch FILE.py:FUNCTION, whose "
+                f"function returns {made}, or --no-manifest to store the tensors alone"
+            )
 
 
 def _is_device(path: Path) -> bool:
