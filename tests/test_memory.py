@@ -21,13 +21,15 @@ from pemncodec import encoding, spool
 from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.cli.comparing import compare_files
 from pemncodec.cli.streams import BadDataError
-from pemncodec.contents import StoredPrototype
+from pemncodec.contents import StoredPrototype, TorchPrototype
 from pemncodec.errors import CorruptError
 from pemncodec.format import in_turn
 from pemncodec.masking import RandomPadding, mask_model
 from pemncodec.masking.mask_bits import MaskBits
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.saving import safetensors_pieces
+from pemncodec.values.fill import prototype_values
+from pemncodec.values.recovery import Layer, SeededBlocks, comes_from
 
 SIZE = 1 << 19  # weights of a layer
 LAYERS = 12
@@ -141,3 +143,34 @@ def test_files_are_compared_a_layer_at_a_time(
     (tmp_path / "copy.pemn").write_bytes(data)
     with pemncodec.open(file) as opened, pytest.raises(BadDataError, match=r"copy\.pemn: "):
         compare_files(opened, [str(tmp_path / "copy.pemn")], {}, None, print, trust_pickle=False)
+
+
+def test_values_of_a_seed_are_compared_a_block_at_a_time(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    size = 3 << 20  # more than are held
+    state = {"weight": torch.empty(size // 64, 64).normal_()}
+    masks = {"weight": torch.rand(size // 64, 64) < 0.5}
+    with at_most(10 * size):  # most of them while the shortest period is sought
+        pemncodec.encode(
+            state, tmp_path / "net.pemn", masks=masks, manifest=False, seed=5, threads=1
+        )
+    with pemncodec.open(tmp_path / "net.pemn") as file:
+        assert file.header.prototypes == (TorchPrototype("normal", 5, size),)
+
+
+@pytest.mark.parametrize("length", [1000, (3 << 20) + 1001])
+def test_blocks_of_a_seed_are_its_values_again_and_again(length: int) -> None:
+    prototype = TorchPrototype("uniform", 5, length, 77)
+    size = 5 * length // 2
+    expected = np.resize(prototype_values(prototype), size)
+    layer = Layer("float32", expected, np.ones(size, np.bool_))
+    with at_most(12 << 20):
+        assert comes_from(SeededBlocks(prototype), 1.0, layer)
+    end = 0
+    for block, part in SeededBlocks(prototype).repeated(size):
+        assert part.start == end
+        assert np.array_equal(block, expected[part])
+        end = part.stop
+    assert end == size
+    expected[-1] += 1
+    assert not comes_from(SeededBlocks(prototype), 1.0, layer)

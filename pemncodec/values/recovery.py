@@ -24,7 +24,13 @@ from pemncodec.contents import (
     StoredPrototype,
     bits_of,
 )
-from pemncodec.values.fill import prototype_values, scale_values
+from pemncodec.values.fill import (
+    HELD_VALUES,
+    is_made_in_slices,
+    prototype_values,
+    scale_values,
+)
+from pemncodec.values.generators import generator_of, seeded_slice
 from pemncodec.values.periods import fold, ones_where_not, shortest_period
 from pemncodec.values.scale import ScaleBounds
 
@@ -71,7 +77,7 @@ def recover_prototypes(
     fills: list[Fill | None] = [None] * len(layers)
     prototypes: list[Prototype] = []
     numbers: dict[Seeded, int] = {}
-    latest: dict[Seeded, Array] = {}
+    latest: dict[Seeded, SeededBlocks] = {}
     weights = sum(layer.values.size for layer in layers)
     done = 0
 
@@ -88,14 +94,14 @@ def recover_prototypes(
             continue
         # Layers that share a prototype are mostly all of them, or neighbours.
         if fill.prototype not in latest:
-            latest = {fill.prototype: prototype_values(fill.prototype)}
+            latest = {fill.prototype: SeededBlocks(fill.prototype)}
         if comes_from(latest[fill.prototype], fill.scale, layer):
             number = numbers.setdefault(fill.prototype, len(numbers))
             fills[index] = Fill(number, scale=fill.scale)
             found(layer)
     prototypes += numbers
     for prototype in seeded:
-        values = prototype_values(prototype)
+        values = SeededBlocks(prototype)
         matches = {
             index: scale
             for index, layer in enumerate(layers)
@@ -168,9 +174,8 @@ class SharedValues:
 
     @property
     def values(self) -> Array:
-        """[n], in the carrier dtype; those that no layer uses are zeros."""
-        used = self.bits & ~ones_where_not(self.known, self.bits.dtype)
-        return used.view(CARRIERS[self.dtype])
+        """[n], in the carrier dtype; anything where no layer uses a value."""
+        return self.bits.view(CARRIERS[self.dtype])
 
     def agrees(self, layer: Layer, least_common: int = 0) -> bool:
         if layer.dtype != self.dtype:
@@ -196,29 +201,52 @@ class SharedValues:
             self.known[part] |= layer.mask[part]
 
     def shortest(self) -> StoredPrototype:
-        carrier, length = CARRIERS[self.dtype], shortest_period(self.bits, self.known)
+        length = shortest_period(self.bits, self.known)
         if 2 * length > self.bits.size:  # no shorter than what is in memory, or mapped, already
-            values = self.bits.view(carrier)
-            return StoredPrototype(values, self.dtype, known=self.known, period=length)
-        return StoredPrototype(fold(self.bits, self.known, length).view(carrier), self.dtype)
+            return StoredPrototype(self.values, self.dtype, known=self.known, period=length)
+        folded = fold(self.bits, self.known, length)
+        return StoredPrototype(folded.view(CARRIERS[self.dtype]), self.dtype)
 
 
-def comes_from(values: Floats, scale: float, layer: Layer) -> bool:
+class SeededBlocks:
+    """A seeded prototype's values, a block at a time; held where they are few or not sliceable."""
+
+    def __init__(self, prototype: Seeded) -> None:
+        self._prototype = prototype
+        self._held = None if is_made_in_slices(prototype) else prototype_values(prototype)
+        self._shared = generator_of(prototype).shared(prototype)  # which is worth holding
+
+    def repeated(self, size: int) -> Iterator[tuple[Floats, slice]]:
+        """The values, repeated to `size` or cut to it, and where each block lies."""
+        if self._held is not None:
+            yield from _repeated(self._held, size)
+            return
+        start, length = 0, self._prototype.length
+        while start < size:
+            first = start % length
+            stop = min(first + HELD_VALUES, length, first + size - start)
+            values = seeded_slice(self._prototype, first, stop)
+            for part in _blocks(values.size):
+                yield values[part], slice(start + part.start, start + part.stop)
+            start += values.size
+
+
+def comes_from(values: SeededBlocks, scale: float, layer: Layer) -> bool:
     """Whether a seeded prototype's values at a known scale make the layer's used ones."""
     bits = bits_of(layer.values)
-    for repeated, part in _repeated(values, layer.values.size):
-        made = bits_of(scale_values(repeated, "float32", scale, layer.dtype))
+    for block, part in values.repeated(layer.values.size):
+        made = bits_of(scale_values(block, "float32", scale, layer.dtype))
         if ((made != bits[part]) & layer.mask[part]).any():
             return False
     return True
 
 
-def seeded_scale(values: Floats, layer: Layer) -> float | None:
+def seeded_scale(values: SeededBlocks, layer: Layer) -> float | None:
     """The scale at which a seeded prototype's values make the layer's used ones; None if none."""
     bounds = ScaleBounds(layer.dtype)
-    for repeated, part in _repeated(values, layer.values.size):
+    for block, part in values.repeated(layer.values.size):
         mask = layer.mask[part]
-        bounds.narrow(repeated[mask], layer.values[part][mask])
+        bounds.narrow(block[mask], layer.values[part][mask])
         if bounds.is_empty:
             return None
     for scale in bounds.candidates():

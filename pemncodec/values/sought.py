@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pemncodec.contents import Floats, SeededFill, TorchDistribution, TorchPrototype
+from pemncodec.contents import SeededFill, TorchDistribution, TorchPrototype
 from pemncodec.values.draws import (
     GROUP,
     Draws,
@@ -19,12 +19,19 @@ from pemncodec.values.draws import (
     uniform_draws,
     uniform_sign_draws,
 )
-from pemncodec.values.fill import prototype_values, used_values
+from pemncodec.values.fill import used_values
 from pemncodec.values.lattice import has_angles_of_torch, normal_scale, uniform_bound
 from pemncodec.values.numpy_legacy import is_numpy
 from pemncodec.values.numpy_sought import numpy_ranges, numpy_sign_draws, numpy_uniform_draws
 from pemncodec.values.periods import fold, shortest_period
-from pemncodec.values.recovery import Layer, SharedValues, comes_from, seeded_scale, shared_values
+from pemncodec.values.recovery import (
+    Layer,
+    SeededBlocks,
+    SharedValues,
+    comes_from,
+    seeded_scale,
+    shared_values,
+)
 
 _LOOKED_AT = 1 << 17  # weights of a tensor, the first ones
 _MOST_USUAL = 2  # scales that are tried though nothing tells that they are right
@@ -76,22 +83,22 @@ class Hypothesis:
         layer = self.tensor.layer
         if self.prototype.distribution == "numpy-uniform":
             ranges = numpy_ranges(replace(self.prototype, seed=seed, skip=skip), layer)
-            fits = (made for made in ranges if comes_from(prototype_values(made), 1.0, layer))
+            fits = (made for made in ranges if comes_from(SeededBlocks(made), 1.0, layer))
             return next((SeededFill(made, 1.0) for made in fits), None)
         if is_numpy(self.prototype):
             made = replace(self.prototype, seed=seed, skip=skip)
-            scale = seeded_scale(prototype_values(made), layer)
+            scale = seeded_scale(SeededBlocks(made), layer)
             return None if scale is None else SeededFill(made, scale)
         for variant in ("vector", "scalar"):
             made = replace(self.prototype, seed=seed, skip=skip, variant=variant)
-            values = prototype_values(made)
+            values = SeededBlocks(made)
             if (scale := seeded_scale(values, layer)) is not None:
                 return SeededFill(made, scale)
         # Scalar arithmetic rounds before it adds the bound, so that scaling is no substitute.
         if made.distribution == "uniform" and made.low < 0:
             for bound in _bounds(values, layer):
                 exact = replace(made, low=-bound, high=bound)
-                if comes_from(prototype_values(exact), 1.0, layer):
+                if comes_from(SeededBlocks(exact), 1.0, layer):
                     return SeededFill(exact, 1.0)
         return None
 
@@ -123,14 +130,16 @@ def _sought(shared: SharedValues) -> Sought | None:
     return Sought(tuple(shared.layers), layer, length, drawn, weights)
 
 
-def _bounds(values: Floats, layer: Layer) -> Iterator[float]:
+def _bounds(values: SeededBlocks, layer: Layer) -> Iterator[float]:
     """Bounds of uniform values that make a layer's largest one of values from −1 to 1."""
-    count = min(values.size, layer.values.size)
-    used = np.where(layer.mask[:count], np.abs(values[:count]), 0)
-    at = int(used.argmax())
-    if layer.dtype != "float32" or not used[at]:
+    largest, at = 0.0, 0
+    for block, part in values.repeated(layer.values.size):
+        used = np.where(layer.mask[part], np.abs(block), 0)
+        if used.max() > largest:
+            largest, at = float(used.max()), part.start + int(used.argmax())
+    if layer.dtype != "float32" or not largest:
         return
-    bound = np.float32(abs(float(layer.values[at])) / float(used[at]))
+    bound = np.float32(abs(float(layer.values[at])) / largest)
     lower, upper = bound, np.nextafter(bound, np.float32(np.inf))
     for _ in range(4):
         yield from (float(lower), float(upper))
