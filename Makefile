@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test zoo mutants sanitize lint format bench seeds clean
+.PHONY: demo test gpu zoo mutants sanitize lint format bench seeds clean
 
 demo: $(STAMP)  ## encode the example checkpoint, inspect it, decode it elsewhere, classify images
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
@@ -14,8 +14,12 @@ demo: $(STAMP)  ## encode the example checkpoint, inspect it, decode it elsewher
 test: $(STAMP)  ## the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-zoo: $(STAMP)  ## timm and transformers, for tests that are skipped without them
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --config-settings editable_mode=compat --editable '.[zoo]'
+gpu: $(STAMP)  ## tests of all that a CUDA device does its own way; without one, by Triton's interpreter
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --config-settings editable_mode=compat --editable '.[gpu]'
+	$(BIN)/python -m pytest tests/test_device.py tests/test_triton.py
+
+zoo: $(STAMP)  ## timm, transformers and Triton, for tests that are skipped without them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --config-settings editable_mode=compat --editable '.[zoo,gpu]'
 
 mutants: $(STAMP)  ## damages copies of the package in 500 places, one at a time: do the tests notice?
 	$(BIN)/python benchmarks/mutants.py

@@ -10,8 +10,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pemncodec.contents import Distribution, SeededPrototype
@@ -24,13 +23,6 @@ STARTS = st.integers(0, 50) | st.integers(2**34 - 40, 2**34 + 40) | st.integers(
 NAMES = st.sampled_from(DISTRIBUTIONS)
 
 pytestmark = pytest.mark.usefixtures("kernels_implementation")
-
-
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -97,25 +89,6 @@ def test_a_slice_is_a_slice_of_the_whole(
     high = data.draw(st.integers(low, size))
     part = generate(distribution, seed, start + low, start + high, stream=stream)
     assert part.tobytes() == whole[low:high].tobytes()
-
-
-@settings(max_examples=60)
-@given(NAMES, U64, U64, STARTS, st.integers(0, 300))
-def test_devices_make_the_same_bits(
-    device: str, distribution: Distribution, seed: int, stream: int, start: int, size: int
-) -> None:
-    ours = generate(distribution, seed, start, start + size, stream=stream)
-    theirs = generate_on(device, distribution, seed, start, start + size, stream=stream)
-    assert theirs.dtype == torch.float32
-    assert theirs.device.type == device
-    assert theirs.cpu().numpy().tobytes() == ours.tobytes()
-
-
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_devices_make_the_same_many(device: str, distribution: Distribution) -> None:
-    ours = generate(distribution, 3, 5, 100_005)
-    theirs = generate_on(device, distribution, 3, 5, 100_005)
-    assert theirs.cpu().numpy().tobytes() == ours.tobytes()
 
 
 def test_values_are_distributed_as_they_should() -> None:

@@ -341,36 +341,6 @@ def test_ranking_on_a_device_does_not_wait_for_the_host() -> None:
     assert torch.equal(mask, by_stable_sort(ranked, 9))
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
-
-@needs_cuda
-@each_strategy
-@each_selection
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_training_on_cuda(
-    strategy: Strategy, selection: Selection, order: torch.memory_format
-) -> None:
-    model = mask_model(network(), strategy, selection=selection).to("cuda", memory_format=order)
-    with torch.autocast("cuda", torch.bfloat16):
-        train(model, x=images().cuda())
-    masks = masked_state(model).masks
-    on_cpu = masked_state(copy.deepcopy(model).cpu()).masks
-    assert all(np.array_equal(masks[name], on_cpu[name]) for name in masks)
-    model.eval()
-    weights = {name: model.get_submodule(name.rpartition(".")[0]).weight for name in masks}
-    for name, mask in masks.items():
-        assert np.array_equal((weights[name] != 0).cpu().numpy(), mask)
-
-
-@needs_cuda
-def test_ties_on_cuda_go_by_position() -> None:
-    ranked = torch.randint(0, 3, (400,)).float()
-    for kept in (0, 1, 100, 399, 400):
-        mask = top_k_mask(ranked.cuda(), torch.tensor(kept, device="cuda"))
-        assert torch.equal(mask.cpu(), by_stable_sort(ranked, kept))
-
-
 @each_strategy
 @each_selection
 def test_training_changes_scores_and_never_frozen_weights(

@@ -68,6 +68,10 @@ class Everything(nn.Module):
 
 @pytest.fixture(scope="module")
 def manifest() -> dict[str, Any]:
+    return manifest_of_everything()
+
+
+def manifest_of_everything() -> dict[str, Any]:
     torch.manual_seed(0)
     model, written = Everything().eval(), io.BytesIO()
     pemncodec.encode(

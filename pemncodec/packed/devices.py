@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pemncodec.contents import Fill, SeededPrototype
+from pemncodec.errors import named_line
 from pemncodec.packed.recipe import Recipe
-from pemncodec.values.on_device import Values, fill_where, repeated, values_on
-from pemncodec.values.philox import normal_quantiles
+from pemncodec.values.on_device import Values, fill_where, quantiles_on, repeated, values_on
 
 _MOST_INPUTS = 8  # from here on tensor cores are faster on expanded weights
 
 
 def uses_triton(device: torch.device) -> bool:
     """Whether there are kernels for a device."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    return device.type == "cuda" and find_spec("triton") is not None and _runs_kernels(device)
+
+
+@cache
+def _runs_kernels(device: torch.device) -> bool:
+    """Whether a small kernel gives what it should. To compile one takes more than Triton, such as a
+    C compiler."""
+    with _disable_current_modes():  # torch.compile asks with tensors that have no values
+        try:
+            from pemncodec.packed.triton_kernels import expand_bits
+
+            bits = torch.full((1,), 0b101, dtype=torch.uint8, device=device)
+            out = torch.empty(3, device=device)
+            expand_bits(bits, torch.ones(1, device=device), 0, 1.0, 0, out)
+            if out.tolist() == [1, 0, 1]:
+                return True
+            reason = "a wrong result"
+        except Exception as error:  # of Triton, of the compilers that it calls, of the device
+            reason = named_line(error)
+    warnings.warn(
+        f"Triton's kernels cannot be used on {device} ({reason:.200}): PyTorch's operators do the "
+        "work, which take longer",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return False
 
 
 def expand_on_device(
@@ -46,10 +74,9 @@ def multiply_on_device(recipe: Recipe, bits: Tensor, prototype: Tensor, inputs: 
     """As `pemncodec.packed.product.multiply`, of the dtype of the recipe; sums are of float32."""
     from pemncodec.packed.triton_kernels import multiply_bits
 
-    values = prototype if recipe.signs else scale_on(prototype, recipe)
-    scale = magnitude(recipe) if recipe.signs else 1.0
+    scale = magnitude(recipe) if recipe.signs else recipe.scale
     return multiply_bits(
-        bits, values, recipe.signs, scale, recipe.offset, inputs.contiguous(), recipe.shape[0]
+        bits, prototype, recipe.signs, scale, recipe.offset, inputs.contiguous(), recipe.shape[0]
     )
 
 
@@ -67,7 +94,7 @@ def _expand_by_kernel(recipe: Recipe, bits: Tensor, prototype: Tensor | None, ou
     seeded = recipe.seeded
     if not isinstance(seeded, SeededPrototype) or seeded.period:
         return False
-    table = scale_on(torch.from_numpy(normal_quantiles().copy()).to(bits.device), recipe)
+    table = quantiles_on(bits.device)
     triton_kernels.expand_seeded(bits, seeded, table, recipe.scale, recipe.offset, out)
     return True
 
@@ -92,7 +119,7 @@ def _needed(recipe: Recipe, prototype: Tensor) -> Tensor:
 
 def _signed_on(recipe: Recipe, signs: Tensor) -> Values:
     dtype = getattr(torch, recipe.dtype)
-    positive = torch.tensor(magnitude(recipe), dtype=dtype, device=signs.device)
+    positive = torch.full((), magnitude(recipe), dtype=dtype, device=signs.device)
 
     def taken(start: int, size: int) -> Tensor:
         places = torch.arange(size, device=signs.device) + (recipe.offset + start)
@@ -111,8 +138,8 @@ def scale_on(values: Tensor, recipe: Recipe) -> Tensor:
     dtype = getattr(torch, recipe.dtype)
     if recipe.scale == 1.0 and values.dtype == dtype:
         return values
-    scale = torch.tensor(recipe.scale, dtype=torch.float32, device=values.device)
-    scaled = values.to(torch.float32) * scale
+    # A number, not a tensor: to send one to a device waits for it, and no CUDA graph can do that.
+    scaled = values.to(torch.float32) * recipe.scale
     return torch.where(scaled.isnan(), torch.nan, scaled).to(dtype)
 
 

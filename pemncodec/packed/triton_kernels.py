@@ -14,7 +14,7 @@ from triton import language as tl
 
 from pemncodec.contents import SeededPrototype
 
-_WEIGHTS = 1024  # expanded by one program
+_WEIGHTS = 1024  # expanded by one program; a multiple of 8
 _ROWS, _COLUMNS = 16, 128  # multiplied by one program at one time
 _NARROW = (1 << 31) - _WEIGHTS  # places that 32 bits can hold
 _WORD = (1 << 32) - 1
@@ -27,9 +27,17 @@ def _bit(packed, index, used):
 
 
 @triton.jit
-def _first(size: tl.constexpr, wide: tl.constexpr):
-    # Of 32 bits where that is enough: to divide by the length takes most of the time.
-    return (tl.program_id(0).to(tl.int64) if wide else tl.program_id(0)) * size
+def _place(first, length, wide: tl.constexpr):
+    # To divide takes long, and is done once for many weights.
+    place = first % length
+    if not wide:
+        place = place.to(tl.int32)
+    return place
+
+
+@triton.jit
+def _wrapped(place, length, short: tl.constexpr):
+    return place % length if short else tl.where(place >= length, place - length, place)
 
 
 @triton.jit
@@ -41,7 +49,7 @@ def _values(prototype, place, used, scale, signed: tl.constexpr):
     return values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "offset", "length"])
 def _expand(
     bits,
     prototype,
@@ -52,16 +60,23 @@ def _expand(
     scale,
     signed: tl.constexpr,
     size: tl.constexpr,
+    short: tl.constexpr,
     wide: tl.constexpr,
 ):
-    index = _first(size, wide) + tl.arange(0, size)
-    inside = index < count
-    used = (_bit(bits, index, inside) != 0) & inside
-    values = _values(prototype, (index + offset) % length, used, scale, signed)
-    tl.store(out + index, tl.where(used, values, 0).to(out.dtype.element_ty), mask=inside)
+    first, local = tl.program_id(0).to(tl.int64) * size, tl.arange(0, size)
+    inside = first + local < count
+    used = (_bit(bits + first // 8, local, inside) != 0) & inside
+    place = _wrapped(_place(first + offset, length, wide) + local, length, short)
+    values = _values(prototype, place, used, scale, signed)
+    tl.store(out + first + local, tl.where(used, values, 0).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        *("count", "offset", "length"),
+        *("seed_low", "seed_high", "stream_low", "stream_high"),
+    ]
+)
 def _expand_seeded(
     bits,
     table,
@@ -76,11 +91,13 @@ def _expand_seeded(
     scale,
     kind: tl.constexpr,
     size: tl.constexpr,
+    short: tl.constexpr,
 ):
-    index = _first(size, True) + tl.arange(0, size)
-    inside = index < count
-    used = (_bit(bits, index, inside) != 0) & inside
-    place = (index + offset) % length
+    first, local = tl.program_id(0).to(tl.int64) * size, tl.arange(0, size)
+    inside = first + local < count
+    used = (_bit(bits + first // 8, local, inside) != 0) & inside
+    place = _wrapped(_place(first + offset, length, True) + local, length, short)
+    target = out + first + local
     block = place // 4
     zero = tl.full((size,), 0, tl.uint32)
     first, second = block.to(tl.uint32), (block >> 32).to(tl.uint32)
@@ -98,13 +115,13 @@ def _expand_seeded(
     lower = tl.where(place % 4 == 0, first, second)
     word = tl.where(place % 4 < 2, lower, tl.where(place % 4 == 2, third, fourth))
     if kind == 0:
-        values = tl.load(table + (word >> 20), mask=used, other=0)
+        values = tl.load(table + (word >> 20), mask=used, other=0) * scale
     elif kind == 1:
         odd = ((word >> 8) * 2).to(tl.int32) + (1 - (1 << 24))
         values = odd.to(tl.float32) * (2.0**-24) * scale
     else:
         values = tl.where(word >> 31 == 0, scale, -scale)
-    tl.store(out + index, tl.where(used, values, 0).to(out.dtype.element_ty), mask=inside)
+    tl.store(target, tl.where(used, values, 0).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -112,7 +129,7 @@ def _add(first, second):
     return first + second
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "offset", "length"])
 def _multiply(
     bits,
     prototype,
@@ -126,20 +143,30 @@ def _multiply(
     signed: tl.constexpr,
     row_block: tl.constexpr,
     column_block: tl.constexpr,
+    short: tl.constexpr,
     wide: tl.constexpr,
 ):
-    row = _first(row_block, wide) + tl.arange(0, row_block)
+    row = tl.program_id(0).to(tl.int64) * row_block + tl.arange(0, row_block)
     which = tl.program_id(1).to(tl.int64)
+    index = row * columns  # of the row's first weight
+    packed, spare = bits + index // 8, (index % 8).to(tl.int32)
+    place = _place(index + offset, length, wide)  # in the prototype, of its next weight
     total = tl.full((row_block, column_block), 0.0, tl.float32)
     for first in range(0, columns, column_block):
-        column = first + tl.arange(0, column_block)
+        local = tl.arange(0, column_block)
+        column = first + local
         given = tl.load(inputs + which * columns + column, mask=column < columns, other=0)
-        index = row[:, None] * columns + column[None, :]
         inside = (row[:, None] < rows) & (column[None, :] < columns)
-        used = (_bit(bits, index, inside) != 0) & inside
-        values = _values(prototype, (index + offset) % length, used, 1.0, signed)
+        used = (_bit(packed[:, None], spare[:, None] + column[None, :], inside) != 0) & inside
+        places = _wrapped(place[:, None] + local[None, :], length, short)
+        values = _values(prototype, places, used, 1.0, signed)
+        if not signed:  # as the weight has them
+            values = (values.to(tl.float32) * scale).to(out.dtype.element_ty)
         total += tl.where(used, values.to(tl.float32) * given.to(tl.float32)[None, :], 0)
-    result = tl.reduce(total, 1, _add) * scale
+        place = _wrapped(place + column_block, length, short)
+    result = tl.reduce(total, 1, _add)
+    if signed:
+        result *= scale
     tl.store(out + which * rows + row, result.to(out.dtype.element_ty), mask=row < rows)
 
 
@@ -157,19 +184,21 @@ def expand_bits(
         out: [n].
     """
     length, count = signs or prototype.numel(), out.numel()
-    grid = (triton.cdiv(count, _WEIGHTS),)
-    _expand[grid](
-        bits,
-        prototype,
-        out,
-        count,
-        offset,
-        length,
-        scale,
-        signed=signs > 0,
-        size=_WEIGHTS,
-        wide=count + length >= _NARROW,
-    )
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]  # where Triton launches
+        _expand[(triton.cdiv(count, _WEIGHTS),)](
+            bits,
+            prototype,
+            out,
+            count,
+            offset,
+            length,
+            scale,
+            signed=signs > 0,
+            size=_WEIGHTS,
+            short=length < _WEIGHTS,
+            wide=length >= _NARROW,
+            enable_fp_fusion=False,
+        )
 
 
 def expand_seeded(
@@ -180,27 +209,30 @@ def expand_seeded(
     Args:
         bits: uint8 [ceil(n / 8)].
         seeded: the prototype.
-        table: its normal quantiles [4096], scaled, in the dtype of `out`.
-        scale: of other values.
+        table: the normal quantiles, float32 [4096].
+        scale: of the values.
         offset: below the prototype's length.
         out: [n].
     """
     count = out.numel()
-    _expand_seeded[(triton.cdiv(count, _WEIGHTS),)](
-        bits,
-        table,
-        out,
-        count,
-        offset,
-        seeded.length,
-        seeded.seed & _WORD,
-        seeded.seed >> 32,
-        seeded.stream & _WORD,
-        seeded.stream >> 32,
-        scale,
-        kind=_KINDS[seeded.distribution],
-        size=_WEIGHTS,
-    )
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+        _expand_seeded[(triton.cdiv(count, _WEIGHTS),)](
+            bits,
+            table,
+            out,
+            count,
+            offset,
+            seeded.length,
+            seeded.seed & _WORD,
+            seeded.seed >> 32,
+            seeded.stream & _WORD,
+            seeded.stream >> 32,
+            scale,
+            kind=_KINDS[seeded.distribution],
+            size=_WEIGHTS,
+            short=seeded.length < _WEIGHTS,
+            enable_fp_fusion=False,
+        )
 
 
 def multiply_bits(
@@ -214,34 +246,38 @@ def multiply_bits(
 ) -> Tensor:
     """Inputs [batch, columns] times the transposed matrix of the bits, [batch, rows].
 
-    Sums are made in float32, in 128 parts that are added last, and then multiplied by the scale.
+    Sums are made in float32, in 128 parts that are added last; those of signs are then multiplied
+    by the scale.
 
     Args:
         bits: uint8 [ceil(rows * columns / 8)].
         prototype: float values [length], or uint8 [ceil(signs / 8)].
         signs: how many signs the prototype is; 0 if it is values.
-        scale: that the result is multiplied by.
+        scale: of the values, whose products are rounded to the dtype of the inputs; the magnitude
+            of signs.
         offset: below the number of values or signs.
-        inputs: float, contiguous; the result has their dtype.
+        inputs: float, contiguous; the weight and the result have their dtype.
         rows: of the matrix.
     """
     batch, columns = inputs.shape
     length = signs or prototype.numel()
     out = torch.empty(batch, rows, dtype=inputs.dtype, device=inputs.device)
-    grid = (triton.cdiv(rows, _ROWS), batch)
-    _multiply[grid](
-        bits,
-        prototype,
-        inputs,
-        out,
-        rows,
-        columns,
-        offset,
-        length,
-        scale,
-        signed=signs > 0,
-        row_block=_ROWS,
-        column_block=_COLUMNS,
-        wide=(rows + _ROWS) * columns + length >= _NARROW,
-    )
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+        _multiply[(triton.cdiv(rows, _ROWS), batch)](
+            bits,
+            prototype,
+            inputs,
+            out,
+            rows,
+            columns,
+            offset,
+            length,
+            scale,
+            signed=signs > 0,
+            row_block=_ROWS,
+            column_block=_COLUMNS,
+            short=length < _COLUMNS,
+            wide=length >= _NARROW,
+            enable_fp_fusion=True,
+        )
     return out

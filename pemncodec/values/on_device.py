@@ -8,11 +8,13 @@ from where the masked shift takes it back.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pemncodec.contents import (
     Distribution,
@@ -74,10 +76,9 @@ def values_on(
         assert isinstance(stored, RepeatedValues)
         return repeated(array_to_tensor(stored.values, dtype, device), stored.offset)
     make = SEEDED_ON.get(type(prototype), _made_on_the_host)
-    scale = torch.tensor(fill.scale, dtype=torch.float32, device=device)
 
     def scaled(start: int, stop: int) -> Tensor:
-        return (make(device, prototype, start, stop) * scale).to(getattr(torch, dtype))
+        return (make(device, prototype, start, stop) * fill.scale).to(getattr(torch, dtype))
 
     length, offset = prototype.length, fill.offset
     if not is_made_in_slices(prototype):
@@ -163,12 +164,19 @@ def generate_on(
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"unknown distribution {distribution!r}, have {', '.join(DISTRIBUTIONS)}")
     device = torch.device(device)
-    table = torch.from_numpy(normal_quantiles().copy()).to(device)
+    table = quantiles_on(device)
     out = torch.empty(stop - start, dtype=torch.float32, device=device)
     for at in range(start, stop, _CHUNK):
         words = philox_on(device, seed, at, min(at + _CHUNK, stop), stream=stream)
         out[at - start : at - start + _CHUNK] = values_of_words(distribution, words, table)
     return out
+
+
+@cache
+def quantiles_on(device: torch.device) -> Tensor:
+    """`normal_quantiles` on a device, where it stays; nobody writes to it."""
+    with _disable_current_modes(), torch.inference_mode(False):
+        return torch.from_numpy(normal_quantiles().copy()).to(device)
 
 
 def values_of_words(distribution: Distribution, words: Tensor, table: Tensor) -> Tensor:
