@@ -57,7 +57,7 @@ def decode(
     file's bytes, so that `encode` takes it with its masks and seeds.
 
     Args:
-        source: a path, a URL, a binary file object, or the bytes of a file.
+        source: as `pemncodec.open` takes it.
         into: a module of yours, which is filled and returned; all else of it stays as it is. Needs
             no architecture in the file.
         device: where every tensor goes; "meta" reads shapes and dtypes alone.

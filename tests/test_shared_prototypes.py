@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import pemncodec
 from pemncodec.coders.masks import Preset
@@ -162,3 +164,29 @@ def test_dtypes(tmp_path: Path, dtype: str) -> None:
         written(tmp_path, owner=encode_contents(same))
         with pemncodec.open(path) as file, pytest.raises(DecodeError, match="bfloat16"):
             file.tensor("w")
+
+
+def test_the_bytes_of_a_file_need_no_other(tmp_path: Path) -> None:
+    path = written(tmp_path, owner=owner(), user=user())
+    with pemncodec.open(path) as file:
+        data = file.data()
+        digest = pemncodec.digest(file)
+    assert data is not None
+    assert pemncodec.digest(data) == digest
+    with pemncodec.open(data) as file:
+        assert file.container.version == (0, 1)
+    (tmp_path / OWNER).unlink()
+    with pemncodec.open(path) as file, pytest.raises(DecodeError, match="is missing"):
+        file.data()
+
+
+def test_a_module_that_is_filled_can_be_encoded_again(tmp_path: Path) -> None:
+    path = written(tmp_path, owner=owner(), user=user())
+    module = nn.Module()
+    module.second = nn.Linear(100, 30)
+    module.second.bias = nn.Parameter(torch.empty(7))
+    pemncodec.decode(path, into=module)
+    stream = io.BytesIO()
+    pemncodec.encode(module, stream, manifest=False, find_seed="off")
+    with pemncodec.open(stream.getvalue()) as file:
+        assert np.array_equal(file.mask("second.weight"), MASKS[1])

@@ -25,7 +25,7 @@ from pemncodec.remote.ranges import failure, open_ranges
 from pemncodec.remote.urls import beside, is_url, last_part, shown
 from pemncodec.spool import Spool
 
-_SHARD: Final = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}\.pemn", re.DOTALL)
+_SHARD: Final = re.compile(r"(.+)-[0-9]{5,}-of-[0-9]{5,}\.pemn", re.DOTALL)
 _AT_ONCE: Final = 8  # fronts that are fetched
 
 

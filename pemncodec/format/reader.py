@@ -23,9 +23,11 @@ from pemncodec.format.header import (
     TensorRow,
 )
 from pemncodec.format.info import FileInfo, file_info
+from pemncodec.format.joining import join_prototypes
 from pemncodec.format.masked_sections import MaskedSections, MaskedValues
 from pemncodec.format.notebook import html_table
 from pemncodec.format.opening import index_beside, open_sections
+from pemncodec.format.prototype_rows import SharedRow
 from pemncodec.format.sections import SectionSource, Source, in_section
 from pemncodec.limits import Limits
 from pemncodec.remote.urls import shown
@@ -102,7 +104,9 @@ class PemnFile:
         return index_beside(self._path)
 
     def data(self) -> bytes | None:
-        """All bytes of the file, of shards as one file; None where they may not fit into memory."""
+        """All bytes of the file, which needs no other; None where they may not fit into memory."""
+        if any(isinstance(row, SharedRow) for row in self.header.prototypes):
+            return join_prototypes(self._source)
         return self._source.data()
 
     def expect(self, names: Collection[str] | None = None) -> None:
@@ -282,8 +286,9 @@ def open_file(source: Source, *, limits: Limits | None = None) -> PemnFile:
     """Opens a .pemn file for reading, without torch.
 
     Args:
-        source: a path, a URL, of which only what is needed is fetched, a binary file object, or the
-            bytes of a file.
+        source: a path; a URL, of which only what is needed is fetched; a binary file object; or the
+            bytes of a file. A model in several files is named by its index, or by a folder that has
+            no other one.
         limits: bounds on what the file may decode to.
 
     Raises:

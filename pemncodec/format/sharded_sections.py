@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NoReturn
@@ -13,14 +12,13 @@ from pemncodec.errors import ShardError
 from pemncodec.format.container import (
     Container,
     SectionEntry,
-    encode_container,
 )
-from pemncodec.format.header import encode_header, minor_version
 from pemncodec.format.index import Shard, decode_index
+from pemncodec.format.joining import join_sections
 from pemncodec.format.merging import merge_headers
 from pemncodec.format.sections import Place, SectionSource, in_file
 from pemncodec.limits import Limits
-from pemncodec.spool import Spool, Spooled
+from pemncodec.spool import Spool
 
 _SHOWN: Final = 10  # names of missing files
 
@@ -104,11 +102,7 @@ class ShardedSections:
     def data(self) -> bytes:
         """The bytes of one file that has the same contents."""
         self.expect(range(len(self._places)))
-        sections = [self.read(index) for index in range(len(self._places))]
-        entries = [Spooled(0, len(section), zlib.crc32(section)) for section in sections]
-        header = encode_header(self.header)
-        front = encode_container(header, entries, minor_version(self.header))
-        return b"".join([front, *sections])
+        return join_sections(self.header, [self.read(index) for index in range(len(self._places))])
 
     def beside(self, name: str) -> NoReturn:
         """Nothing: a shard that takes values from a file that is no shard was refused."""
