@@ -270,6 +270,7 @@ def _card(head: ModelCardData, title: str, info: FileInfo) -> ModelCard:
             f"{info.masked_weights:,} weights are frozen, and a mask of {info.bits_per_weight:.2f} "
             "bits for each says which of them are used."
         )
+    in_shards = f", in {len(info.shards):,} shards" if info.shards else ""
     lines = [
         f"---\n{head.to_yaml()}\n---\n",
         f"# {title}\n",
@@ -278,7 +279,7 @@ def _card(head: ModelCardData, title: str, info: FileInfo) -> ModelCard:
         "| | bytes |",
         "|---|---:|",
         f"| the same tensors, plain | {info.dense_model_bytes:,} |",
-        f"| **{FILE_NAME}** | **{info.file_bytes:,}** |",
+        f"| **{FILE_NAME}{in_shards}** | **{info.file_bytes:,}** |",
         *(f"| {_PARTS[part]} | {size:,} |" for part, size in info.parts.items()),
         "\n```python",
         "from pemncodec.hub import from_pretrained\n",

@@ -196,6 +196,21 @@ def test_shards_in_a_folder_and_in_the_cache(
         from_pretrained("user/net", filename="other.pemn")
 
 
+def test_networks_are_saved_in_shards(network: bytes, tmp_path: Path) -> None:
+    module = pemncodec.decode(network)
+    info = save_pretrained(module, tmp_path / "a" / "net", shard_size=4000)
+    names = {f"model-{number:05}-of-00003.pemn" for number in (1, 2, 3)}
+    assert info.shards.keys() == names
+    written = {path.name for path in (tmp_path / "a" / "net").iterdir()}
+    assert written == {*names, "model.pemn.index.json", "README.md"}
+    assert "| **model.pemn, in 3 shards** |" in (tmp_path / "a" / "net" / "README.md").read_text()
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(from_pretrained(tmp_path / "a" / "net")(images), module(images))
+    save_pretrained(module, tmp_path / "a" / "net")
+    written = {path.name for path in (tmp_path / "a" / "net").iterdir()}
+    assert written == {"model.pemn", "README.md"}
+
+
 @pytest.mark.parametrize("has_card", [False, True])
 def test_what_is_pushed(network: bytes, monkeypatch: pytest.MonkeyPatch, has_card: bool) -> None:
     sent: dict[str, Any] = {}
@@ -223,6 +238,7 @@ def test_what_is_pushed(network: bytes, monkeypatch: pytest.MonkeyPatch, has_car
     options = sent["upload_folder"][1]
     assert (options["repo_id"], options["revision"]) == ("someone/net", "new")
     assert options["ignore_patterns"] == ("README.md" if has_card else None)
+    assert "model-*-of-*.pemn" in options["delete_patterns"]
     sent.clear()
     with pytest.raises(pemncodec.EncodeError):
         push_to_hub(nn.Linear(2, 2), "net")

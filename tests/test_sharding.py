@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -821,6 +822,37 @@ def test_the_command_continues_with_names(
     result = run(*checkpoint, "--resume")
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / ".net.pemn.partial").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_command_in_one_line(
+    run: Run,
+    tmp_path: Path,
+    checkpoint: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    coded = []
+
+    def encode_or_signal(*arguments: Any) -> Any:
+        coded.append(arguments)
+        if len(coded) == 2:
+            os.kill(os.getpid(), number)
+        return encode_contents(*arguments)
+
+    before = signal.getsignal(number)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("pemncodec.sharding.encode_contents", encode_or_signal)
+            result = run(*checkpoint)
+    finally:
+        signal.signal(number, before)
+    assert result.returncode == 130
+    assert result.stderr.decode().strip() == (
+        "pemn: interrupted; 1 of 3 shards are kept for --resume"
+    )
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert run(*checkpoint, "--resume").returncode == 0
 
 
 def test_options_of_shards_are_told_at_once(run: Run, checkpoint: list[object]) -> None:
