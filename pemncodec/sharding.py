@@ -20,8 +20,8 @@ from pemncodec.format.journal import contents_digest
 from pemncodec.format.partial import (
     PartialShards,
     check_leftover,
+    check_nothing_to_continue,
     open_partial,
-    partial_folder,
 )
 from pemncodec.format.partition import partition, with_shared_prototypes
 from pemncodec.format.publishing import Place, place_of
@@ -96,7 +96,9 @@ def plan_shards(
     if options.shard_bytes is None or not isinstance(target, str | os.PathLike):
         return None
     parts = partition(contents, options.shard_bytes, shared=options.share_prototypes)
-    if len(parts) == 1 and (is_url(target) or not partial_folder(Path(target)).exists()):
+    if len(parts) == 1:
+        if not is_url(target):
+            check_nothing_to_continue(Path(target))
         return None
     names = shard_names(_name(target), len(parts))
     if options.share_prototypes:
@@ -186,7 +188,8 @@ def _kept_or_discarded(partial: PartialShards, plan: ShardPlan) -> Iterator[None
     except EncodeArgumentError:
         raise
     except EncodeError:
-        partial.discard()
+        if partial.finished:
+            partial.discard()
         raise
     except BaseException as error:
         if partial.finished and not is_url(plan.target):

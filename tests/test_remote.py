@@ -604,6 +604,11 @@ def test_s3(
     fails(run("inspect", f"{bucket}/nets/other.pemn"), 1, "No such file", "check the URL")
     (tmp_path / "x.pemn").write_bytes(network)
     fails(run("encode", "x.pemn", "-o", url), 2, "exists: -f overwrites it")
+    report = pemncodec.encode(pemncodec.open(network), url, shard_size=4000)
+    assert len(report.info.shards) == 3
+    assert pemncodec.load_state_dict(f"{url}.index.json").keys() == loaded.keys()
+    fails(run("inspect", url), 1, "open net.pemn.index.json")
+    fails(run("encode", "x.pemn", "-o", url), 2, "net.pemn.index.json exists: -f overwrites it")
 
 
 def test_s3_notices_a_file_that_changes(

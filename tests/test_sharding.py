@@ -536,7 +536,8 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "values": ({"state": {**STATE, "0.bias": STATE["0.bias"] + 1}}, "made of other tensors"),
     "a mode": ({"dense": "fp16"}, "made of other tensors"),
     "metadata": ({"metadata": {"a": "b"}}, "made of other tensors"),
-    "fewer": ({"state": dict(list(STATE.items())[:2])}, "made of other tensors"),
+    "fewer": ({"state": dict(list(STATE.items())[:-2])}, "made of other tensors"),
+    "few": ({"state": dict(list(STATE.items())[:2])}, "made of more tensors"),
     "the size": ({"shard_size": "7KB"}, "made with --shard-size 6000, not 7000"),
     "the preset": ({"preset": "max"}, "made with --preset fast, not max"),
 }
@@ -658,8 +659,9 @@ def test_one_process_at_a_time(tmp_path: Path, partial: Path) -> None:
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(pemncodec.EncodeArgumentError, match="another process is encoding"):
-            encode(tmp_path / "net.pemn", resume=True)
+        for resume in (False, True):
+            with pytest.raises(pemncodec.EncodeArgumentError, match="another process is encoding"):
+                encode(tmp_path / "net.pemn", resume=resume)
     finally:
         os.close(descriptor)
     encode(tmp_path / "net.pemn", resume=True)

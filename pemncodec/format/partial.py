@@ -38,9 +38,20 @@ def check_leftover(target: Path, *, resume: bool) -> None:
     folder = partial_folder(target)
     journal = _read_journal(folder)
     if journal is not None and not resume:
+        with _locked(folder):
+            raise _leftover(folder, journal)
+
+
+def check_nothing_to_continue(target: Path) -> None:
+    """Refuses to continue as a single file what an interrupted encoding has left of several.
+
+    Raises:
+        EncodeArgumentError: says what to do.
+    """
+    folder = partial_folder(target)
+    if _read_journal(folder) is not None:
         raise EncodeArgumentError(
-            f"an encoding to {target.name} was interrupted, and {len(journal.shards)} of its "
-            f"shards are kept: --resume (resume=True) continues it; {_start_over(folder)}"
+            f"the shards in {folder} were made of more tensors: {_start_over(folder)}"
         )
 
 
@@ -86,11 +97,12 @@ def open_partial(
     folder = partial_folder(target)
     folder.mkdir(exist_ok=True)
     with _locked(folder):
-        check_leftover(target, resume=resume)
         journal = _read_journal(folder)
         if journal is None:
             _empty(folder)
             journal = Journal(dict(made_with))
+        elif not resume:
+            raise _leftover(folder, journal)
         _check_same(folder, journal, made_with, plan)
         partial = PartialShards(target, folder, journal, plan)
         try:
@@ -202,6 +214,14 @@ def _check_same(
                 f"{folder / name} was made of other tensors, or with other options: "
                 f"{_start_over(folder)}"
             )
+
+
+def _leftover(folder: Path, journal: Journal) -> EncodeArgumentError:
+    name = folder.name.removeprefix(".").removesuffix(".partial")
+    return EncodeArgumentError(
+        f"an encoding to {name} was interrupted, and {len(journal.shards)} of its shards are kept: "
+        f"--resume (resume=True) continues it; {_start_over(folder)}"
+    )
 
 
 def _start_over(folder: Path) -> str:
