@@ -60,6 +60,9 @@ def assert_holds(target: Path, expected: dict[str, Tensor], shards: int) -> None
         own = pemncodec.load_state_dict(data)
         assert set(own) == {tensor for tensor, file in index.weight_map.items() if file == name}
         found |= own
+    whole = pemncodec.load_state_dict(target.with_suffix(".pemn.index.json"))
+    assert list(whole) == list(expected)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in whole.items())
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor), name
