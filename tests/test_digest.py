@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from pemncodec.contents import (
     StoredPrototype,
 )
 from pemncodec.errors import DecodeError
+from pemncodec.format import digests as hashes
 from pemncodec.format import file_digest as digests
 from pemncodec.format.writer import encode_contents
 from pemncodec.values.fill import prototype_values
@@ -131,7 +134,7 @@ def test_one_value_and_one_bit_count() -> None:
 
 def test_masks_count_where_values_are_the_same() -> None:
     zeros = StoredPrototype(np.array([0, 1], "<f4"), "float32")
-    digests = {
+    found = {
         pemncodec.digest(
             data_of(
                 Contents(
@@ -142,7 +145,7 @@ def test_masks_count_where_values_are_the_same() -> None:
         )
         for first in (False, True)
     } | {pemncodec.digest(data_of(Contents((), (dense("w", np.array([0, 1], "<f4")),))))}
-    assert len(digests) == 3
+    assert len(found) == 3
 
 
 def test_the_architecture_counts() -> None:
@@ -168,17 +171,14 @@ def test_values_in_another_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pieces", [8, 64, 1 << 22])
 def test_large_tensors_by_pieces(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With short pieces, threads finish in any order, and wait for each other."""
-    import hashlib
-
-    from pemncodec.format import digests as hashes
-
     monkeypatch.setattr(hashes, "PIECE_BYTES", pieces)
     monkeypatch.setattr(digests, "PIECE_BYTES", pieces)
     if pieces < 64:  # a slice of a mask is whole bytes
         contents = Contents((), (dense("a", np.arange(999, dtype="<i4"), "int32"),))
     else:
         constant = dense("c", np.full(333, 2.5, "<f8"), "float64")
-        contents = Contents((SEEDED,), (masked("w", (10, 401), 1), constant))
+        tied = AliasTensor("v", "w")
+        contents = Contents((SEEDED,), (masked("w", (10, 401), 1), constant, tied))
     data = data_of(contents)
     found = {pemncodec.digest(data, threads=threads) for threads in (1, 2, 5)}
     assert len(found) == 1
@@ -188,11 +188,14 @@ def test_large_tensors_by_pieces(pieces: int, monkeypatch: pytest.MonkeyPatch) -
         return hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()
 
     def of_json(value: Any) -> str:
-        return hashlib.sha256(pemncodec_json(value)).hexdigest()
+        return hashlib.sha256(canonical(value)).hexdigest()
 
     with pemncodec.open(data) as file:
         tensors = []
         for name in file.keys():  # noqa: SIM118
+            if name in file.aliases:
+                tensors.append(of_json({"kind": "alias", "name": "v", "target": "w"}))
+                continue
             fields = {"dtype": file.dtype(name), "kind": "dense", "name": name}
             fields |= {"shape": list(file.shape(name)), "values": of(file.tensor(name).tobytes())}
             if name in file.masked_keys():
@@ -202,18 +205,28 @@ def test_large_tensors_by_pieces(pieces: int, monkeypatch: pytest.MonkeyPatch) -
     assert found == {of_json(model)}
 
 
-def pemncodec_json(value: Any) -> bytes:
-    import json
-
+def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def test_damage_is_found() -> None:
-    data = bytearray(data_of(some_contents()))
+@pytest.mark.parametrize("used", [False, True])
+def test_damage_is_found(used: bool) -> None:
+    stored = StoredPrototype(np.arange(40, dtype="<f4"), "float32", whole=True)
+    prototypes = (stored,) if used else (SEEDED, stored)  # whose section is the last one
+    data = bytearray(data_of(some_contents(prototypes=prototypes)))
+    pemncodec.digest(bytes(data))
     data[-3] ^= 1
     with pytest.raises(DecodeError) as caught:
         pemncodec.digest(bytes(data))
     assert caught.value.code == "checksum"
+
+
+def test_the_digest_of_a_prototype_is_that_of_the_spec() -> None:
+    values = np.array([1.5, -2.0, 0.25], "<f4")
+    piece = hashlib.sha256(hashlib.sha256(values.tobytes()).digest()).hexdigest()
+    text = f'{{"dtype":"float32","kind":"prototype","length":3,"values":"{piece}"}}'
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert hashes.prototype_digest("float32", values) == expected
 
 
 def test_an_open_file_and_progress() -> None:
@@ -223,6 +236,9 @@ def test_an_open_file_and_progress() -> None:
         assert digests.file_digest(file, shares.append) == DIGEST
     assert shares == sorted(shares)
     assert shares[-1] == 1
+    with pemncodec.open(data_of(Contents((), (dense("none", np.zeros((0, 3), "<f4")),)))) as file:
+        digests.file_digest(file, shares.append)
+    assert shares[-1] == 0
 
 
 @pytest.mark.parametrize("threads", [0, -1, True])

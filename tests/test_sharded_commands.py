@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from pemncodec.contents import StoredPrototype
 from pemncodec.distributed import PemnReader
 from pemncodec.errors import DecodeError
 from pemncodec.format.remote_sections import FIRST_BYTES
+from pemncodec.remote.web import WebRanges
+from pemncodec.spool import Spool
 
 INPUTS = torch.rand(3, 40)
 
@@ -182,6 +185,16 @@ def test_only_what_is_needed_is_fetched(tmp_path: Path, server: FileServer) -> N
         assert torch.equal(torch.tensor(file.tensor("w1")), state["w1"])
         asked = server.asked[before:]
         assert {request.path for request in asked} == {"/w-00002-of-00003.pemn?key=1"}
+    write_shards(tmp_path, contents, {"w0": 0, "w1": 0, "w2": 1}, name="w.pemn")
+    server.files |= {f"/{file.name}": file.read_bytes() for file in tmp_path.iterdir()}
+    with pemncodec.open(server.url("/w.pemn.index.json")) as file:
+        before = len(server.asked)
+        file.verify()
+        asked = server.asked[before:]  # what follows each other is one request
+    assert [request.path for request in asked] == [
+        "/w-00001-of-00002.pemn",
+        "/w-00002-of-00002.pemn",
+    ]
 
 
 def test_shards_that_are_not_behind_the_url(server: FileServer) -> None:
@@ -196,8 +209,37 @@ def test_shards_that_are_not_behind_the_url(server: FileServer) -> None:
     assert caught.value.code == "shard"
     with pytest.raises(OSError, match=r"several files: open net\.pemn\.index\.json"):
         pemncodec.open(server.url("/net.pemn"))
+    with pytest.raises(FileNotFoundError, match=r"other\.pemn") as missing:
+        pemncodec.open(server.url("/other.pemn"))
+    assert "several files" not in str(missing.value)
     with pytest.raises(DecodeError, match=r"one shard of a model: open net\.pemn\.index\.json"):
         pemncodec.decode(server.url("/net-00001-of-00003.pemn"))
+
+
+def test_what_was_opened_is_closed(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    closed: list[object] = []
+    for kind in (Spool, WebRanges):
+        make, close = kind.__init__, kind.close
+
+        def made(self: Any, *given: Any, make: Any = make) -> None:
+            opened.append(self)
+            make(self, *given)
+
+        def shut(self: Any, close: Any = close) -> None:
+            closed.append(self)
+            close(self)
+
+        monkeypatch.setattr(kind, "__init__", made)
+        monkeypatch.setattr(kind, "close", shut)
+    url = server.url("/net.pemn.index.json")
+    pemncodec.open(url).close()
+    server.files["/net-00003-of-00003.pemn"] += b"x"
+    with pytest.raises(DecodeError, match="it has"):
+        pemncodec.open(url)
+    assert sum(isinstance(one, Spool) for one in opened) == 2
+    assert len(opened) == 10
+    assert {id(one) for one in opened} == {id(one) for one in closed}
 
 
 def test_a_long_index(server: FileServer, folder: Path) -> None:

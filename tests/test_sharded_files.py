@@ -249,6 +249,8 @@ def refused(path: Path, code: str, *words: str, limits: Limits | None = None) ->
 def test_missing_shards_are_named_at_once(index: Path) -> None:
     (index.parent / TWO).unlink()
     refused(index, "shard", "1 of 3 shards is missing", TWO, "in the folder of the index")
+    (index.parent / ONE).write_bytes(b"")  # which is said when all are there
+    refused(index, "shard", "1 of 3 shards is missing", TWO)
     (index.parent / ONE).unlink()
     refused(index, "shard", "2 of 3 shards are missing", f"{ONE}, {TWO}")
 
