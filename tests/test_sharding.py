@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import io
 import itertools
@@ -10,6 +11,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, fails
+from conftest import ROOT, Run, fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -691,6 +694,16 @@ def test_files_that_are_not_ours_stay(tmp_path: Path) -> None:
     (tmp_path / "net.pemn.index.json").write_bytes(encode_index(index))
     encode(tmp_path / "net.pemn", shard_size=None)
     assert set(files(tmp_path)) == {*others, "net.pemn"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_processes_that_are_killed(tmp_path: Path) -> None:
+    script, table = ROOT / "benchmarks" / "interruptions.py", tmp_path / "kills.csv"
+    subprocess.run([sys.executable, script, "--moments", "2", "-o", table], check=True)
+    with table.open(newline="") as stream:
+        stream.readline()  # where it was measured
+        rows = list(csv.DictReader(stream))
+    assert [(row["damaged"], row["continued"]) for row in rows] == [("no", "same bytes")] * 4
 
 
 # ------------------------------------------------------------------------------------ places
