@@ -63,6 +63,7 @@ _VALUES = ("generator", "prototype", "mixing")
 _ENCODING = ("encode", "proof", "shorter_floats", "architectures", "container")
 _RULES = ("score_rules", "mask_entries", "published_dialects", "dialects", "scores")
 _DIALECTS = (*_RULES, "encode")
+_SHARDING = ("sharding",)
 _NAMES = ("names", "inputs", "encode", "scores")
 
 # Which tests are asked, those first that are fast and nearest to the module.
@@ -105,6 +106,10 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "format/joining": ("sharded_files", "shared_prototypes"),
     "format/merging": ("sharded_files",),
     "format/opening": ("sharded_files", "sharded_commands"),
+    "format/journal": _SHARDING,
+    "format/partial": _SHARDING,
+    "format/partition": _SHARDING,
+    "format/publishing": _SHARDING,
     "format/sharded_sections": ("sharded_files", "sharded_commands"),
     "format/in_turn": ("saving",),
     "format/masked_sections": _FILES,
@@ -158,6 +163,8 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "encoding": _ENCODING,
     "options": _ENCODING,
     "proof": ("proof", "encode", "shorter_floats", "architectures"),
+    "sharding": _SHARDING,
+    "sizes": _SHARDING,
     "tensors": ("dense", "encode"),
 }
 
