@@ -133,6 +133,22 @@ def test_parts_of_any_shape(
     assert torch.equal(state["blocks"], expected[rows, columns])
 
 
+def test_several_parts_of_a_block(file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = pemncodec.load_state_dict(file)["blocks"]
+    monkeypatch.setattr(np, "empty", lambda shape, dtype=float: np.full(shape, 7, dtype))
+    index, state = MetadataIndex("blocks"), {"blocks": torch.zeros(3, COLUMNS)}
+    rows = (700, 3, BLOCK // COLUMNS + 5)
+    items = [
+        ReadItem(LoadItemType.TENSOR, index, torch.Size([at, 0]), index, torch.Size([row, 0]),
+                 torch.Size([1, COLUMNS]))
+        for at, row in enumerate(rows)
+    ]  # fmt: skip
+    planner = DefaultLoadPlanner()
+    planner.set_up_planner(state)
+    PemnReader(file).read_data(LoadPlan(items), planner).wait()
+    assert torch.equal(state["blocks"], expected[list(rows)])
+
+
 def test_one_process_needs_no_group(file: bytes) -> None:
     expected = pemncodec.load_state_dict(file)
     state = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
