@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,30 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import ROOT, random_masks
+from onnx_models import (
+    NOTHING,
+    ROWS,
+    checked,
+    crafted,
+    encoded,
+    exported,
+    linear_network,
+    made_values,
+    onnx,
+    run,
+    with_random_padding,
+)
 from torch import Tensor, nn
 
 import pemncodec
 from pemncodec import ExportError
 from pemncodec.cli import cli
-from pemncodec.contents import (
-    Contents,
-    DenseTensor,
-    Fill,
-    MaskedTensor,
-    SeededPrototype,
-    StoredPrototype,
-    TorchPrototype,
-)
-from pemncodec.export import KeptVector, NotPacked, to_onnx, to_program
-from pemncodec.format.writer import encode_contents
+from pemncodec.contents import Fill, SeededPrototype, StoredPrototype, TorchPrototype
+from pemncodec.export import NotPacked, to_onnx, to_program
 from pemncodec.masking import Independent, MaxLayerPadding, OneLayer, RandomPadding, mask_model
 from pemncodec.values.rounding import round_to
 
-onnx = pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
-pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
-runtime = pytest.importorskip("onnxruntime", reason="runs what was exported")
-
-NOTHING = NotPacked()
-VECTOR = torch.randn(61, generator=torch.Generator().manual_seed(1))
 TOKENS = torch.randint(0, 60, (2, 7), generator=torch.Generator().manual_seed(0))
-ROWS = torch.randn(2, 41, generator=torch.Generator().manual_seed(0))
 
 
 class Every(nn.Module):
@@ -70,102 +66,6 @@ class Every(nn.Module):
         y = self.solid(y.unflatten(2, (2, 36)).transpose(1, 2)[:, :, None]).sum(2)
         x = self.plain(self.plane(y)).mean(1) + x
         return self.out(self.last(self.lstm(x)[0]).unflatten(2, (3, 36)).sum(2))
-
-
-def with_random_padding(model: nn.Module) -> nn.Module:
-    """One short vector repeated over every weight."""
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                values = VECTOR.repeat(-(-weight.numel() // VECTOR.numel()))[: weight.numel()]
-                weight.copy_(values.reshape(weight.shape))
-    return model.eval()
-
-
-def encoded(model: nn.Module, inputs: Tensor, **options: Any) -> io.BytesIO:
-    target = io.BytesIO()
-    pemncodec.encode(
-        model, target, example_inputs=inputs, preset="fast", find_seed="off", **options
-    )
-    return target
-
-
-def linear_network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(41, 121), nn.ReLU(), nn.Linear(121, 43, bias=False)).eval()
-
-
-def exported(file: io.BytesIO, **options: Any) -> tuple[Any, Any]:
-    """The model, and what `to_onnx` says."""
-    target = io.BytesIO()
-    said = to_onnx(file, target, **options)
-    return onnx.load_model_from_string(target.getvalue()), said
-
-
-def run(model: Any, feeds: dict[str, Any]) -> list[Any]:
-    settings = runtime.SessionOptions()
-    settings.log_severity_level = 3
-    session = runtime.InferenceSession(model.SerializeToString(), settings)
-    return session.run(None, feeds)
-
-
-def made_values(model: Any, names: Collection[str]) -> dict[str, Any]:
-    """What operators make of constants, as onnxruntime does, widened to float64.
-
-    Of these, the named ones and what other operators take.
-    """
-    weights = onnx.ModelProto()
-    weights.CopyFrom(model)
-    graph = weights.graph
-    constant = {tensor.name for tensor in graph.initializer}
-    nodes, asked_for = [], set()
-    for node in model.graph.node:
-        if all(name in constant for name in node.input):
-            nodes.append(node)
-            constant.update(node.output)
-        else:
-            asked_for.update(node.input)
-    made = sorted((asked_for | set(names)) & {name for node in nodes for name in node.output})
-    double = onnx.TensorProto.DOUBLE
-    nodes += [onnx.helper.make_node("Cast", [name], [f"{name}!"], to=double) for name in made]
-    del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend(nodes)
-    graph.output.extend(
-        onnx.helper.make_tensor_value_info(f"{name}!", double, None) for name in made
-    )
-    return dict(zip(made, run(weights, {}), strict=True))
-
-
-def checked(file: io.BytesIO, kept: NotPacked = NOTHING, **options: Any) -> Any:
-    """The packed ONNX model of a file, after a check of all that every one has to be.
-
-    No initializer has half as many bytes as a packed tensor in fp32, but for vectors that no seed
-    makes and tensors share: of these the export tells.
-    """
-    model, said = exported(file, packed=True, **options)
-    assert said.dense.keys() == kept.dense.keys()
-    assert said.vectors == kept.vectors
-    onnx.checker.check_model(model, full_check=True)
-    assert {node.domain for node in model.graph.node} == {""}
-    state = pemncodec.load_state_dict(file)
-    with pemncodec.open(file) as opened:
-        packed = set(opened.masked_keys()) - said.dense.keys()
-    made = made_values(model, state)
-    transposed = {values.tobytes() for name, values in made.items() if name not in state}
-    for name in packed:
-        weight = state[name].double().numpy()
-        if name in made:
-            assert made[name].tobytes() == weight.tobytes(), name
-        else:
-            assert weight.T.tobytes() in transposed, name
-    masked_bytes = min(4 * state[name].numel() for name in packed)
-    large = []
-    for tensor in model.graph.initializer:
-        assert tensor.data_location == onnx.TensorProto.DEFAULT
-        if tensor.name not in said.dense and len(tensor.raw_data) >= masked_bytes / 2:
-            large.append(len(tensor.raw_data) // 4)
-    assert large == [vector.count for vector in kept.vectors]
-    return model
 
 
 # ------------------------------------------------------------------------- masked weights
@@ -247,23 +147,6 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     assert torch.equal(program.module()(ROWS.to(dtype)), pemncodec.decode(file)(ROWS.to(dtype)))
 
 
-def crafted(model: nn.Module, prototypes: Sequence[Any], fills: Sequence[Fill]) -> io.BytesIO:
-    """A network with other values in its layers' weights, one fill for each."""
-    with pemncodec.open(encoded(model, ROWS, masks=random_masks(model))) as file:
-        manifest = file.manifest
-    generator, given = np.random.default_rng(0), iter(fills)
-    tensors: list[Any] = []
-    for name, tensor in model.state_dict().items():
-        shape = tuple(tensor.shape)
-        if name.endswith("bias"):
-            tensors.append(DenseTensor(name, "float32", shape, tensor.numpy()))
-        else:
-            mask = generator.random(shape) < 0.4
-            tensors.append(MaskedTensor(name, "float32", shape, next(given), mask))
-    contents = Contents(tuple(prototypes), tuple(tensors), manifest)
-    return io.BytesIO(b"".join(encode_contents(contents)))
-
-
 @pytest.mark.parametrize(
     "prototype",
     [
@@ -280,98 +163,6 @@ def test_offsets_and_scales(prototype: Any) -> None:
     checked(file)
     program = to_program(file, packed=True)
     assert torch.equal(program.module()(ROWS), pemncodec.decode(file)(ROWS))
-
-
-def test_values_that_torch_and_numpy_drew() -> None:
-    """Of every distribution that operators make, in every variant, of two seeds and many places."""
-    prototypes = [
-        TorchPrototype("normal", 5, 5203, skip=77),  # the last 16 are drawn once more
-        TorchPrototype("normal", 5, 4961, skip=9000, drawn=70_000),
-        TorchPrototype("normal", 6, 5200, variant="scalar"),
-        TorchPrototype("uniform", 5, 4961, skip=20_000),
-        TorchPrototype("uniform", 6, 5203, low=float(np.float32(-0.3)), high=0.75),
-        TorchPrototype("uniform", 6, 4961, low=-0.125, high=0.75, variant="scalar"),
-        TorchPrototype("numpy-uniform", 5, 5203, skip=11, low=-0.3, high=0.8),
-        TorchPrototype("uniform-signs", 5, 4961),
-    ]
-    layers = [nn.Linear(*((121, 43) if p.length > 5000 else (41, 121)), False) for p in prototypes]
-    fills = [Fill(index) for index in range(len(prototypes))]
-    file = crafted(Side(layers), prototypes, fills)
-    assert checked(file).ByteSize() < 4 * sum(prototype.length for prototype in prototypes) / 2
-
-
-class Side(nn.Module):
-    """Layers of 41 or 121 inputs, side by side."""
-
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = torch.cat([x, x, x], 1)[:, :121]
-        given = {41: x, 121: wide}
-        return torch.cat([layer(given[layer.in_features]) for layer in self.layers], 1)
-
-
-WORDS = [0, 1, 0xFFFFFF, 0xFFFFFE, 0xFFF800, 0xFFF000, 0x4B0CCC, 0x4B0000, 0x4CCCCD, 0x4D0000]
-WORDS += [quarter * 0x400000 + near & 0xFFFFFF for quarter in range(4) for near in (-2, -1, 0, 1)]
-WORDS += [quarter * 0x400000 + 0x200000 + near for quarter in range(4) for near in (-1, 0, 1)]
-
-
-@pytest.mark.parametrize("variant", ["vector", "scalar"])
-def test_normal_values_of_rare_words(variant: Any) -> None:
-    from pemncodec import kernels
-    from pemncodec.export.onnx_arithmetic import Value
-    from pemncodec.export.onnx_graph import OnnxGraph
-    from pemncodec.export.onnx_torch_normal import normal
-
-    first, second = np.meshgrid(np.resize(WORDS, 40), np.resize(WORDS, 40))
-    words = np.concatenate([first.reshape(-1, 1, 8), second.reshape(-1, 1, 8)], 1).astype(np.uint32)
-    words |= 0xAB000000
-    graph = OnnxGraph(["words"])
-    made = normal(Value(graph, "words", "uint32"), variant).name
-    uint32, floats = onnx.TensorProto.UINT32, onnx.TensorProto.FLOAT
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            graph.nodes,
-            "normal",
-            [onnx.helper.make_tensor_value_info("words", uint32, ["words"])],
-            [onnx.helper.make_tensor_value_info(made, floats, ["groups", 2, 8])],
-            graph.initializers,
-        ),
-        opset_imports=[onnx.helper.make_opsetid("", 18)],
-        ir_version=9,
-    )
-    onnx.checker.check_model(model, full_check=True)
-    expected = np.empty(words.shape, np.float32)
-    kernels.torch_normal(words.reshape(-1), int(variant == "vector"), expected.reshape(-1))
-    (values,) = run(model, {"words": words.reshape(-1)})
-    known = np.repeat(words[:, :1] & 0xFFFFFF <= 0xFFF800, 2, 1)
-    assert known.mean() > 0.8
-    np.testing.assert_array_equal(values[known], expected[known])  # +0 and −0 are equal here
-
-
-@pytest.mark.parametrize("made_of", ["no seed", "a seed"])
-def test_vectors_that_stay_whole(
-    made_of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pemncodec.export.onnx_drawn.MOST_WORDS", 5000)
-    prototype: Any = TorchPrototype("normal", 5, 5203)
-    if made_of == "no seed":
-        values = np.random.default_rng(0).standard_normal(5203).astype(np.float32)
-        prototype = StoredPrototype(values, "float32")
-    file = crafted(linear_network(), [prototype], [Fill(0), Fill(0)])
-    names = ("0.weight", "2.weight")
-    checked(file, NotPacked(vectors=(KeptVector(5203, names, made_of == "a seed"),)))
-    (tmp_path / "net.pemn").write_bytes(file.getvalue())
-    command = ["decode", str(tmp_path / "net.pemn"), "--packed", "-o", str(tmp_path / "net.onnx")]
-    result = CliRunner().invoke(cli, command)
-    assert result.exit_code == 0, result.output
-    why = (
-        ": operators that make their values of a seed would take too many bytes or too much memory"
-    )
-    vector = f"the vector of 5,203 values of {made_of}, for 2 tensors, is kept whole"
-    assert result.output.splitlines()[1:] == [vector + why * (made_of == "a seed")]
 
 
 def test_what_stays_dense(tmp_path: Path) -> None:

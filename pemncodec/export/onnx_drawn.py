@@ -24,8 +24,11 @@ from pemncodec.values.generators import seeded_slice
 from pemncodec.values.mersenne import stream_of
 from pemncodec.values.numpy_legacy import words_each
 
-MOST_WORDS: Final = 1 << 22
-"""That one file makes: a session needs up to 480 bytes for each until all values are made."""
+MOST_BYTES: Final = 1 << 31
+"""That a session may need for what operators leave behind until all values are made."""
+
+_LEFT_BEHIND: Final = {"normal": 530, "uniform": 170, "numpy-uniform": 330}
+"""Distributions that operators make, and how many bytes they leave behind for each value."""
 
 _OPERATOR_BYTES: Final = 6000  # of what makes values of words
 _FEWEST: Final = 2 * STATE + 1  # values: a state has half as many bytes, or fewer
@@ -39,11 +42,12 @@ _Kind = tuple[str, str, float, float]
 def drawn_by_operators(candidates: Candidates) -> dict[int, int]:
     """Which prototypes are smaller as operators, and how many bytes the states of each take."""
     counts: dict[int, int] = {}
+    left = 0
     for index, (prototype, needed) in sorted(candidates.items(), key=lambda item: item[1][1]):
-        if isinstance(prototype, TorchPrototype) and _is_known(prototype) and needed >= _FEWEST:
-            counts[index] = _words(prototype, needed)
-            if sum(counts.values()) > MOST_WORDS:
-                del counts[index]
+        if isinstance(prototype, TorchPrototype) and prototype.distribution in _LEFT_BEHIND:
+            left += needed * _LEFT_BEHIND[prototype.distribution]
+            if needed >= _FEWEST and left <= MOST_BYTES:
+                counts[index] = _words(prototype, needed)
     if not counts:
         return {}
     steps, size = fewest_bytes([*counts.values()])
@@ -101,10 +105,6 @@ class DrawnValues:
 
 def _kind(prototype: TorchPrototype) -> _Kind:
     return prototype.distribution, prototype.variant, prototype.low, prototype.high
-
-
-def _is_known(prototype: TorchPrototype) -> bool:
-    return prototype.distribution in ("normal", "uniform", "numpy-uniform")
 
 
 def _words(prototype: TorchPrototype, needed: int) -> int:
