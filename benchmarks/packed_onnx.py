@@ -225,7 +225,8 @@ def print_table() -> None:
     for pair in zip(rows[::2], rows[1::2], strict=True):
         cells = [pair[1]["network"], *(f"{int(row['bytes']):,}" for row in pair)]
         for column, factor in (("session s", 1000), ("peak MB", 1)):
-            cells.append(" → ".join(f"{factor * float(row[column]):.3g}" for row in pair))
+            numbers = [factor * float(row[column]) for row in pair]
+            cells.append(" → ".join(f"{n:,.0f}" if n >= 1000 else f"{n:.3g}" for n in numbers))
         cells.append(f"{float(pair[1]['run ratio']):.2f} ×")
         print(f"| {' | '.join(cells)} |")
 

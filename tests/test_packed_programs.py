@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import random_masks
-from test_packed_onnx import encoded, with_random_padding
+from onnx_models import encoded, with_random_padding
 from torch import Tensor, nn
 
 import pemncodec
