@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 import pemncodec
 from pemncodec import EncodeError
+from pemncodec.checkpoints.folders import check_files
 from pemncodec.checkpoints.sources import join_checkpoints, load_masks, read_checkpoint
 
 # Which torch says of a process that is in no group.
@@ -189,8 +190,12 @@ def test_which_file_of_a_folder(run: Run, tmp_path: Path) -> None:
     assert same(read_checkpoint(folder).source, {"other": torch.ones(3)})
     torch.save({}, folder / "more.pth")
     fails(run("encode", "net", *ENCODE), 1, "several checkpoints: name extra.pt or more.pth in it")
-    for name in ("extra.pt", "more.pth"):
-        (folder / name).unlink()
+    for number in range(6):
+        (folder / f"n{number}.npz").touch()
+    words = "name extra.pt or more.pth or n0.npz or n1.npz or n2.npz or n3.npz or 2 more in it\n"
+    fails(run("encode", "net", *ENCODE), 1, words)
+    for path in (*folder.glob("n*.npz"), folder / "extra.pt", folder / "more.pth"):
+        path.unlink()
     fails(run("encode", "net", *ENCODE), 1, "net: a folder without a checkpoint: name a file")
     for part in (1, 2):
         torch.save({f"{part}": torch.ones(2)}, folder / f"x-0000{part}-of-00002.pt")
@@ -235,18 +240,33 @@ def test_index_and_shards_that_differ(tmp_path: Path) -> None:
         read_checkpoint(index)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}'])
+@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": []}', '{"weight_map": {}}'])
 def test_what_is_no_index(text: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.index.json").write_text(text)
     torch.save(tensors(), tmp_path / "m.pt")
-    fails(run("encode", "x.index.json", *ENCODE), 1, "x.index.json: ")
-    fails(run("encode", "m.pt", "--masks", "x.index.json", "--no-manifest"), 1, "x.index.json: ")
+    words = "x.index.json: not an index of shards"
+    fails(run("encode", "x.index.json", *ENCODE), 1, words)
+    fails(run("encode", "m.pt", "--masks", "x.index.json", "--no-manifest"), 1, words)
 
 
 def test_an_index_whose_shard_is_an_index(tmp_path: Path, run: Run) -> None:
     index = save_pretrained(tmp_path / "net")
     reindex(index, lambda names: names.update({"0.bias": index.name}))
     fails(run("encode", index, *ENCODE), 1, "cannot load this: JSON where tensors are expected")
+
+
+def test_shards_are_looked_at_first(tmp_path: Path) -> None:
+    """Before torch is imported."""
+    index = save_pretrained(tmp_path / "net")
+    check_files(index, "net")
+    shard = index.parent / "model-00002-of-00003.safetensors"
+    shard.write_bytes(b"GGUF" + bytes(20))
+    for path in (index, index.parent):
+        with pytest.raises(EncodeError, match=rf"{shard}: cannot load this: a GGUF file"):
+            check_files(path, "net")
+    shard.unlink()
+    with pytest.raises(EncodeError, match="1 of 3 shards are missing"):
+        check_files(index, "net")
 
 
 def test_a_damaged_shard_is_named(run: Run, tmp_path: Path) -> None:
@@ -287,6 +307,14 @@ def test_several_files_that_cannot_be_joined(run: Run, tmp_path: Path) -> None:
     fails(result, 1, "whole.pemn: only state dicts can be parts of a checkpoint, not a PemnFile")
     fails(run("encode", "0.pt", "9.pt", *ENCODE, *output), 1, "9.pt")
     assert not (tmp_path / "out.pemn").exists()
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "module.pt")
+    for names in (["module.pt"], ["0.pt", "module.pt"]):
+        result = run("encode", *names, *ENCODE, *output)
+        fails(result, 1, "module.pt: cannot load this: it holds more than tensors")
+    result = run("encode", "0.pt", "module.pt", "--trust-pickle", *ENCODE, *output)
+    fails(result, 1, "module.pt: only state dicts can be parts of a checkpoint, not a Linear")
+    with pytest.raises(EncodeError, match="more than tensors"):
+        join_checkpoints({"m": tmp_path / "module.pt"})
 
 
 def test_what_several_files_record_of_masks(tmp_path: Path) -> None:
@@ -335,6 +363,16 @@ def test_models_of_equal_rank_keep_their_names(run: Run, tmp_path: Path, expecte
     assert len(read_checkpoint(tmp_path / "x").source) == 2 * len(tensors())
     assert run("encode", "x", "--prefix", "a.model.", *ENCODE).returncode == 0
     assert (tmp_path / "x.pemn").read_bytes() == expected
+
+
+def test_pieces_of_different_dtypes(tmp_path: Path) -> None:
+    metadata = cut(tmp_path / "x", "1.weight")
+    place = metadata.storage_data[MetadataIndex("1.weight", torch.Size([4, 3]))]
+    with (tmp_path / "x" / place.relative_path).open("r+b") as stream:
+        stream.seek(place.offset)
+        torch.save(torch.zeros(2, 2, dtype=torch.int32), stream)
+    with pytest.raises(EncodeError, match=r"1\.weight: pieces of float32 and int32"):
+        read_checkpoint(tmp_path / "x")
 
 
 def test_every_dtype_and_shape(tmp_path: Path) -> None:
