@@ -75,13 +75,12 @@ class DecodeError(PemnError, ValueError):
         code: ErrorCode,
         message: str,
         *,
-        file: str = "",
         section: int | None = None,
         offset: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code: ErrorCode = code
-        self.file = file
+        self.file = ""
         self.section = section
         self.offset = offset
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -326,6 +327,29 @@ def test_json_that_is_no_index(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(' \n{"metadata": {}, "weight_map": {"a": "b.safetensors"}}')
     refused(path, "not-pemn", "index")
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_any_damage_is_an_error_of_the_format(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    if not folder.exists():
+        folder.mkdir()
+        write_shards(folder, CONTENTS, PLACES, share=True)
+    path = folder / data.draw(st.sampled_from(sorted(file.name for file in folder.iterdir())))
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    changed = data.draw(st.sampled_from([b"", b"\0", b"9", b'"', b"}", whole[at : at + 1] * 2]))
+    path.write_bytes(whole[:at] + changed + whole[at + 1 :])
+    same = path.read_bytes() == whole
+    try:
+        with contextlib.suppress(DecodeError), pemncodec.open(folder / "net.pemn.index.json") as f:
+            f.verify()  # what is changed in the index may be another valid one
+            assert same or path.suffix == ".json"
+    finally:
+        path.write_bytes(whole)
 
 
 # -------------------------------------------------------------------- shards that disagree

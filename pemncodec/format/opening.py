@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from pemncodec.errors import DecodeArgumentError
-from pemncodec.format.index import (
-    INDEX_SUFFIX,
-    SUFFIX,
-    Shard,
-    check_index_size,
-    index_name,
-)
+from pemncodec.format.index import INDEX_SUFFIX, SUFFIX, Shard, check_index_size, index_name
 from pemncodec.format.remote_sections import FIRST_BYTES, RemoteSections
 from pemncodec.format.sections import ReopenedSections, SectionSource, Source, StreamSections
 from pemncodec.format.sharded_sections import ShardedSections, check_shard_size

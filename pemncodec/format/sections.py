@@ -116,11 +116,7 @@ class StreamSections:
     def beside(self, name: str) -> SectionSource:
         if self._path is None:
             raise ShardError("shard", f"{name} is needed, too: open this file by its path")
-        path = self._path.parent / name
-        if not path.is_file():
-            raise ShardError("shard", f"{name} is missing: it must be beside this file")
-        with in_file(name):
-            return StreamSections(path, self._limits)
+        return _open_beside(self._path, name, self._limits)
 
     def close(self) -> None:
         if self._owned:
@@ -138,8 +134,7 @@ class ReopenedSections:
         source.close()
         self.container = source.container
         self.header = source.header
-        self._source = source
-        self._path = path
+        self._path, self._limits = path, limits
 
     def place(self, index: int) -> Place:
         return Place(index)
@@ -155,10 +150,18 @@ class ReopenedSections:
         return self._path.read_bytes()
 
     def beside(self, name: str) -> SectionSource:
-        return self._source.beside(name)
+        return _open_beside(self._path, name, self._limits)
 
     def close(self) -> None:
         pass
+
+
+def _open_beside(path: Path, name: str, limits: Limits) -> StreamSections:
+    there = path.with_name(name)
+    if not there.is_file():
+        raise ShardError("shard", f"{name} is missing: it must be beside this file")
+    with in_file(name):
+        return StreamSections(there, limits)
 
 
 def _opened(source: Source) -> BinaryIO:

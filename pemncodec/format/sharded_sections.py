@@ -9,10 +9,7 @@ from typing import Final, NoReturn
 from pemncodec.coders.canonical_json import encode_json
 from pemncodec.coders.zstd import encode_literals
 from pemncodec.errors import ShardError
-from pemncodec.format.container import (
-    Container,
-    SectionEntry,
-)
+from pemncodec.format.container import Container, SectionEntry
 from pemncodec.format.index import Shard, decode_index
 from pemncodec.format.joining import join_sections
 from pemncodec.format.merging import merge_headers
