@@ -23,7 +23,8 @@ _KINDS = {"normal": 0, "uniform": 1, "signed-constant": 2}
 
 @triton.jit
 def _bit(packed, index, used):
-    return (tl.load(packed + index // 8, mask=used, other=0) >> (index % 8).to(tl.uint8)) & 1
+    byte = tl.load(packed + (index >> 3), mask=used, other=0)
+    return (byte >> (index & 7).to(tl.uint8)) & 1
 
 
 @triton.jit
@@ -63,12 +64,15 @@ def _expand(
     short: tl.constexpr,
     wide: tl.constexpr,
 ):
-    first, local = tl.program_id(0).to(tl.int64) * size, tl.arange(0, size)
-    inside = first + local < count
-    used = (_bit(bits + first // 8, local, inside) != 0) & inside
+    first = tl.program_id(0).to(tl.int64) * size
+    byte, bit = tl.arange(0, size // 8), tl.arange(0, 8)
+    packed = tl.load(bits + (first >> 3) + byte, mask=first + 8 * byte < count, other=0)
+    local = 8 * byte[:, None] + bit[None, :]
+    used = (packed[:, None].to(tl.int32) >> bit[None, :]) & 1 != 0
     place = _wrapped(_place(first + offset, length, wide) + local, length, short)
     values = _values(prototype, place, used, scale, signed)
-    tl.store(out + first + local, tl.where(used, values, 0).to(out.dtype.element_ty), mask=inside)
+    weights = tl.where(used, values, 0).to(out.dtype.element_ty)
+    tl.store(out + first + local, weights, mask=first + local < count)
 
 
 @triton.jit(
@@ -149,22 +153,28 @@ def _multiply(
     row = tl.program_id(0).to(tl.int64) * row_block + tl.arange(0, row_block)
     which = tl.program_id(1).to(tl.int64)
     index = row * columns  # of the row's first weight
-    packed, spare = bits + index // 8, (index % 8).to(tl.int32)
+    start, spare = index >> 3, (index & 7).to(tl.int32)
+    stop = (rows.to(tl.int64) * columns + 7) >> 3
     place = _place(index + offset, length, wide)  # in the prototype, of its next weight
-    total = tl.full((row_block, column_block), 0.0, tl.float32)
+    total = tl.full((row_block, column_block // 8, 8), 0.0, tl.float32)
+    byte, bit = tl.arange(0, column_block // 8), tl.arange(0, 8)
+    local = 8 * byte[:, None] + bit[None, :]
     for first in range(0, columns, column_block):
-        local = tl.arange(0, column_block)
-        column = first + local
-        given = tl.load(inputs + which * columns + column, mask=column < columns, other=0)
-        inside = (row[:, None] < rows) & (column[None, :] < columns)
-        used = (_bit(packed[:, None], spare[:, None] + column[None, :], inside) != 0) & inside
-        places = _wrapped(place[:, None] + local[None, :], length, short)
+        inside = first + local < columns
+        given = tl.load(inputs + which * columns + first + local, mask=inside, other=0)
+        # Rows begin within a byte: eight bits are in it and the next one.
+        at = start[:, None] + (first // 8 + byte)[None, :]
+        eight = tl.load(bits + at, mask=at < stop, other=0).to(tl.int32)
+        eight |= tl.load(bits + at + 1, mask=at + 1 < stop, other=0).to(tl.int32) << 8
+        eight >>= spare[:, None]
+        used = ((eight[:, :, None] >> bit[None, None, :]) & 1 != 0) & inside[None, :, :]
+        places = _wrapped(place[:, None, None] + local[None, :, :], length, short)
         values = _values(prototype, places, used, 1.0, signed)
         if not signed:  # as the weight has them
             values = (values.to(tl.float32) * scale).to(out.dtype.element_ty)
-        total += tl.where(used, values.to(tl.float32) * given.to(tl.float32)[None, :], 0)
+        total += tl.where(used, values.to(tl.float32) * given.to(tl.float32)[None, :, :], 0)
         place = _wrapped(place + column_block, length, short)
-    result = tl.reduce(total, 1, _add)
+    result = tl.reduce(tl.reduce(total, 2, _add), 1, _add)
     if signed:
         result *= scale
     tl.store(out + which * rows + row, result.to(out.dtype.element_ty), mask=row < rows)
