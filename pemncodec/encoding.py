@@ -19,7 +19,7 @@ from pemncodec.architecture.manifest import BUILDER_FORMAT
 from pemncodec.assembling import assemble_contents, dense_modes, shortened_state
 from pemncodec.checkpoints.origin import origin_of
 from pemncodec.checkpoints.reading import described_module, notes_of, read_source, rules_in_words
-from pemncodec.coders.masks import Preset, tries_context
+from pemncodec.coders.masks import Preset
 from pemncodec.contents import DenseMode, Seeded
 from pemncodec.decoding import load_module, load_state
 from pemncodec.describing import describe_network
@@ -29,14 +29,13 @@ from pemncodec.format.publishing import put_file
 from pemncodec.format.reader import PemnFile
 from pemncodec.format.sections import SectionSource, Source
 from pemncodec.format.writer import encode_contents
-from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.packed.modules import unpacked_copy
 from pemncodec.proof import Report, prove_network, prove_own_masks, prove_tensors
 from pemncodec.remote.stores import check_target
 from pemncodec.remote.urls import is_url, shown
 from pemncodec.seeds import seeds_note
-from pemncodec.sharding import check_shard_target, encode_shards, plan_shards
+from pemncodec.sharding import check_shard_target, encode_part, encode_shards, plan_shards
 from pemncodec.spool import Spool
 from pemncodec.threads import given_threads, threads_given
 
@@ -277,12 +276,15 @@ def _encode(
     plan = plan_shards(contents, target, options)
     if plan is not None:
         del contents  # prototypes may take as much memory as the weights
-        report = encode_shards(plan, prove, step, resume=options.resume)
+        if options.peers is None:
+            report = encode_shards(plan, prove, step, resume=options.resume)
+        else:
+            report = encode_part(plan, prove, step, options.peers, resume=options.resume)
     else:
         with Spool(folder_beside(target)) as spool:
             with named_errors(name):
                 encoded = encode_contents(
-                    contents, lambda share: step("coding", share), _preset(state, options), spool
+                    contents, lambda share: step("coding", share), options.preset, spool
                 )
             del contents
             report = prove(encoded)
@@ -293,16 +295,6 @@ def _encode(
         _LOG.info("%s", note)
     _LOG.info("wrote %s: %r", name, report)
     return report
-
-
-def _preset(state: MaskedState, options: EncodeOptions) -> Preset:
-    """Which the whole network has, of which this may be a part."""
-    if options.peers is None:
-        return options.preset
-    own = sum(mask.size for name, mask in state.masks.items() if name not in state.aliases)
-    return (
-        options.preset if tries_context(options.preset, sum(options.peers.gather(own))) else "fast"
-    )
 
 
 def _logged(progress: Progress | None) -> Progress:

@@ -177,7 +177,7 @@ class EncodeOptions:
                 "--share-prototypes (share_prototypes=True) is for shards: it needs --shard-size "
                 "(shard_size=…)"
             )
-        if self.resume and size is None:
+        if self.resume and size is None and self.peers is None:
             raise EncodeArgumentError(
                 "--resume (resume=True) continues shards: a file that is encoded without "
                 "--shard-size (shard_size=…) is written at once, in the end"

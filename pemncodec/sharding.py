@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from pemncodec import __version__
 from pemncodec.coders.masks import Preset, tries_context
@@ -24,13 +24,16 @@ from pemncodec.format.partial import (
     open_partial,
 )
 from pemncodec.format.partition import partition, with_shared_prototypes
+from pemncodec.format.parts import part_target
 from pemncodec.format.publishing import Place, place_of
 from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions
+from pemncodec.peers import Peers
 from pemncodec.proof import Report
 from pemncodec.remote.urls import is_url, last_part
 from pemncodec.spool import Spool
 
+_MOST: Final = 1 << 62  # bytes
 Step = Callable[[str, float | None], None]
 Target = str | os.PathLike[str]
 
@@ -93,14 +96,30 @@ def plan_shards(
     Raises:
         EncodeArgumentError: an interrupted encoding, which is to be continued, has several.
     """
-    if options.shard_bytes is None or not isinstance(target, str | os.PathLike):
+    peers = options.peers
+    if not isinstance(target, str | os.PathLike) or (options.shard_bytes is None and peers is None):
         return None
-    parts = partition(contents, options.shard_bytes, shared=options.share_prototypes)
-    if len(parts) == 1:
+    size = _MOST if options.shard_bytes is None else options.shard_bytes
+    parts = partition(contents, size, shared=options.share_prototypes)
+    masked = sum(t.mask.size for t in contents.tensors if isinstance(t, MaskedTensor))
+    before, count = 0, len(parts)
+    made_with = {
+        "pemncodec": __version__,
+        "--shard-size": str(options.shard_bytes),
+        "--preset": options.preset,
+    }
+    if peers is not None:
+        said = peers.gather([peers.rank, len(parts), masked])
+        before = sum(shards for rank, shards, _ in said if rank < peers.rank)
+        count = sum(shards for _, shards, _ in said)
+        masked = sum(weights for _, _, weights in said)
+    if count == 1:
         if not is_url(target):
             check_nothing_to_continue(Path(target))
         return None
-    names = shard_names(_name(target), len(parts))
+    names = shard_names(_name(target), count)[before : before + len(parts)]
+    if peers is not None:
+        target = part_target(Path(target).absolute(), peers.rank, peers.count)
     if options.share_prototypes:
         parts = with_shared_prototypes(parts, names)
     files = {
@@ -108,7 +127,6 @@ def plan_shards(
         for name, part in zip(names, parts, strict=True)
         for tensor in part.tensors
     }
-    masked = sum(t.mask.size for t in contents.tensors if isinstance(t, MaskedTensor))
     return ShardPlan(
         target,
         dict(zip(names, parts, strict=True)),
@@ -117,11 +135,7 @@ def plan_shards(
         contents.manifest,
         # The choice is for the model, however many files it becomes.
         options.preset if tries_context(options.preset, masked) else "fast",
-        {
-            "pemncodec": __version__,
-            "--shard-size": str(options.shard_bytes),
-            "--preset": options.preset,
-        },
+        made_with,
     )
 
 
@@ -160,10 +174,32 @@ def encode_shards(
             report = prove(partial.index)
             step("writing", None)
             partial.publish(place)
-    if kept:
-        note = f"{kept} of {len(plan.digests)} shards were there from an interrupted encoding"
-        report = replace(report, notes=(*report.notes, note))
-    return report
+    return _with_kept(report, plan, kept)
+
+
+def encode_part(
+    plan: ShardPlan, prove: Callable[[Path], Report], step: Step, peers: Peers, *, resume: bool
+) -> Report:
+    """Write the shards of a part of a model, which get their names with all others.
+
+    Until then they are in the partial folder of `plan.target`. Arguments and errors are those of
+    `encode_shards`, but for `peers`, who write the other parts.
+    """
+    with (
+        open_partial(Path(plan.target), plan.made_with, plan.digests, resume=resume) as partial,
+        _kept_or_discarded(partial, plan),
+    ):
+        peers.gather(None)  # what one cannot continue none does
+        kept = _add_shards(partial, plan, step)
+        partial.add_index(plan.weight_map, plan.manifest)
+        return _with_kept(prove(partial.index), plan, kept)
+
+
+def _with_kept(report: Report, plan: ShardPlan, kept: int) -> Report:
+    if not kept:
+        return report
+    note = f"{kept} of {len(plan.digests)} shards were there from an interrupted encoding"
+    return replace(report, notes=(*report.notes, note))
 
 
 def _name(target: Target) -> str:

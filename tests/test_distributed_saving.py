@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,3 +144,100 @@ class TestOneProcess:
         writer = PemnWriter(tmp_path / "other.pemn", masks={**masks, "x.weight": masks["l0"]})
         with pytest.raises(CheckpointException, match=r"there is no tensor x\.weight"):
             dcp.save(weights, storage_writer=writer)
+
+
+def run_ranks(runs: list[dict[str, Any]]) -> list[list[tuple[int, str]]]:
+    """What each rank of each run ended with, and said."""
+    result = subprocess.run(
+        [sys.executable, Path(__file__).parent / "encoding_ranks.py"],
+        check=False,
+        capture_output=True,
+        input=json.dumps(runs).encode(),
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    return json.loads(result.stdout)
+
+
+def files_of(folder: Path, name: str) -> dict[str, bytes]:
+    """All that is there of a model, without its name."""
+    return {
+        path.name.replace(name, ""): path.read_bytes()
+        for path in folder.glob(f"*{name}*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+def test_encode(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"model": state, "epoch": 3}, tmp_path / "net.pt")
+    dcp.save({"model": state, "epoch": 3}, checkpoint_id=tmp_path / "folder")
+    torch.save({"a.bias": torch.ones(3)}, tmp_path / "unmasked.pt")
+
+    def run(ranks: int, source: str, output: str, *more: str, **killed: Any) -> dict[str, Any]:
+        source, output = str(tmp_path / source), str(tmp_path / output)
+        arguments = ["encode", source, "-o", output, "--threads", "1", *more]
+        return {"ranks": ranks, "arguments": arguments} | killed
+
+    keep = ("--keep", "l0.*=0.5,*=0.3")
+    runs = {
+        "whole": run(4, "net.pt", "whole.pemn", *keep),
+        "folder": run(2, "folder", "folder.pemn", *keep),
+        "small": run(2, "net.pt", "small.pemn", *keep, "--shard-size", "3KB"),
+        "one": run(2, "unmasked.pt", "one.pemn"),
+        "keepless": run(3, "net.pt", "keepless.pemn"),
+        "killed": run(4, "net.pt", "killed.pemn", *keep, killed=(2, "encode_contents")),
+        "again": run(4, "net.pt", "killed.pemn", *keep),
+        "fewer": run(2, "net.pt", "killed.pemn", *keep, "--resume"),
+        "other": run(4, "net.pt", "killed.pemn", "--keep", "0.4", "--resume"),
+        "resumed": run(4, "net.pt", "killed.pemn", *keep, "--resume"),
+        "moving": run(4, "net.pt", "moving.pemn", *keep, killed=(0, "put_shards")),
+        "moved": run(4, "net.pt", "moving.pemn", *keep, "--resume"),
+        "exists": run(2, "net.pt", "whole.pemn", *keep),
+    }
+    found = dict(zip(runs, run_ranks(list(runs.values())), strict=True))
+    ends = {name: [end for end, _ in ranks] for name, ranks in found.items()}
+    said = {name: [text for _, text in ranks if text] for name, ranks in found.items()}
+
+    expected = encoded(state)
+    assert ends["whole"] == [0, 0, 0, 0]
+    assert_holds(tmp_path / "whole.pemn", expected, 4)
+    (summary,) = said["whole"]
+    assert "whole-00003-of-00004.pemn" in summary
+    assert "verified: every tensor bit for bit, by the process that encoded it" in summary
+    assert ends["folder"] == [0, 0]
+    assert_holds(tmp_path / "folder.pemn", expected, 2)
+    shards = len(list(tmp_path.glob("small-*.pemn")))
+    assert shards > 4
+    assert_holds(tmp_path / "small.pemn", expected, shards)
+
+    # An error is told once, by whoever has it first.
+    assert all(ends["keepless"])
+    (message,) = said["keepless"]
+    assert message.startswith("pemn: the checkpoint holds scores but not the keep ratio")
+    assert message.count("\n") == 1
+    (message,) = said["one"]
+    assert "no masks found" in message
+    (message,) = said["exists"]
+    assert message.startswith(f"pemn: {tmp_path / 'whole.pemn'}")
+
+    # A rank that is killed ends the others, and leaves what is finished for --resume.
+    assert sorted(ends["killed"]) == [-9, 1, 1, 1]
+    assert said["killed"] == [
+        "pemn: a process has ended before all were done: --resume keeps finished shards\n"
+    ]
+    assert "by 4 processes was interrupted" in said["again"][0]
+    assert "start as many" in said["fewer"][0]
+    assert "was made of other tensors, or with other options" in said["other"][0]
+    assert ends["resumed"] == [0, 0, 0, 0]
+    assert "1 of 1 shards were there from an interrupted encoding" in said["resumed"][0]
+    assert ends["moving"][0] == -9
+    assert ends["moved"] == [0, 0, 0, 0]
+    whole = files_of(tmp_path, "whole")
+    for name in ("killed", "moving"):
+        files = files_of(tmp_path, name)
+        assert files.keys() == whole.keys()
+        for file in files:
+            assert files[file].replace(name.encode(), b"whole") == whole[file]
+    assert not list(tmp_path.glob(".*"))

@@ -36,7 +36,7 @@ class Threads:
             self._barrier.wait()
             return everything
 
-        return Exchange(send)
+        return Exchange(rank, len(self._messages), send)
 
     def run(self, work: Callable[[int, Exchange], Any]) -> list[Any]:
         """What each gives or raises."""

@@ -16,16 +16,22 @@ from pemncodec.checkpoints.kinds import DISTRIBUTED
 from pemncodec.cli.mask_options import MaskArguments, mask_options
 from pemncodec.cli.options import (
     Shape,
+    dense_option,
     example_inputs,
     find_seed_option,
     force_option,
     json_option,
+    metadata_option,
     parse_argv,
     parse_dense,
     parse_kwargs,
     parse_metadata,
     prefix_option,
+    preset_option,
     quiet_option,
+    resume_option,
+    seed_option,
+    shard_size_option,
     threads_option,
     trust_pickle_option,
 )
@@ -40,7 +46,7 @@ from pemncodec.cli.streams import (
 )
 from pemncodec.cli.terminal import print_json, print_report, report_json, steps
 from pemncodec.cli.user_code import load_architecture, load_object, no_exit, user_code
-from pemncodec.coders.masks import PRESETS, Preset
+from pemncodec.coders.masks import Preset
 from pemncodec.format.atomic import write_file
 from pemncodec.format.partial import discard_leftover, is_naming
 from pemncodec.options import EncodeOptions, FindSeed
@@ -80,20 +86,8 @@ _IN_MEMORY: Final = 1 << 24  # bytes that wait for standard output; more of them
     "--train-graph", is_flag=True, help="Also export train mode, where forward must be exported."
 )
 @click.option("--no-manifest", is_flag=True, help="Store tensors without the architecture.")
-@click.option(
-    "--preset",
-    type=click.Choice(PRESETS),
-    default="default",
-    show_default=True,
-    help="fast: masks decode at memory speed. max: the smallest masks, slow to decode. "
-    "default: max for models that it decodes within a second, else fast.",
-)
-@click.option(
-    "--dense",
-    multiple=True,
-    metavar="[PATTERN=]MODE",
-    help="lossless, fp16, bf16 or q8, for trained tensors (whose names fit)  [default: lossless].",
-)
+@preset_option
+@dense_option
 @click.option("--fold-bn", is_flag=True, help="Fold batch norms to two vectors: inference only.")
 @click.option(
     "--accuracy",
@@ -102,27 +96,15 @@ _IN_MEMORY: Final = 1 << 24  # bytes that wait for standard output; more of them
 )
 @click.option("--max-drop", type=float, help="Refuse a file that loses more accuracy than this.")
 @find_seed_option
-@click.option("--seed", type=int, help="What torch.manual_seed or np.random.seed was given.")
-@click.option(
-    "--metadata", multiple=True, metavar="KEY=VALUE", help="Text to keep in the file; repeatable."
-)
-@click.option(
-    "--shard-size",
-    metavar="SIZE",
-    help="Several files of at most SIZE bytes (2GB, 500MB, 2GiB) and an index, where one would be "
-    "larger. They are cut by what tensors take before compression, so most are smaller; no tensor "
-    "is cut.",
-)
+@seed_option
+@metadata_option
+@shard_size_option
 @click.option(
     "--share-prototypes",
     is_flag=True,
     help="Store values that several of these files use in one of them, which the others then need.",
 )
-@click.option(
-    "--resume",
-    is_flag=True,
-    help="Continue an encoding into shards that was interrupted: give the same options again.",
-)
+@resume_option
 @trust_pickle_option
 @threads_option
 @force_option

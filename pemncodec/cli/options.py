@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from pemncodec.coders.masks import PRESETS
 from pemncodec.errors import EncodeArgumentError, named_line
 from pemncodec.limits import Limits
 from pemncodec.options import FindSeed
@@ -70,6 +71,38 @@ find_seed_option = click.option(
     show_default=True,
     help="Look for the seeds of torch behind the weights: for some seconds; for one (quick); "
     "also behind all 2^32 seeds, 45 s on two cores wherever they may begin (full).",
+)
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    default="default",
+    show_default=True,
+    help="fast: masks decode at memory speed. max: the smallest masks, slow to decode. "
+    "default: max for models that it decodes within a second, else fast.",
+)
+dense_option = click.option(
+    "--dense",
+    multiple=True,
+    metavar="[PATTERN=]MODE",
+    help="lossless, fp16, bf16 or q8, for trained tensors (whose names fit)  [default: lossless].",
+)
+seed_option = click.option(
+    "--seed", type=int, help="What torch.manual_seed or np.random.seed was given."
+)
+metadata_option = click.option(
+    "--metadata", multiple=True, metavar="KEY=VALUE", help="Text to keep in the file; repeatable."
+)
+shard_size_option = click.option(
+    "--shard-size",
+    metavar="SIZE",
+    help="Several files of at most SIZE bytes (2GB, 500MB, 2GiB) and an index, where one would be "
+    "larger. They are cut by what tensors take before compression, so most are smaller; no tensor "
+    "is cut.",
+)
+resume_option = click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue an encoding into shards that was interrupted: give the same options again.",
 )
 trust_pickle_option = click.option(
     "--trust-pickle", is_flag=True, help="Load a pickled module; runs code from that file."

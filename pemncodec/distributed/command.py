@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -14,22 +14,31 @@ from pemncodec.cli.encode import target_beside
 from pemncodec.cli.main import in_one_line
 from pemncodec.cli.mask_options import MaskArguments, mask_options
 from pemncodec.cli.options import (
+    dense_option,
     find_seed_option,
     force_option,
+    metadata_option,
     parse_dense,
     parse_metadata,
     prefix_option,
+    preset_option,
     quiet_option,
+    resume_option,
+    seed_option,
+    shard_size_option,
     threads_option,
 )
 from pemncodec.cli.streams import STDIO, FileName, check_output, check_source, fail, named
-from pemncodec.cli.terminal import steps, visible
-from pemncodec.coders.masks import PRESETS, Preset
+from pemncodec.cli.terminal import print_info, steps, visible
+from pemncodec.coders.masks import Preset
 from pemncodec.distributed.exchange import PeerError, telling
-from pemncodec.distributed.part import Written, encode_part, publish
+from pemncodec.distributed.part import Written, encode_part, prepare, publish
 from pemncodec.distributed.ranks import Ranks
 from pemncodec.distributed.reading import read_part
 from pemncodec.format.index import SUFFIX
+from pemncodec.format.partial import is_naming
+from pemncodec.format.parts import continue_publishing
+from pemncodec.format.reader import open_file
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.remote.urls import is_url, shown
 
@@ -46,24 +55,13 @@ def commands() -> None:
 )
 @mask_options
 @prefix_option
-@click.option(
-    "--preset",
-    type=click.Choice(PRESETS),
-    default="default",
-    show_default=True,
-    help="As in `pemn encode`; default looks at the tensors of each process.",
-)
-@click.option(
-    "--dense",
-    multiple=True,
-    metavar="[PATTERN=]MODE",
-    help="lossless, fp16, bf16 or q8, for trained tensors (whose names fit)  [default: lossless].",
-)
+@preset_option
+@dense_option
 @find_seed_option
-@click.option("--seed", type=int, help="What torch.manual_seed or np.random.seed was given.")
-@click.option(
-    "--metadata", multiple=True, metavar="KEY=VALUE", help="Text to keep in the file; repeatable."
-)
+@seed_option
+@metadata_option
+@shard_size_option
+@resume_option
 @threads_option
 @force_option
 @quiet_option
@@ -77,6 +75,8 @@ def encode(
     find_seed: FindSeed,
     seed: int | None,
     metadata: Sequence[str],
+    shard_size: str | None,
+    resume: bool,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -97,6 +97,7 @@ def encode(
         find_seed=find_seed,
         seed=seed,
         metadata=parse_metadata(metadata),
+        shard_size=shard_size,
     )
     output = output or target_beside(sources)
     for name in (*sources, output):
@@ -106,36 +107,56 @@ def encode(
             )
     for source in sources:
         check_source(source)
-        check_output(output, source, force=force)
+        check_output(output, source, force=force or (resume and is_naming(Path(output))))
     if not output.endswith(SUFFIX):
         raise click.BadParameter(f"{output} must end in {SUFFIX}", param_hint="-o")
+    target = Path(output).absolute()
     with steps(quiet=quiet or ranks.rank > 0) as step:
         given = mask_arguments.choices()
         options = replace(options, **given, threads=ranks.threads)
         check_parts_suffice(options)
-        target = Path(output).absolute()
         with ranks.exchange() as exchange:
+            prepare(target, exchange, resume=resume, force=force)
+            if resume and is_naming(target):
+                exchange.gather(None)  # before what has been asked for is no longer so
+                if ranks.rank == 0:
+                    continue_publishing(target)
+                return
             step("reading the checkpoint", None)
             with telling(exchange), named(", ".join(sources)):
                 part, choices = read_part(
-                    {source: Path(source) for source in sources}, ranks, prefix, given
+                    {source: Path(source) for source in sources}, exchange, prefix, given
                 )
             options = replace(options, **choices, prefix=None)
-            written = encode_part(part, target, options, exchange, step)
+            written = encode_part(part, target, options, exchange, step, resume=resume)
         if ranks.rank == 0:
-            files = publish(target, part.names, written)
+            model = publish(target, part.names, written, ranks.count)
             if not quiet:
-                _tell(files, written)
+                _tell(model, written)
 
 
-def _tell(files: Sequence[Path], written: Sequence[Written]) -> None:
-    for file, own in zip(files, written, strict=True):
-        click.echo(f"{file.name}: {file.stat().st_size:,} bytes, {len(own.tensors):,} tensors")
-    findings = [f"masks: {rule}" for own in written for rule in own.rules]
-    findings.append("verified: every tensor bit for bit, by the process that encoded it")
-    findings += [f"note: {note}" for own in written for note in own.notes]
-    findings.append("note: no architecture is stored, since describing one runs the whole network")
-    click.echo("\n".join(map(visible, dict.fromkeys(findings))))
+def _tell(model: Path, written: Sequence[Written]) -> None:
+    with open_file(model) as file:
+        print_info(model.name, file.info(decode=False), verbose=False)
+    findings = [
+        *_said("masks", {own.rank: own.rules for own in written}),
+        "verified: every tensor bit for bit, by the process that encoded it",
+        *_said("note", {own.rank: own.notes for own in written}),
+        "note: no architecture is stored, since describing one runs the whole network",
+    ]
+    click.echo("\n".join(map(visible, findings)))
+
+
+def _said(what: str, by_rank: Mapping[int, Sequence[str]]) -> list[str]:
+    """Each sentence once, with the processes that say it unless all do."""
+    ranks: dict[str, list[str]] = {}
+    for rank, sentences in by_rank.items():
+        for sentence in sentences:
+            ranks.setdefault(sentence, []).append(str(rank))
+    return [
+        f"{what}: {sentence}" + f" (rank {', '.join(own)})" * (len(own) < len(by_rank))
+        for sentence, own in ranks.items()
+    ]
 
 
 def main() -> None:

@@ -22,14 +22,22 @@ class Exchange:
     """Messages between processes, in rounds: in each of them every process sends one.
 
     A process that fails says so in the next round, in which then all stop.
+
+    Attributes:
+        rank: which process this is.
+        count: how many there are.
     """
 
-    def __init__(self, send: Callable[[Any], list[Any]]) -> None:
+    def __init__(self, rank: int, count: int, send: Callable[[Any], list[Any]]) -> None:
         """Sends nothing yet.
 
         Args:
+            rank: which process this is.
+            count: how many there are.
             send: one round: from the message of this process to those of all, by rank.
         """
+        self.rank = rank
+        self.count = count
         self._send = send
 
     def gather(self, value: Any) -> list[Any]:

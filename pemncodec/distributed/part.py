@@ -1,10 +1,8 @@
-"""A process's tensors of a network → its shard; the shards of all → the files of the model."""
+"""A process's tensors of a network → its shards; the shards of all → the model."""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +13,14 @@ from pemncodec.checkpoints.names import module_of
 from pemncodec.distributed.exchange import Exchange, telling
 from pemncodec.encoding import Progress, encode_with
 from pemncodec.errors import EncodeError
-from pemncodec.format.atomic import write_file
-from pemncodec.format.container import decode_container
-from pemncodec.format.index import Shard, ShardIndex, encode_index, index_name, shard_names
+from pemncodec.format.index import ShardIndex, decode_index, index_name
+from pemncodec.format.partial import partial_folder
+from pemncodec.format.parts import (
+    check_leftover_parts,
+    discard_leftover_parts,
+    part_target,
+    publish_parts,
+)
 from pemncodec.limits import UNLIMITED
 from pemncodec.options import EncodeOptions
 
@@ -29,42 +32,69 @@ class Part:
     Attributes:
         names: of all entries of the network, plain, in order.
         tensors: its own entries by name, in that order; none where others have them all.
-        rank: which process it is.
     """
 
     names: Sequence[str]
     tensors: Mapping[str, Tensor]
-    rank: int
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The shard of a process.
+    """What a process has written.
 
     Attributes:
         rank: the process.
-        tensors: names, in order.
+        file_of: by name of each of its tensors, in order, the file that has it.
         rules: how its masks were found, as `Report` has them.
         notes: likewise.
     """
 
     rank: int
-    tensors: tuple[str, ...]
+    file_of: Mapping[str, str]
     rules: tuple[str, ...]
     notes: tuple[str, ...]
 
 
+def prepare(target: Path, exchange: Exchange, *, resume: bool, force: bool) -> None:
+    """Before processes encode: what they cannot write to is refused, and what is there is cleared.
+
+    Args:
+        target: NAME.pemn, as which the model will be known.
+        exchange: between the processes.
+        resume: whether to continue what was interrupted.
+        force: whether to delete it otherwise.
+
+    Raises:
+        PeerError: another process has failed.
+        EncodeArgumentError: shards are kept of an encoding that was interrupted.
+        OSError: from the file system.
+    """
+    with telling(exchange):
+        if exchange.rank == 0:
+            if force and not resume:
+                discard_leftover_parts(target)
+            check_leftover_parts(target, exchange.count, resume=resume)
+        exchange.gather(None)
+
+
 def encode_part(
-    part: Part, target: Path, options: EncodeOptions, exchange: Exchange, progress: Progress
+    part: Part,
+    target: Path,
+    options: EncodeOptions,
+    exchange: Exchange,
+    progress: Progress,
+    *,
+    resume: bool = False,
 ) -> list[Written]:
     """Encode some tensors of a network, while other processes encode the others.
 
     Args:
         part: what to encode.
         target: NAME.pemn, as which the model will be known.
-        options: the same for all processes, but for `peers`.
+        options: the same for all processes, but for `peers` and `resume`.
         exchange: with the others.
         progress: called with the step that is under way, and its share done.
+        resume: whether to keep the shards of this process that are finished.
 
     Returns:
         What all have written, for `publish`.
@@ -72,45 +102,42 @@ def encode_part(
     Raises:
         PeerError: another process has failed.
         EncodeError: as `encode` raises it.
-        OSError: the shard cannot be written.
+        OSError: a shard cannot be written; finished ones are kept.
     """
-    with _gone_after_errors(_shard(target, part.rank)), telling(exchange):
+    with telling(exchange):
         masks = _masks_of(part, options)
-        shards_folder(target).mkdir(exist_ok=True)
         if not part.tensors:
             return exchange.attend()
-        own = replace(options, masks=masks, peers=exchange)
-        report = encode_with(own, part.tensors, _shard(target, part.rank), progress)
-        names = tuple(tensor.name for tensor in report.info.tensors)
-        return exchange.finish(Written(part.rank, names, report.rules, report.notes))
+        own = replace(options, masks=masks, peers=exchange, resume=resume)
+        report = encode_with(own, part.tensors, target, progress)
+        file_of = {tensor.name: target.name for tensor in report.info.tensors}
+        if report.info.shards:
+            file_of = dict(_index(part_target(target, exchange.rank, exchange.count)).weight_map)
+        return exchange.finish(Written(exchange.rank, file_of, report.rules, report.notes))
 
 
-def publish(target: Path, names: Sequence[str], written: Sequence[Written]) -> list[Path]:
-    """Give the shards of all processes their names, and write their index last.
+def publish(target: Path, names: Sequence[str], written: Sequence[Written], count: int) -> Path:
+    """Give the shards of all processes their names, and write their index.
 
     Args:
         target: NAME.pemn, as which the model is known.
         names: of all entries of the network, plain, in order.
         written: what `encode_part` has returned.
+        count: of all processes.
 
     Returns:
-        The files of the model: its shards, or the only one.
+        The index, or the one file.
+
+    Raises:
+        OSError: that cannot be done; all is kept.
     """
-    folder = shards_folder(target)
-    index = target.with_name(index_name(target.name))
-    files = [target.name] if len(written) == 1 else shard_names(target.name, len(written))
-    index.unlink(missing_ok=True)
-    shards = {}
-    for file, own in zip(files, written, strict=True):
-        shards[file] = _read_shard(_shard(target, own.rank))
-        _shard(target, own.rank).replace(target.with_name(file))
-    if len(written) > 1:
-        file_of = {n: file for file, own in zip(files, written, strict=True) for n in own.tensors}
-        order = in_order([own.tensors for own in written], names)
-        weight_map = {name: file_of[name] for name in order}
-        write_file([encode_index(ShardIndex(shards, weight_map))], index)
-    shutil.rmtree(folder)
-    return [target.with_name(file) for file in files]
+    file_of = {name: file for own in written for name, file in own.file_of.items()}
+    if target.name in file_of.values():  # written at once
+        return target
+    order = in_order([list(own.file_of) for own in written], names)
+    parts = [part_target(target, own.rank, count) for own in written]
+    publish_parts(target, parts, {name: file_of[name] for name in order})
+    return target.with_name(index_name(target.name))
 
 
 def in_order(parts: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
@@ -135,31 +162,10 @@ def in_order(parts: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
     return [name for *_, name in sorted(found)]
 
 
-def shards_folder(target: Path) -> Path:
-    """Where shards are until all of them are there."""
-    return target.with_name(f".{target.name}.ranks")
-
-
-def _shard(target: Path, rank: int) -> Path:
-    return shards_folder(target) / f"rank-{rank}.pemn"
-
-
-@contextlib.contextmanager
-def _gone_after_errors(shard: Path) -> Iterator[None]:
-    """A shard without others is of no use; the last process also removes their folder."""
-    try:
-        yield
-    except BaseException:
-        shard.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            shard.parent.rmdir()
-        raise
-
-
-def _read_shard(path: Path) -> Shard:
-    with path.open("rb") as stream:
-        container = decode_container(stream, UNLIMITED)
-    return Shard(container.file_size, container.crc)
+def _index(part: Path) -> ShardIndex:
+    """Of the shards of a process."""
+    data = (partial_folder(part) / index_name(part.name)).read_bytes()
+    return decode_index(data, UNLIMITED)
 
 
 def _masks_of(part: Part, options: EncodeOptions) -> dict[str, Tensor]:

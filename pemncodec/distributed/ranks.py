@@ -18,6 +18,7 @@ from pemncodec.distributed.exchange import Exchange
 from pemncodec.errors import PemnError
 from pemncodec.threads import available_threads, given_threads
 
+_LOST: Final = "a process has ended before all were done: --resume keeps finished shards"
 # How long a process waits for one that works. One that ends is noticed at once.
 _PATIENCE: Final = timedelta(days=30)
 _MEETING: Final = timedelta(minutes=10)  # for all to start
@@ -60,32 +61,42 @@ class Ranks:
         What is sent raises `LostPeerError` where a process has ended.
         """
         if self.count == 1:
-            yield Exchange(lambda message: [message])
+            yield Exchange(0, 1, lambda message: [message])
             return
-        dist.init_process_group(
-            "gloo",
-            store=PrefixStore("exchange", _store()),
-            rank=self.rank,
-            world_size=self.count,
-            timeout=_PATIENCE,
-        )
+        with _noticed():
+            store = PrefixStore("exchange", _store())
+            store.set(f"here {self.rank}", "")
+            store.wait([f"here {rank}" for rank in range(self.count)], _MEETING)
+            dist.init_process_group(
+                "gloo", store=store, rank=self.rank, world_size=self.count, timeout=_PATIENCE
+            )
 
         def send(message: Any) -> list[Any]:
             messages: list[Any] = [None] * self.count
-            try:
+            with _noticed():
                 dist.all_gather_object(messages, message)
-            except RuntimeError:
-                raise LostPeerError("one of the processes has ended before it was done") from None
             return messages
 
-        yield Exchange(send)
+        yield Exchange(self.rank, self.count, send)
         dist.destroy_process_group()
 
     def is_first_to_fail(self) -> bool:
         """Whether no other process has asked this before; so that one tells what went wrong."""
         if self.count == 1:
             return True
-        return bool(_store().add("failed", 1) == 1)
+        try:
+            return bool(_store().add("failed", 1) == 1)
+        except RuntimeError:  # what kept it has ended
+            return True
+
+
+@contextmanager
+def _noticed() -> Iterator[None]:
+    """The end of another process, which breaks connections."""
+    try:
+        yield
+    except RuntimeError:
+        raise LostPeerError(_LOST) from None
 
 
 @cache

@@ -13,13 +13,13 @@ from pemncodec.checkpoints.reading import with_recorded
 from pemncodec.checkpoints.sources import join_checkpoints
 from pemncodec.distributed.ownership import owners
 from pemncodec.distributed.part import Part
-from pemncodec.distributed.ranks import Ranks
 from pemncodec.errors import EncodeError
 from pemncodec.options import MaskChoices
+from pemncodec.peers import Peers
 
 
 def read_part(
-    paths: Mapping[str, Path], ranks: Ranks, prefix: str | None, given: MaskChoices
+    paths: Mapping[str, Path], peers: Peers, prefix: str | None, given: MaskChoices
 ) -> tuple[Part, MaskChoices]:
     """The tensors that a process owns, and what is known of their masks.
 
@@ -27,7 +27,7 @@ def read_part(
 
     Args:
         paths: the checkpoint, as `join_checkpoints` takes it.
-        ranks: which process it is, and how many there are.
+        peers: the other processes.
         prefix: as `EncodeOptions` has it.
         given: what the caller says of masks.
 
@@ -40,8 +40,8 @@ def read_part(
     def own(sizes: Mapping[str, int], mapped: Mapping[str, Tensor]) -> Collection[str]:
         names.update(plain_names(sizes, (), prefix))
         ties = [[names[name] for name in tied if name in names] for tied in _ties(mapped)]
-        owner = owners({new: sizes[old] for old, new in names.items()}, ranks.count, ties)
-        return [old for old, new in names.items() if owner[new] == ranks.rank]
+        owner = owners({new: sizes[old] for old, new in names.items()}, peers.count, ties)
+        return [old for old, new in names.items() if owner[new] == peers.rank]
 
     loaded = join_checkpoints(paths, choose=own)
     if not isinstance(loaded.source, dict):
@@ -50,7 +50,7 @@ def read_part(
         )
     tensors = {names[old]: tensor for old, tensor in loaded.source.items()}
     choices = with_recorded(replace(loaded, source=tensors), given) if tensors else given
-    return Part(list(names.values()), tensors, ranks.rank), choices
+    return Part(list(names.values()), tensors), choices
 
 
 def _ties(mapped: Mapping[str, Tensor]) -> list[list[str]]:

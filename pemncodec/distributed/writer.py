@@ -23,7 +23,7 @@ from pemncodec.contents import DenseMode, Seeded
 from pemncodec.distributed.exchange import Exchange, telling
 from pemncodec.distributed.layout import Box, Carrier, Held, box_of, layout_of
 from pemncodec.distributed.ownership import owners
-from pemncodec.distributed.part import Part, encode_part, publish
+from pemncodec.distributed.part import Part, encode_part, prepare, publish
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.masking.masked_state import StateDict
 from pemncodec.options import EncodeOptions, FindSeed
@@ -55,6 +55,7 @@ class PemnWriter(StorageWriter):
         seed: int | None = None,
         preset: Preset = "default",
         threads: int | None = None,
+        shard_size: int | str | None = None,
         dense: DenseMode | Mapping[str, DenseMode] = "lossless",
         metadata: Mapping[str, str] | None = None,
         process_group: dist.ProcessGroup | None = None,
@@ -75,6 +76,7 @@ class PemnWriter(StorageWriter):
             seed: …
             preset: …
             threads: … of each process.
+            shard_size: … else a process writes one shard.
             dense: …
             metadata: …
             process_group: as `save` gets it.
@@ -98,6 +100,7 @@ class PemnWriter(StorageWriter):
             seed=seed,
             preset=preset,
             threads=threads,
+            shard_size=shard_size,
             dense=dense,
             metadata=metadata or {},
         )
@@ -156,14 +159,15 @@ class PemnWriter(StorageWriter):
             PeerError: another process has failed.
             OSError: the shard cannot be written.
         """
-        exchange = Exchange(self._all_gather)
+        exchange = Exchange(self._rank(), self._size(), self._all_gather)
+        prepare(self._path(), exchange, resume=False, force=True)
         with telling(exchange):
             part = self._part(plan.storage_data, planner, exchange)
         options = replace(self._options, prefix=None)
         written = encode_part(part, self._path(), options, exchange, lambda _, __: None)
         self._names = list(part.names)
         done: Future[list[WriteResult]] = Future()
-        own = [each for each in written if each.rank == part.rank]
+        own = [each for each in written if each.rank == exchange.rank]
         done.set_result([WriteResult(MetadataIndex(str(each.rank)), 0, each) for each in own])
         return done
 
@@ -178,7 +182,7 @@ class PemnWriter(StorageWriter):
             OSError: that fails.
         """
         written = [result.storage_data for own in results for result in own]
-        publish(self._path(), self._names, written)
+        publish(self._path(), self._names, written, self._size())
 
     def _path(self) -> Path:
         if self._target is None:
@@ -200,8 +204,8 @@ class PemnWriter(StorageWriter):
         tied = _ties(exchange.gather(self._held_together(planner, names)))
         sizes = {new: layout[old].bytes for old, new in names.items()}
         first = {names[old]: names[one] for old, one in tied.items()}
-        owner = owners(sizes, self._size(), [[one, other] for other, one in first.items()])
-        carrier = Carrier(self._group, self._rank())
+        owner = owners(sizes, exchange.count, [[one, other] for other, one in first.items()])
+        carrier = Carrier(self._group, exchange.rank)
         tensors: StateDict = {}
         for old, new in names.items():
             if new in first:
@@ -212,7 +216,7 @@ class PemnWriter(StorageWriter):
             whole = carrier.bring(old, layout[old], owner[new], own)
             if whole is not None:
                 tensors[new] = whole
-        return Part(list(names.values()), tensors, self._rank())
+        return Part(list(names.values()), tensors)
 
     def _own(self, planner: SavePlanner, name: str, box: Box) -> Tensor:
         tensor = planner.resolve_data(self._items[name, box])

@@ -36,7 +36,7 @@ def check_leftover(target: Path, *, resume: bool) -> None:
         EncodeArgumentError: says what to do.
     """
     folder = partial_folder(target)
-    journal = _read_journal(folder)
+    journal = read_journal(folder)
     if journal is not None and not resume:
         with _locked(folder):
             raise _leftover(folder, journal)
@@ -49,7 +49,7 @@ def check_nothing_to_continue(target: Path) -> None:
         EncodeArgumentError: says what to do.
     """
     folder = partial_folder(target)
-    if _read_journal(folder) is not None:
+    if read_journal(folder) is not None:
         raise EncodeArgumentError(
             f"the shards in {folder} were made of more tensors: {_start_over(folder)}"
         )
@@ -57,7 +57,7 @@ def check_nothing_to_continue(target: Path) -> None:
 
 def is_naming(target: Path) -> bool:
     """Whether an interrupted encoding has begun to give its files their names."""
-    journal = _read_journal(partial_folder(target))
+    journal = read_journal(partial_folder(target))
     return journal is not None and journal.proven
 
 
@@ -97,7 +97,7 @@ def open_partial(
     folder = partial_folder(target)
     folder.mkdir(exist_ok=True)
     with _locked(folder):
-        journal = _read_journal(folder)
+        journal = read_journal(folder)
         if journal is None:
             _empty(folder)
             journal = Journal(dict(made_with))
@@ -165,9 +165,20 @@ class PartialShards:
         Raises:
             OSError: it cannot be written; the others are kept.
         """
-        path = self.folder / name
-        write_file(pieces, path)
-        shard = read_shard(path)
+        write_file(pieces, self.folder / name)
+        self._finished(name)
+
+    def take(self, name: str, path: Path) -> None:
+        """Has a shard that was finished in another folder.
+
+        Raises:
+            OSError: it cannot be moved.
+        """
+        path.replace(self.folder / name)
+        self._finished(name)
+
+    def _finished(self, name: str) -> None:
+        shard = read_shard(self.folder / name)
         finished = FinishedShard(self._plan[name], shard.size, shard.front_crc)
         self._note(replace(self._journal, shards={**self._journal.shards, name: finished}))
 
@@ -242,8 +253,12 @@ def read_shard(path: Path) -> Shard:
         sections.close()
 
 
-def _read_journal(folder: Path) -> Journal | None:
-    """None where there is none, or no folder."""
+def read_journal(folder: Path) -> Journal | None:
+    """The journal of a partial folder; None where there is none, or no folder.
+
+    Raises:
+        EncodeArgumentError: it is damaged.
+    """
     try:
         return decode_journal((folder / _JOURNAL).read_bytes())
     except FileNotFoundError:

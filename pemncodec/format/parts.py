@@ -1,0 +1,108 @@
+"""Shards that several processes have made → one model.
+
+Each process has a partial folder of its own. When all are done, one of them brings the shards
+together and gives them their names.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pemncodec.errors import EncodeArgumentError
+from pemncodec.format.partial import discard_leftover, open_partial, partial_folder, read_journal
+from pemncodec.format.publishing import place_of
+
+
+def part_target(target: Path, rank: int, count: int) -> Path:
+    """As what the shards of a process are known until those of all are there.
+
+    Args:
+        target: NAME.pemn, as which the model will be known.
+        rank: the process.
+        count: of all processes.
+    """
+    return target.with_name(f"{target.stem}.{rank}-of-{count}{target.suffix}")
+
+
+def check_leftover_parts(target: Path, count: int, *, resume: bool) -> None:
+    """Refuses to begin where processes were interrupted, unless as many continue.
+
+    Raises:
+        EncodeArgumentError: says what to do.
+    """
+    main = read_journal(partial_folder(target))
+    if main is not None and main.proven and resume:
+        return  # whoever had made them
+    left = [folder for folder in _leftover_parts(target) if read_journal(folder) is not None]
+    if main is None and not left:
+        return
+    counts = {folder.name.rpartition("-of-")[2].partition(".")[0] for folder in left} or {"1"}
+    interrupted = (
+        f"an encoding to {target.name} by {' and by '.join(sorted(counts))} processes was "
+        "interrupted, and its finished shards are kept"
+    )
+    if not resume:
+        raise EncodeArgumentError(f"{interrupted}: --resume continues it; -f starts over")
+    if counts != {str(count)}:
+        raise EncodeArgumentError(f"{interrupted}: start as many to --resume it; -f starts over")
+
+
+def discard_leftover_parts(target: Path) -> bool:
+    """Deletes what interrupted processes have left; whether there was anything.
+
+    Raises:
+        EncodeArgumentError: one is still at it.
+    """
+    found = [discard_leftover(_target_of(folder)) for folder in _leftover_parts(target)]
+    return discard_leftover(target) or any(found)
+
+
+def publish_parts(target: Path, parts: Sequence[Path], weight_map: Mapping[str, str]) -> None:
+    """Give the shards of all processes their names, and write their index.
+
+    Args:
+        target: NAME.pemn, as which the model is known.
+        parts: of each process that has shards, `part_target`; all are finished and proven.
+        weight_map: as `ShardIndex` has it.
+
+    Raises:
+        OSError: that cannot be done; all is kept.
+    """
+    journals = {part: read_journal(partial_folder(part)) for part in parts}
+    known = {part: journal for part, journal in journals.items() if journal is not None}
+    shards = {name: s.contents for journal in known.values() for name, s in journal.shards.items()}
+    made_with = next(iter(known.values())).made_with
+    with open_partial(target, made_with, shards, resume=True) as partial:
+        for part, journal in known.items():
+            for name in journal.shards:
+                partial.take(name, partial_folder(part) / name)
+        partial.add_index(weight_map, None)
+        partial.publish(place_of(target))
+    for part in parts:
+        discard_leftover(part)
+
+
+def continue_publishing(target: Path) -> None:
+    """Give shards their names, which `publish_parts` had begun with.
+
+    Raises:
+        OSError: as there.
+    """
+    journal = read_journal(partial_folder(target))
+    if journal is not None:
+        shards = {name: shard.contents for name, shard in journal.shards.items()}
+        with open_partial(target, journal.made_with, shards, resume=True) as partial:
+            partial.publish(place_of(target))
+    discard_leftover_parts(target)
+
+
+def _leftover_parts(target: Path) -> list[Path]:
+    name = glob.escape(partial_folder(target).name.removesuffix(f"{target.suffix}.partial"))
+    return sorted(target.parent.glob(f"{name}.*-of-*{target.suffix}.partial"))
+
+
+def _target_of(folder: Path) -> Path:
+    """Of a partial folder."""
+    return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
