@@ -51,8 +51,13 @@ class Value:
         return Value(self.graph, self._with("Less", other).name, "bool")
 
     def root(self) -> Value:
-        """Its square root."""
-        return Value(self.graph, self.graph.node("Sqrt", self.name), self.dtype)
+        """Its square root, of a float32 value.
+
+        Taken in binary64 and rounded, which gives the same: some runtimes only come close in
+        binary32.
+        """
+        root = self.graph.node("Sqrt", self.to("float64").name)
+        return Value(self.graph, root, "float64").to("float32")
 
     def to(self, dtype: str) -> Value:
         """The same numbers in another dtype; floats without their fractions where that is int32."""

@@ -27,7 +27,7 @@ from pemncodec.values.numpy_legacy import words_each
 MOST_BYTES: Final = 1 << 31
 """That a session may need for what operators leave behind until all values are made."""
 
-_LEFT_BEHIND: Final = {"normal": 530, "uniform": 170, "numpy-uniform": 330}
+_LEFT_BEHIND: Final = {"normal": 550, "uniform": 170, "numpy-uniform": 330}
 """Distributions that operators make, and how many bytes they leave behind for each value."""
 
 _OPERATOR_BYTES: Final = 6000  # of what makes values of words
