@@ -4,14 +4,14 @@
     python benchmarks/remote.py --print
 
 A web server in this process counts what it sends of a file of 103 MB: layers of independent random
-values, of which masks use half, and trained tensors. *needed* is the front of the file and the
-sections of what is asked for.
+values, of which masks use half, and trained tensors; and of the same model in shards. *needed* is the
+front of the file, or the index and all fronts, and the sections of what is asked for.
 """
 
 from __future__ import annotations
 
-import io
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,9 +27,12 @@ from file_server import FileServer, serving  # which tests use, too
 
 RESULTS = Path(__file__).parent / "results" / "remote.csv"
 COLUMNS = ("what", "requests", "bytes", "needed", "over")
+FILE, INDEX = "/net.pemn", "/net.pemn.index.json"
+SHARD_SIZE = "30MB"
 
 
-def large_file() -> bytes:
+def large_files() -> dict[str, bytes]:
+    """A model as a file, and as shards and their index, by the paths of URLs."""
     generator = torch.Generator().manual_seed(0)
     state = {f"{i}.bias": torch.randn(1_000_000, generator=generator) for i in range(4)}
     masks = {}
@@ -37,14 +40,20 @@ def large_file() -> bytes:
         mask = torch.rand(2500, 2000, generator=generator) < 0.5
         masks[f"{i}.weight"] = mask
         state[f"{i}.weight"] = torch.randn(2500, 2000, generator=generator) * mask
-    stream = io.BytesIO()
-    pemncodec.encode(state, stream, masks=masks, manifest=False, find_seed="off", preset="fast")
-    return stream.getvalue()
+    options = {"masks": masks, "manifest": False, "find_seed": "off", "preset": "fast"}
+    files = {}
+    for size in (SHARD_SIZE, None):
+        with tempfile.TemporaryDirectory() as folder:
+            pemncodec.encode(state, Path(folder, "net.pemn"), shard_size=size, **options)
+            files |= {f"/{path.name}": path.read_bytes() for path in Path(folder).iterdir()}
+    return files
 
 
-def measure(server: FileServer, what: str, use: Callable[[PemnFile], object], needed: int) -> dict:
+def measure(
+    server: FileServer, path: str, what: str, use: Callable[[PemnFile], object], needed: int
+) -> dict:
     server.asked.clear()
-    with pemncodec.open(server.url("/net.pemn")) as file:
+    with pemncodec.open(server.url(path)) as file:
         use(file)
     sent = server.sent
     return {
@@ -56,34 +65,31 @@ def measure(server: FileServer, what: str, use: Callable[[PemnFile], object], ne
     }
 
 
-def rows(data: bytes) -> list[dict]:
-    with pemncodec.open(data) as file:
-        info = file.info()
+def rows(server: FileServer, path: str, where: str) -> list[dict]:
+    with pemncodec.open(server.url(path)) as file:
+        info = file.info(decode=False)
         front = info.header_bytes
         sections = file.container.sections
-        weight = file.masked.needed(file.masked_row("3.weight"))
-        needed = {
-            "3.weight": sum(sections[index].length for index in weight),
-            "2.bias": next(t.bytes for t in info.tensors if t.name == "2.bias"),
-        }
-    with serving() as server:
-        server.files["/net.pemn"] = data
-        return [
-            measure(server, "inspect", lambda file: file.info(decode=False), front),
-            measure(
-                server,
-                "a masked weight of 5 million",
-                lambda file: file.tensor("3.weight"),
-                front + needed["3.weight"],
-            ),
-            measure(
-                server,
-                "a trained tensor of 1 million",
-                lambda file: file.tensor("2.bias"),
-                front + needed["2.bias"],
-            ),
-            measure(server, "everything", lambda file: file.verify(), len(data)),
-        ]
+        weight = sum(sections[i].length for i in file.masked.needed(file.masked_row("3.weight")))
+        bias = next(t.bytes for t in info.tensors if t.name == "2.bias")
+    return [
+        measure(server, path, f"inspect{where}", lambda file: file.info(decode=False), front),
+        measure(
+            server,
+            path,
+            f"a masked weight of 5 million{where}",
+            lambda file: file.tensor("3.weight"),
+            front + weight,
+        ),
+        measure(
+            server,
+            path,
+            f"a trained tensor of 1 million{where}",
+            lambda file: file.tensor("2.bias"),
+            front + bias,
+        ),
+        measure(server, path, f"everything{where}", PemnFile.verify, info.file_bytes),
+    ]
 
 
 @click.command()
@@ -92,7 +98,11 @@ def main(printed: bool) -> None:
     """Measure, or print what was measured."""
     if not printed:
         measured_on = provenance(["torch"])
-        write_table(RESULTS, measured_on, rows(large_file()), COLUMNS)
+        with serving() as server:
+            server.files |= large_files()
+            where = f", {len(server.files) - 2} shards"
+            measured = rows(server, FILE, "") + rows(server, INDEX, where)
+        write_table(RESULTS, measured_on, measured, COLUMNS)
     _, table = read_table(RESULTS)
     click.echo("| what | requests | bytes fetched | beyond what is needed |\n|---|---:|---:|---:|")
     for row in table:
