@@ -4,8 +4,8 @@
     python benchmarks/remote.py --print
 
 A web server in this process counts what it sends of a file of 103 MB: layers of independent random
-values, of which masks use half, and trained tensors; and of the same model in shards. *needed* is the
-front of the file, or the index and all fronts, and the sections of what is asked for.
+values, of which masks use half, and trained tensors; and of the same model in shards. *needed* is
+the front of the file, or the index and all fronts, and the sections of what is asked for.
 """
 
 from __future__ import annotations

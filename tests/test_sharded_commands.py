@@ -20,6 +20,7 @@ import pemncodec
 from pemncodec.contents import StoredPrototype
 from pemncodec.distributed import PemnReader
 from pemncodec.errors import DecodeError
+from pemncodec.format.opening import FIRST_BYTES_OF_SHARD
 from pemncodec.format.remote_sections import FIRST_BYTES
 from pemncodec.remote.web import WebRanges
 from pemncodec.spool import Spool
@@ -180,7 +181,7 @@ def test_only_what_is_needed_is_fetched(tmp_path: Path, server: FileServer) -> N
     with pemncodec.open(server.url("/w.pemn.index.json?key=1")) as file:
         assert len(server.asked) == 4
         assert {asked.path.partition("?")[2] for asked in server.asked} == {"key=1"}
-        assert server.sent == len(path.read_bytes()) + 3 * FIRST_BYTES
+        assert server.sent == len(path.read_bytes()) + 3 * FIRST_BYTES_OF_SHARD
         before = len(server.asked)
         assert torch.equal(torch.tensor(file.tensor("w1")), state["w1"])
         asked = server.asked[before:]

@@ -22,6 +22,9 @@ from pemncodec.spool import Spool
 _SHARD: Final = re.compile(r"(.+)-[0-9]{5,}-of-[0-9]{5,}\.pemn", re.DOTALL)
 _AT_ONCE: Final = 8  # fronts that are fetched
 
+FIRST_BYTES_OF_SHARD: Final = 1 << 13
+"""Fetched of each shard when an index is opened: there may be many."""
+
 
 def open_sections(source: Source, limits: Limits) -> SectionSource:
     """The sections of a file, or of all shards of a model.
@@ -145,7 +148,7 @@ def _open_remote_shard(
     url: str, limits: Limits, spool: Spool, name: str, shard: Shard
 ) -> SectionSource:
     there = beside(url, name)
-    ranges = open_ranges(there, FIRST_BYTES)
+    ranges = open_ranges(there, FIRST_BYTES_OF_SHARD)
     try:
         check_shard_size(ranges.size, shard)
     except BaseException:
