@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -363,6 +364,28 @@ def test_models_of_equal_rank_keep_their_names(run: Run, tmp_path: Path, expecte
     assert len(read_checkpoint(tmp_path / "x").source) == 2 * len(tensors())
     assert run("encode", "x", "--prefix", "a.model.", *ENCODE).returncode == 0
     assert (tmp_path / "x.pemn").read_bytes() == expected
+
+
+def test_names_in_nested_dictionaries(tmp_path: Path) -> None:
+    nested = {"model": {"a": {"weight": torch.ones(2)}, "b": torch.ones(3)}, "net": torch.ones(1)}
+    dcp.save(nested, checkpoint_id=tmp_path / "x")
+    expected = {"a.weight": torch.ones(2), "b": torch.ones(3)}
+    assert same(read_checkpoint(tmp_path / "x").source, expected)
+    flat = {"model": torch.ones(2), "b": torch.ones(3)}
+    dcp.save(flat, checkpoint_id=tmp_path / "y")
+    assert same(read_checkpoint(tmp_path / "y").source, flat)
+    metadata: Metadata = metadata_of(tmp_path / "x")
+    metadata.planner_data = OrderedDict(metadata.planner_data)
+    (tmp_path / "x/.metadata").write_bytes(pickle.dumps(metadata))
+    assert same(read_checkpoint(tmp_path / "x").source, expected)
+
+
+def test_an_item_that_is_cut_off_by_a_byte(tmp_path: Path) -> None:
+    dcp.save({"a": torch.ones(3)}, checkpoint_id=tmp_path / "x")
+    (file,) = (tmp_path / "x").glob("*.distcp")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(EncodeError, match=rf"a in {file.name} is damaged \(the file is cut off\)"):
+        read_checkpoint(tmp_path / "x")
 
 
 def test_pieces_of_different_dtypes(tmp_path: Path) -> None:
