@@ -6,9 +6,9 @@
 A network with its architecture is encoded into shards, over nothing, or over the shards of another
 network. After each kill, all files under final names are decoded whole, an index that is there with
 its shards, and `resume=True` has to make the files of an encoding that nobody killed. A single file
-is killed, too, and encoded again. Each encoding is a process of its own, forked, so that moments
-are of its work and not of its imports. The exit status is 1 where a file is damaged or has other
-bytes.
+is killed, too, a fifth as often, and encoded again. Each encoding is a process of its own, forked,
+so that moments are of its work and not of its imports; one that ends before its moment is begun
+again. The exit status is 1 where a file is damaged or has other bytes.
 """
 
 from __future__ import annotations
@@ -112,14 +112,21 @@ def finished_shards(folder: Path) -> int | str:
     return len(json.loads(journal.read_bytes())["shards"]) if journal.exists() else ""
 
 
-def measure(
-    folder: Path, reference: dict[str, str], seconds: float, form: str, before: str
-) -> dict[str, Any]:
-    earlier = files(folder)
+def kill(folder: Path, form: str, seconds: float) -> bool:
+    """Whether an encoding was under way when it was killed."""
     process = forked(lambda: encode(folder, 0, form))
     time.sleep(seconds)
     os.kill(process, signal.SIGKILL)
-    done(process)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+
+def measure(
+    folder: Path, reference: dict[str, str], seconds: float, form: str, before: str
+) -> dict[str, Any] | None:
+    """A row of the table; None where the encoding had ended."""
+    earlier = files(folder)
+    if not kill(folder, form, seconds):
+        return None
     now = files(folder)
     named = "the new" if now == reference else "the old" if now == earlier else "shards, no index"
     row: dict[str, Any] = {
@@ -138,8 +145,31 @@ def measure(
     return row
 
 
+def measure_form(form: str, moments: int, moment: random.Random) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        places = {"nothing": root / "nothing", "another network": root / "another"}
+        (root / "reference").mkdir()
+        for path in places.values():
+            path.mkdir()
+        assert done(forked(partial(encode, places["another network"], 1, form)))
+        start = time.perf_counter()
+        assert done(forked(partial(encode, root / "reference", 0, form)))
+        longest = time.perf_counter() - start
+        reference = files(root / "reference")
+        while len(rows) < moments:
+            before = list(places)[len(rows) % 2]
+            shutil.copytree(places[before], root / "trial")
+            row = measure(root / "trial", reference, moment.uniform(0, longest), form, before)
+            if row is not None:
+                rows.append(row)
+            shutil.rmtree(root / "trial")
+    return rows
+
+
 @click.command()
-@click.option("--moments", default=50, show_default=True, help="Kills of each form.")
+@click.option("--moments", default=50, show_default=True, help="Kills, of shards.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=RESULTS)
 def main(moments: int, seed: int, output: Path) -> None:
@@ -147,33 +177,8 @@ def main(moments: int, seed: int, output: Path) -> None:
     measured_on = provenance(("torch", "numpy"))
     torch.set_num_threads(1)  # threads do not survive a fork
     moment = random.Random(seed)
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        for form in ("shards", "file"):
-            places = {}
-            seconds = 0.0
-            for which, network_seed in (("reference", 0), ("another network", 1)):
-                places[which] = Path(name, form, which)
-                places[which].mkdir(parents=True)
-                start = time.perf_counter()
-                assert done(forked(partial(encode, places[which], network_seed, form)))
-                seconds = time.perf_counter() - start
-            for number in range(moments):
-                before = ("nothing", "another network")[number % 2]
-                folder = Path(name, form, str(number))
-                if before == "nothing":
-                    folder.mkdir()
-                else:
-                    shutil.copytree(places[before], folder)
-                row = measure(
-                    folder,
-                    files(places["reference"]),
-                    moment.uniform(0, 1.05 * seconds),
-                    form,
-                    before,
-                )
-                rows.append(row)
-                shutil.rmtree(folder)
+    rows = measure_form("shards", moments, moment)
+    rows += measure_form("file", -(-moments // 5), moment)
     write_table(output, measured_on, rows, COLUMNS)
     wrong = [row for row in rows if row["damaged"] != "no" or row["continued"] != "same bytes"]
     click.echo(f"{len(rows)} kills, {len(wrong)} of them with damage or other bytes")
