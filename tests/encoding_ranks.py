@@ -81,7 +81,7 @@ def run_ranks(
 def _ends(children: Sequence[int]) -> list[int]:
     """Exit statuses; when one fails, the others soon get a signal, as from torchrun."""
     ends: dict[int, int] = {}
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 1000
     while len(ends) < len(children):
         for child in set(children).difference(ends):
             ended, status = os.waitpid(child, os.WNOHANG)

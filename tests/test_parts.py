@@ -16,6 +16,7 @@ from torch import Tensor
 import pemncodec
 from pemncodec.distributed.exchange import Exchange, PeerError
 from pemncodec.distributed.ownership import owners
+from pemncodec.distributed.part import in_order
 from pemncodec.encoding import encode_with
 from pemncodec.masking import MaxLayerPadding, mask_model
 from pemncodec.options import EncodeOptions
@@ -124,6 +125,23 @@ class TestOwners:
         for name, rank in found.items():
             loads[rank] += named[name]
         assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+class TestOrder:
+    def test_parts_that_alternate(self) -> None:
+        names = ["w0", "w1", "w2", "w3", "w4"]
+        assert in_order([["w0", "w3"], ["w1", "w2", "w4"]], names) == names
+
+    def test_names_that_the_masks_make(self) -> None:
+        names = ["a.bias", "a.weight_orig", "a.weight_mask", "b.weight_orig", "b.weight_mask"]
+        parts = [["b.weight"], ["a.bias", "a.weight"]]
+        assert in_order(parts, names) == ["a.bias", "a.weight", "b.weight"]
+
+    def test_the_order_of_a_part_is_kept(self) -> None:
+        # As parametrizations stand behind the bias, and the weight that they are before it.
+        names = ["a.bias", "a.parametrizations.weight.original", "b.weight"]
+        parts = [["b.weight"], ["a.weight", "a.bias"]]
+        assert in_order(parts, names) == ["a.weight", "a.bias", "b.weight"]
 
 
 class TestTogether:

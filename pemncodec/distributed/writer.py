@@ -24,6 +24,7 @@ from pemncodec.distributed.exchange import Exchange, telling
 from pemncodec.distributed.layout import Box, Carrier, Held, box_of, layout_of
 from pemncodec.distributed.ownership import owners
 from pemncodec.distributed.part import Part, encode_part, prepare, publish
+from pemncodec.distributed.ranks import Ranks
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.masking.masked_state import StateDict
 from pemncodec.options import EncodeOptions, FindSeed
@@ -75,7 +76,7 @@ class PemnWriter(StorageWriter):
             find_seed: … but for "full".
             seed: …
             preset: …
-            threads: … of each process.
+            threads: … of each process; None shares those of the machine.
             shard_size: … else a process writes one shard.
             dense: …
             metadata: …
@@ -163,7 +164,8 @@ class PemnWriter(StorageWriter):
         prepare(self._path(), exchange, resume=False, force=True)
         with telling(exchange):
             part = self._part(plan.storage_data, planner, exchange)
-        options = replace(self._options, prefix=None)
+        threads = self._options.threads or Ranks.from_environment().threads
+        options = replace(self._options, prefix=None, threads=threads)
         written = encode_part(part, self._path(), options, exchange, lambda _, __: None)
         self._names = list(part.names)
         done: Future[list[WriteResult]] = Future()
