@@ -149,6 +149,14 @@ def test_scaled_sums(scale: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize("which", ["stored", "constant"])
+def test_no_inputs(which: str) -> None:
+    packed, _ = weights(KINDS[which], (24, 16))
+    layer = installed(nn.Linear(16, 24), packed)
+    assert layer(torch.empty(0, 16)).shape == (0, 24)
+    assert (torch.empty(0, 24) @ packed).shape == (0, 16)
+
+
+@pytest.mark.parametrize("which", ["stored", "constant"])
 def test_gradients_pass_through_a_product(which: str) -> None:
     packed, dense = weights(KINDS[which], (24, 16))
     inputs = torch.randn(2, 16, requires_grad=True)
