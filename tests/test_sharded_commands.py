@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pemncodec
 from pemncodec.contents import StoredPrototype
 from pemncodec.distributed import PemnReader
 from pemncodec.errors import DecodeError
+from pemncodec.format import opening
 from pemncodec.format.opening import FIRST_BYTES_OF_SHARD
 from pemncodec.format.remote_sections import FIRST_BYTES
 from pemncodec.remote.web import WebRanges
@@ -241,6 +243,24 @@ def test_what_was_opened_is_closed(server: FileServer, monkeypatch: pytest.Monke
     assert sum(isinstance(one, Spool) for one in opened) == 2
     assert len(opened) == 10
     assert {id(one) for one in opened} == {id(one) for one in closed}
+
+
+@pytest.mark.parametrize("archived", [True, False])
+def test_archives_and_caches(
+    folder: Path, tmp_path: Path, archived: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "FIRST_BYTES_OF_SHARD", 512)  # so that more is read later
+    index = "net.pemn.index.json"
+    if archived:
+        with zipfile.ZipFile(tmp_path / "net.zip", "w") as archive:
+            for path in (folder / "net").iterdir():
+                archive.write(path, f"in/{path.name}")
+            archive.write(folder / "whole.pemn", "in/whole.pemn")
+        url = f"zip://in/{index}::{(tmp_path / 'net.zip').as_uri()}"
+        assert pemncodec.digest(url.replace(index, "whole.pemn")) == pemncodec.digest(url)
+    else:
+        url = f"simplecache::{(folder / 'net' / index).as_uri()}"
+    assert pemncodec.digest(url) == pemncodec.digest(folder / "net")
 
 
 def test_a_long_index(server: FileServer, folder: Path) -> None:

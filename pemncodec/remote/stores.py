@@ -24,10 +24,11 @@ class StoreRanges:
     def __init__(self, url: str, head_bytes: int) -> None:
         self.name = shown(url)
         self._url = url
-        system, path = _file_system(url)
+        # Kept, since what an archive is in is closed with the client.
+        self._system, path = _file_system(url)
         with _translated(url):
             # Else it would read ahead.
-            self._stream = system.open(path, "rb", cache_type="none")
+            self._stream = self._system.open(path, "rb", cache_type="none")
             self.size = self._stream.seek(0, 2)
         self.head = self.read(0, min(head_bytes, self.size))
 
