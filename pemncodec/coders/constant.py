@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pemncodec.coders.mask_coder import static_coder
+from pemncodec.coders.mask_coder import Body, static_coder
 from pemncodec.coders.packed import packed_size
 from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError
@@ -16,7 +16,7 @@ def encode_constant(bits: Mask) -> bytes | None:
     return bytes([int(ones > 0)]) if ones in (0, bits.size) else None
 
 
-def decode_constant(body: bytes, count: int) -> PackedMask:
+def decode_constant(body: Body, count: int) -> PackedMask:
     """Packed bits of `count` weights.
 
     Raises:

@@ -13,6 +13,8 @@ from pemncodec.contents import Mask, PackedMask, numel
 from pemncodec.errors import CorruptError
 
 Buckets = npt.NDArray[np.uint8]
+Body = bytes | memoryview
+"""What a coder wrote; a view where that is a part of a section, which may be large."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,8 +96,8 @@ class MaskCoder:
     id: int
     name: str
     encode: Callable[[Sequence[Mask], Sequence[MaskContext]], tuple[bytes, list[int]] | None]
-    decode: Callable[[bytes, Sequence[MaskContext]], list[PackedMask]]
-    blocks: Callable[[bytes, int], list[MaskBlock]] | None = None
+    decode: Callable[[Body, Sequence[MaskContext]], list[PackedMask]]
+    blocks: Callable[[Body, int], list[MaskBlock]] | None = None
     context: bool = False
 
 
@@ -103,8 +105,8 @@ def static_coder(
     id: int,  # noqa: A002 as the spec calls it
     name: str,
     encode: Callable[[Mask], bytes | None],
-    decode: Callable[[bytes, int], PackedMask],
-    blocks: Callable[[bytes, int], list[MaskBlock]] | None = None,
+    decode: Callable[[Body, int], PackedMask],
+    blocks: Callable[[Body, int], list[MaskBlock]] | None = None,
 ) -> MaskCoder:
     """A coder of one mask by itself, of which only the number of weights is known."""
 
@@ -115,7 +117,7 @@ def static_coder(
         body = encode(bits)
         return None if body is None else (body, [len(body)])
 
-    def decode_one(body: bytes, contexts: Sequence[MaskContext]) -> list[PackedMask]:
+    def decode_one(body: Body, contexts: Sequence[MaskContext]) -> list[PackedMask]:
         if len(contexts) > 1:
             raise CorruptError("section", f"several masks in a section that is {name}")
         return [decode(body, contexts[0].count)]

@@ -204,7 +204,7 @@ def decode_masks(section: bytes, contexts: Sequence[MaskContext]) -> list[Packed
         TruncatedError: the section is too short.
         CorruptError: the section is not what `MaskEncoder` can have written.
     """
-    return mask_coder(section).decode(section[1:], contexts)
+    return mask_coder(section).decode(body_of(section), contexts)
 
 
 def decode_mask(section: bytes, count: int) -> PackedMask:
@@ -217,8 +217,8 @@ def mask_blocks(section: bytes, context: MaskContext) -> list[MaskBlock]:
     """A section of one mask as blocks that several threads can decode; errors as `decode_masks`."""
     coder = mask_coder(section)
     if coder.blocks is not None:
-        return coder.blocks(section[1:], context.count)
-    (packed,) = coder.decode(section[1:], [context])
+        return coder.blocks(body_of(section), context.count)
+    (packed,) = coder.decode(body_of(section), [context])
     return blocks_of(packed, context.count)
 
 
@@ -241,3 +241,8 @@ def mask_coder(section: bytes) -> MaskCoder:
     if section[0] not in _CODER_OF_ID:
         raise CorruptError("unknown-field", f"unknown mask coder {section[0]}")
     return _CODER_OF_ID[section[0]]
+
+
+def body_of(section: bytes) -> memoryview:
+    """What the coder of a section wrote."""
+    return memoryview(section)[1:]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pemncodec import kernels
-from pemncodec.coders.mask_coder import Buckets, MaskCoder, MaskContext
+from pemncodec.coders.mask_coder import Body, Buckets, MaskCoder, MaskContext
 from pemncodec.coders.packed import packed_size
 from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError, TruncatedError
@@ -50,7 +50,7 @@ def encode_mixing(
     return body, [len(body)]
 
 
-def decode_mixing(data: bytes, contexts: Sequence[MaskContext]) -> list[PackedMask]:
+def decode_mixing(data: Body, contexts: Sequence[MaskContext]) -> list[PackedMask]:
     """Packed bits of each tensor's mask.
 
     Raises:
@@ -102,7 +102,7 @@ def _encode_block(
 
 
 def _decode_block(
-    block: bytes, contexts: Sequence[MaskContext], start: int, stop: int
+    block: Body, contexts: Sequence[MaskContext], start: int, stop: int
 ) -> npt.NDArray[np.uint8]:
     if len(block) < len(contexts):
         raise TruncatedError("truncated", "a block without its densities")

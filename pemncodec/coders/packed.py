@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pemncodec.coders.mask_coder import static_coder
+from pemncodec.coders.mask_coder import Body, static_coder
 from pemncodec.contents import Mask, PackedMask
 from pemncodec.errors import CorruptError, TruncatedError
 
@@ -19,7 +19,7 @@ def encode_packed(bits: Mask) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes()
 
 
-def decode_packed(data: bytes, count: int) -> PackedMask:
+def decode_packed(data: Body, count: int) -> PackedMask:
     """Packed bits of `count` weights, checked.
 
     Raises:

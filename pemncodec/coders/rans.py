@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pemncodec import kernels
-from pemncodec.coders.mask_coder import MaskBlock, order0_bits, static_coder
+from pemncodec.coders.mask_coder import Body, MaskBlock, order0_bits, static_coder
 from pemncodec.coders.packed import count_ones, packed_size
 from pemncodec.coders.varint import decode_varint, encode_varint
 from pemncodec.contents import Mask, PackedMask
@@ -80,7 +80,7 @@ def encode_rans(packed: PackedMask, count: int) -> bytes:
     return struct.pack(f"<B{len(blocks)}I", block_bits, *map(len, blocks)) + b"".join(blocks)
 
 
-def decode_rans(data: bytes, count: int) -> PackedMask:
+def decode_rans(data: Body, count: int) -> PackedMask:
     """PackedMask bits of `count` weights.
 
     Raises:
@@ -91,7 +91,7 @@ def decode_rans(data: bytes, count: int) -> PackedMask:
     return np.concatenate([block.decode(block.stop - block.start) for block in blocks])
 
 
-def split_blocks(data: bytes, count: int) -> list[MaskBlock]:
+def split_blocks(data: Body, count: int) -> list[MaskBlock]:
     """The blocks of `count` weights, not decoded; errors as `decode_rans`."""
     return [
         MaskBlock(start, stop, partial(_decode_block, body, stop - start))
@@ -186,12 +186,12 @@ class CodedBlock:
         return None if last == few else (runs[: last + 1], int(ends[last]))
 
 
-def coded_blocks(data: bytes, count: int) -> list[CodedBlock]:
+def coded_blocks(data: Body, count: int) -> list[CodedBlock]:
     """The blocks of `count` weights by what they begin with; errors of that as `decode_rans`."""
     return [_coded_block(body, stop - start) for start, stop, body in _bodies(data, count)]
 
 
-def _bodies(data: bytes, count: int) -> list[tuple[int, int, memoryview]]:
+def _bodies(data: Body, count: int) -> list[tuple[int, int, memoryview]]:
     """The bytes of each block, with its first weight and the one behind its last."""
     view = memoryview(data)
     if not count:

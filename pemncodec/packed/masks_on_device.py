@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pemncodec.coders.masks import mask_coder
+from pemncodec.coders.masks import body_of, mask_coder
 from pemncodec.coders.packed import packed_size
 from pemncodec.coders.rans import RANS, CodedBlock, Frequencies, coded_blocks
 from pemncodec.contents import PackedMask, numel
@@ -96,7 +96,7 @@ def _read(values: MaskedValues) -> _Mask:
         place, data = own
         with suppress(DecodeError):  # which the processor raises, if no block before is damaged
             if mask_coder(data) is RANS:
-                blocks = tuple(coded_blocks(data[1:], weights))
+                blocks = tuple(coded_blocks(body_of(data), weights))
                 if all(map(_can_be_decoded_there, blocks)):
                     return _Mask(weights, None, place, blocks)
     return _Mask(weights, values.packed_mask())
