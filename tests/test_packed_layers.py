@@ -195,6 +195,12 @@ def test_rows_of_an_embedding(which: str, columns: int, dtype: str) -> None:
             layer(torch.tensor([1, wrong]))
 
 
+def test_rows_of_a_transposed_weight() -> None:
+    packed, dense = weights(KINDS["stored"], (24, 16))
+    indices = torch.tensor([15, 0, 3])
+    assert torch.equal(nn.functional.embedding(indices, packed.t()), dense.t()[indices])
+
+
 @pytest.mark.parametrize("which", KINDS)
 @pytest.mark.parametrize("cached", [0, 1 << 22])
 def test_weights_that_are_made_in_parts(
