@@ -76,9 +76,15 @@ class DrawnValues:
             self._rows[prototype] = range(first, first + _rows(count, self._steps))
             first = self._rows[prototype].stop
         self._words = ""
+        self._made: dict[TorchPrototype, str] = {}
 
     def add(self, prototype: TorchPrototype) -> str:
         """The values of a prototype that tensors need, float32 [needed]."""
+        if prototype not in self._made:
+            self._made[prototype] = self._add(prototype)
+        return self._made[prototype]
+
+    def _add(self, prototype: TorchPrototype) -> str:
         graph, rows = self._graph, self._rows[prototype]
         alike = [own for other, own in self._rows.items() if _kind(other) == _kind(prototype)]
         words = self._words = self._words or self._made_words()
