@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_packed_layers import KINDS, weights
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pemncodec
@@ -54,6 +55,50 @@ KINDS = {
     "uniform": SeededPrototype("uniform", 2**63 + 1, 99_999, 2**32),
     "far constant": SeededPrototype("signed-constant", 3, 1 << 24),
 }
+
+
+class Bounded:
+    """The interpreter's memory: a kernel reads and writes nothing but its own tensors."""
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+        self.bounds: list[tuple[int, int]] = []
+
+    def check(self, places: NDArray[np.uint64], mask: NDArray[np.bool_]) -> None:
+        chosen = places[mask].astype(np.int64)
+        inside = [(start <= chosen) & (chosen < stop) for start, stop in self.bounds]
+        assert np.any(inside, axis=0).all(), "outside of all tensors"
+
+    def load(self, places: Any, mask: Any, *rest: Any) -> Any:
+        self.check(places, mask)
+        return self.memory.load(places, mask, *rest)
+
+    def store(self, places: Any, values: Any, mask: Any) -> None:
+        self.check(places, mask)
+        self.memory.store(places, values, mask)
+
+    def atomic_rmw(self, which: Any, places: Any, values: Any, mask: Any, *rest: Any) -> Any:
+        self.check(places, mask)
+        return self.memory.atomic_rmw(which, places, values, mask, *rest)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.memory, name)
+
+
+@pytest.fixture(autouse=True)
+def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks every access of every kernel."""
+    from triton.runtime import interpreter
+
+    memory, run = Bounded(interpreter._interpreter), interpreter.GridExecutor.__call__
+
+    def checked(self: Any, *arguments: Any, **more: Any) -> None:
+        tensors = [given for given in arguments if isinstance(given, Tensor)]
+        memory.bounds = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors]
+        run(self, *arguments, **more)
+
+    monkeypatch.setattr(interpreter, "_interpreter", memory)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", checked)
 
 
 @pytest.fixture(autouse=True)
