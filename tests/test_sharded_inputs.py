@@ -215,6 +215,9 @@ def test_all_missing_shards_are_named(run: Run, tmp_path: Path) -> None:
     )
     fails(run("encode", "net", *ENCODE), 1, f"net/{index.name}: {missing}")
     fails(run("encode", index, *ENCODE), 1, f"model.safetensors.index.json: {missing}")
+    reindex(index, lambda names: names.update({f"{n}": f"{n:05}.bin" for n in range(2000)}))
+    words = "2,002 of 2,003 shards are missing: 00000.bin, 00001.bin, 00002.bin, 00003.bin, "
+    fails(run("encode", "net", *ENCODE), 1, words, "00005.bin and 1,996 more\n")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +269,7 @@ def test_shards_are_looked_at_first(tmp_path: Path) -> None:
         with pytest.raises(EncodeError, match=rf"{shard}: cannot load this: a GGUF file"):
             check_files(path, "net")
     shard.unlink()
-    with pytest.raises(EncodeError, match="1 of 3 shards are missing"):
+    with pytest.raises(EncodeError, match="1 of 3 shards is missing: model-00002"):
         check_files(index, "net")
 
 
@@ -497,7 +500,7 @@ def place(**changes: Any) -> Callable[[Metadata], None]:
         (swap_pieces, r"1\.weight: expected a dense \(4, 3\), found strided \(4, 2\)"),
         (forget_piece, r"no file has the values of 1\.weight from \(4, 3\) on"),
         (place(relative_path="../x"), r"0\.bias is in '\.\./x', which is not the name of a file"),
-        (place(relative_path="lost"), r"1 of 3 files are missing: lost$"),
+        (place(relative_path="lost"), r"1 of 3 files is missing: lost$"),
         (place(offset=10**9), r"0\.bias in __0_0\.distcp is damaged \(the file is cut off\)"),
         (place(offset=7), r"0\.bias in __0_0\.distcp is damaged"),
         (place(offset=-9), r"0\.bias: 1,577 bytes at -9 cannot hold"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,9 +80,7 @@ def shards_of(index: Path, name: str) -> dict[Path, list[str]]:
     shards = listed_shards(index, name)
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise EncodeError(
-            f"{name}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}"
-        )
+        raise EncodeError(f"{name}: {missing_files(missing, len(shards), 'shards')}")
     return shards
 
 
@@ -106,6 +105,14 @@ def _weight_map(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(names, dict) or not names:
         raise EncodeError(f"{name}: not an index of shards: it has no weight_map")
     return names
+
+
+def missing_files(names: Sequence[str], count: int, what: str) -> str:
+    """Says which of `count` files are missing; the names of many are left out."""
+    verb = "is" if len(names) == 1 else "are"
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    shown = ", ".join(names[:_SHOWN])
+    return f"{len(names):,} of {count:,} {what} {verb} missing: {shown}{more}"
 
 
 def is_base_name(name: str) -> bool:

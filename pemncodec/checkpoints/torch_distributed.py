@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from pemncodec.checkpoints.folders import is_base_name
+from pemncodec.checkpoints.folders import is_base_name, missing_files
 from pemncodec.checkpoints.inert import Inert
 from pemncodec.checkpoints.pieces import Choose, Cut, Piece, put_together
 from pemncodec.errors import EncodeError, named_line
@@ -159,10 +159,7 @@ class _Stored:
         files = sorted({file for file, _, _ in self.places.values()})
         missing = [file for file in files if not (self.folder / file).is_file()]
         if missing:
-            raise EncodeError(
-                f"{self.name}: {len(missing)} of {len(files)} files are missing: "
-                f"{', '.join(missing)}"
-            )
+            raise EncodeError(f"{self.name}: {missing_files(missing, len(files), 'files')}")
 
     def _read(self, key: str, place: _Place) -> Tensor:
         file, start, length = place
