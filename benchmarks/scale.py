@@ -335,8 +335,11 @@ def markdown(rows: list[dict[str, str]]) -> str:
     found = {(row["model"], row["values"], row["action"]): row for row in rows}
     kinds = [(values, action) for values in VALUES for action in (ENCODE, DECODE, VERIFY)]
     for values, action in [*kinds, ("", SAFETENSORS), ("", TORCH)]:
-        own = [found[model, values, action] for model in models]
-        cells = [f"{float(r['CPU s']):.1f} s, {int(r['peak MiB']):,} MiB" for r in own]
+        own = [found.get((model, values, action)) for model in models]
+        cells = [
+            f"{float(row['CPU s']):.1f} s, {int(row['peak MiB']):,} MiB" if row else ""
+            for row in own
+        ]
         lines.append(f"| {f'{values}: ' * bool(values)}{action} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
