@@ -64,10 +64,16 @@ class ShardPlan:
 def check_shard_target(target: Target | BinaryIO, options: EncodeOptions) -> None:
     """Refuses what shards cannot be written to, or what an interrupted encoding has left.
 
+    That is refused for a single file, too: the shards would get the same name when continued.
+
     Raises:
         EncodeArgumentError: says what to do.
     """
     if options.shard_bytes is None:
+        if isinstance(target, str | os.PathLike) and not is_url(target):
+            path = Path(target)
+            if path.name.endswith(SUFFIX):
+                check_leftover(path, resume=options.resume)
         return
     if not isinstance(target, str | os.PathLike):
         raise EncodeArgumentError(

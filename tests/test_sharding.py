@@ -77,9 +77,13 @@ def encode(target: Any, state: State = STATE, masks: State = MASKS, **options: A
     return pemncodec.encode(state, target, masks=masks, manifest=False, **options)
 
 
-def files(folder: Path) -> dict[str, str]:
+def files(folder: Path, pattern: str = "*") -> dict[str, str]:
     """What a folder holds: a digest of each file, by name."""
-    return {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    return {
+        str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest()
+        for path in folder.glob(pattern)
+        if path.is_file()
+    }
 
 
 def model(folder: Path, name: str = "net.pemn") -> dict[str, bytes] | None:
@@ -527,9 +531,12 @@ def test_what_is_left_is_not_touched_unasked(tmp_path: Path, partial: Path) -> N
     ):
         encode(tmp_path / "net.pemn")
     assert files(partial) == before
+    with pytest.raises(pemncodec.EncodeArgumentError, match=r"encoding to net.pemn was interr"):
+        encode(tmp_path / "net.pemn", shard_size=None)
+    assert files(partial) == before
     # Other files do not mind.
     encode(tmp_path / "other.pemn")
-    encode(tmp_path / "net.pemn", shard_size=None)
+    encode(tmp_path / "single.pemn", shard_size=None)
     assert files(partial) == before
 
 
@@ -644,6 +651,43 @@ def test_a_folder_without_a_journal_holds_nothing(
     (tmp_path / ".net.pemn.partial" / ".pemn-abc.tmp").touch()
     encode(tmp_path / "net.pemn")
     assert files(tmp_path) == reference
+
+
+def test_files_in_the_folder_that_are_not_ours_stay(run: Run, tmp_path: Path) -> None:
+    checkpoint_of_one(tmp_path)
+    command = ["encode", "model.pt", "--no-manifest", "-o", "net.pemn", "--shard-size", "1"]
+    partial, elsewhere = tmp_path / ".net.pemn.partial", tmp_path / "elsewhere"
+    for folder in (partial, elsewhere):
+        (folder / "sub").mkdir(parents=True)
+        (folder / ".pemn-abc.tmp").touch()
+
+    def refused(words: str, *more: str) -> None:
+        before = files(tmp_path, "**/*")
+        fails(run(*command, *more), 2, words)
+        assert files(tmp_path, "**/*") == before
+
+    for more in ((), ("--resume",), ("-f",)):
+        refused(".net.pemn.partial/sub is of no encoding: move it elsewhere", *more)
+    (partial / "sub").rmdir()
+    (partial / "thesis.txt").touch()
+    for more in ((), ("--resume",), ("-f",)):
+        refused(".net.pemn.partial/thesis.txt is of no encoding: move it", *more)
+    shutil.rmtree(partial)
+    partial.symlink_to(elsewhere.name)
+    for journal in ("", '{"format":"pemn-journal","made_with":{},"shards":{},"proven":true,'):
+        (elsewhere / "journal.json").write_text(journal + '"replaced":[]}' if journal else "")
+        for more in ((), ("--resume",), ("-f",)):
+            refused(".net.pemn.partial must be a folder", *more)
+    partial.unlink()
+    partial.touch()
+    refused(".net.pemn.partial must be a folder", "-f")
+
+
+def checkpoint_of_one(folder: Path) -> None:
+    """A checkpoint of a layer, model.pt."""
+    weight, mask = STATE["0.weight"], MASKS["0.weight"]
+    state = {"0.weight_orig": weight, "0.weight_mask": mask, "0.bias": STATE["0.bias"]}
+    torch.save(state, folder / "model.pt")
 
 
 @pytest.mark.parametrize("journal", [b"", b"{}", b"[]", b'{"format":"pemn-journal","shards":[]}'])
@@ -837,6 +881,28 @@ def test_the_command_continues_with_names(
     result = run(*checkpoint, "--resume")
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / ".net.pemn.partial").exists()
+
+
+@pytest.mark.parametrize("name", ["net.pemn", "net.pemn.index.json"])
+def test_what_has_come_there_meanwhile_is_overwritten_only_when_asked(
+    run: Run,
+    tmp_path: Path,
+    checkpoint: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    first = "net-00001-of-00003.pemn"
+    works = works_until(tmp_path, lambda folder: (folder / first).exists())
+    with disk(monkeypatch, works, Stopped()), contextlib.suppress(Stopped):
+        run(*checkpoint)
+    assert (tmp_path / first).exists()
+    fails(run(*checkpoint[:-2]), 2, "encoding to net.pemn was interrupted")
+    (tmp_path / name).write_bytes(b"{}")
+    fails(run(*checkpoint, "--resume"), 2, f"{name} exists: -f overwrites it")
+    assert (tmp_path / name).read_bytes() == b"{}"
+    assert run(*checkpoint, "--resume", "-f", "-q").returncode == 0
+    assert not (tmp_path / "net.pemn").exists()
+    assert len(pemncodec.load_state_dict(tmp_path / "net.pemn.index.json")) == len(STATE) - 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

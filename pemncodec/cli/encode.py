@@ -48,7 +48,7 @@ from pemncodec.cli.terminal import print_json, print_report, report_json, steps
 from pemncodec.cli.user_code import load_architecture, load_object, no_exit, user_code
 from pemncodec.coders.masks import Preset
 from pemncodec.format.atomic import write_file
-from pemncodec.format.partial import discard_leftover, is_naming
+from pemncodec.format.partial import discard_leftover, has_names
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.remote.urls import is_url, last_part, shown
 
@@ -177,7 +177,7 @@ def encode(
     for source in sources:
         check_source(source)
     output = output or target_beside(sources)
-    ours = not is_url(output) and resume and is_naming(Path(output))  # what is there by now
+    ours = not is_url(output) and resume and has_names(Path(output))
     for source in sources:
         check_output(output, source, force=force or ours)
     if arch is None and not no_manifest:

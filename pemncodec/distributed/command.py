@@ -36,7 +36,7 @@ from pemncodec.distributed.part import Written, encode_part, prepare, publish
 from pemncodec.distributed.ranks import Ranks
 from pemncodec.distributed.reading import read_part
 from pemncodec.format.index import SUFFIX
-from pemncodec.format.partial import is_naming
+from pemncodec.format.partial import has_names, is_naming
 from pemncodec.format.parts import continue_publishing
 from pemncodec.format.reader import open_file
 from pemncodec.options import EncodeOptions, FindSeed
@@ -107,7 +107,7 @@ def encode(
             )
     for source in sources:
         check_source(source)
-        check_output(output, source, force=force or (resume and is_naming(Path(output))))
+        check_output(output, source, force=force or (resume and has_names(Path(output))))
     if not output.endswith(SUFFIX):
         raise click.BadParameter(f"{output} must end in {SUFFIX}", param_hint="-o")
     target = Path(output).absolute()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from pemncodec.errors import DecodeError, EncodeArgumentError
 from pemncodec.format.atomic import write_file
-from pemncodec.format.index import Shard, ShardIndex, encode_index, index_name
+from pemncodec.format.index import SUFFIX, Shard, ShardIndex, encode_index, index_name
 from pemncodec.format.journal import FinishedShard, Journal, decode_journal, encode_journal
 from pemncodec.format.publishing import Place, earlier_files, put_shards
 from pemncodec.format.sections import StreamSections
@@ -61,16 +62,35 @@ def is_naming(target: Path) -> bool:
     return journal is not None and journal.proven
 
 
+def has_names(target: Path) -> bool:
+    """Whether what is there under a model's names comes from an interrupted encoding.
+
+    Or it was there before, and that encoding replaces it.
+    """
+    folder = partial_folder(target)
+    journal = read_journal(folder)
+    if journal is None or not journal.proven:
+        return False
+    index = index_name(target.name)
+    known = set(journal.replaced) | ({index} if not (folder / index).exists() else set())
+    return all(
+        name in known or not target.with_name(name).exists() for name in (target.name, index)
+    )
+
+
 def discard_leftover(target: Path) -> bool:
     """Deletes what an interrupted encoding has left; whether there was anything.
 
     Raises:
-        EncodeArgumentError: it is still under way.
+        EncodeArgumentError: it is still under way, or no encoding has made what is there.
     """
     folder = partial_folder(target)
+    _check_no_link(folder)
     if not folder.is_dir():
         return False
     with _locked(folder):
+        if not (folder / _JOURNAL).exists():
+            _empty(folder)
         shutil.rmtree(folder)
     return True
 
@@ -91,10 +111,11 @@ def open_partial(
 
     Raises:
         EncodeArgumentError: another process is at it; or shards are there, and not to be continued,
-            or made with other options or of other contents.
+            or made with other options or of other contents; or no encoding has made what is there.
         OSError: from the file system.
     """
     folder = partial_folder(target)
+    _check_no_link(folder)
     folder.mkdir(exist_ok=True)
     with _locked(folder):
         journal = read_journal(folder)
@@ -194,9 +215,9 @@ class PartialShards:
         Raises:
             OSError: some may have their names then; the others are kept.
         """
-        if not self.proven:
-            replaced = earlier_files(place, self._target.name)
-            self._note(replace(self._journal, proven=True, replaced=replaced))
+        # Also what has come there while this was interrupted.
+        replaced = (*self._journal.replaced, *earlier_files(place, self._target.name))
+        self._note(replace(self._journal, proven=True, replaced=tuple(dict.fromkeys(replaced))))
         put_shards(self.folder, self._target.name, self._plan, place, self._journal.replaced)
         self.discard()
 
@@ -257,8 +278,9 @@ def read_journal(folder: Path) -> Journal | None:
     """The journal of a partial folder; None where there is none, or no folder.
 
     Raises:
-        EncodeArgumentError: it is damaged.
+        EncodeArgumentError: it is damaged, or the folder is none.
     """
+    _check_no_link(folder)
     try:
         return decode_journal((folder / _JOURNAL).read_bytes())
     except FileNotFoundError:
@@ -267,9 +289,29 @@ def read_journal(folder: Path) -> Journal | None:
         raise EncodeArgumentError(f"{folder / _JOURNAL}: {error}; delete {folder}") from None
 
 
+def _check_no_link(folder: Path) -> None:
+    """Refuses what is no folder of its own: whoever follows a link deletes files of others."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise EncodeArgumentError(
+            f"{folder} must be a folder, in which shards are made: remove what is there"
+        )
+
+
 def _empty(folder: Path) -> None:
-    """Deletes what is in a folder."""
-    for path in folder.iterdir():
+    """Deletes what an encoding leaves before its first shard is noted.
+
+    Raises:
+        EncodeArgumentError: something else is there, too; nothing is deleted.
+    """
+    name = folder.name.removeprefix(".").removesuffix(f"{SUFFIX}.partial")
+    own = re.compile(rf"\.pemn-.*\.tmp|{re.escape(name)}-\d{{5,}}-of-\d{{5,}}\.pemn", re.ASCII)
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        if not own.fullmatch(path.name) or path.is_dir():
+            raise EncodeArgumentError(
+                f"{path} is of no encoding: move it elsewhere, shards are made in that folder"
+            )
+    for path in paths:
         path.unlink()
 
 
@@ -302,7 +344,7 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
