@@ -489,6 +489,50 @@ def place(**changes: Any) -> Callable[[Metadata], None]:
     return change
 
 
+def sized(size: Any) -> Callable[[Metadata], None]:
+    def change(metadata: Metadata) -> None:
+        metadata.state_dict_metadata["0.bias"].size = size  # type: ignore[union-attr]
+
+    return change
+
+
+def chunked(**changes: Any) -> Callable[[Metadata], None]:
+    def change(metadata: Metadata) -> None:
+        for name, value in changes.items():
+            setattr(metadata.state_dict_metadata["0.bias"].chunks[0], name, value)  # type: ignore[union-attr]
+
+    return change
+
+
+def planned(paths: Any) -> Callable[[Metadata], None]:
+    def change(metadata: Metadata) -> None:
+        metadata.planner_data = paths
+
+    return change
+
+
+def unused(**changes: Any) -> Callable[[Metadata], None]:
+    """What no tensor of the model needs."""
+
+    def change(metadata: Metadata) -> None:
+        names = [name for name in metadata.state_dict_metadata if name != "0.bias"]
+        metadata.planner_data = {name: ("model", name) for name in names}
+        place(**changes)(metadata)
+
+    return change
+
+
+def share_bytes(metadata: Metadata) -> None:
+    place = metadata.storage_data[MetadataIndex("0.bias", torch.Size([0]))]
+    for number in range(20):
+        name = f"more.{number}"
+        metadata.state_dict_metadata[name] = metadata.state_dict_metadata["0.bias"]
+        metadata.storage_data[MetadataIndex(name, torch.Size([0]))] = place
+
+
+DAMAGED = r"/x/\.metadata: not the metadata of torch\.distributed\.checkpoint, or damaged \(\w+: "
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -507,7 +551,38 @@ def place(**changes: Any) -> Callable[[Metadata], None]:
         (place(length=5), r"0\.bias: 5 bytes at [\d,]+ cannot hold \(6,\)"),
         (place(length=100), r"0\.bias in __0_0\.distcp is damaged"),
         (place(length="x"), r"not the metadata of torch\.distributed\.checkpoint, or damaged"),
-        (place(transform_descriptors=["zstd"]), r"stored through \['zstd'\]: save the checkp"),
+        (place(transform_descriptors=["zstd"]), r"stored through 'zstd': save the checkpoint once"),
+        (place(transform_descriptors=[3]), DAMAGED),
+        (place(relative_path=5), DAMAGED),
+        (place(relative_path="n" * 5000), DAMAGED),
+        (place(offset=0.5), DAMAGED),
+        (place(offset=True), DAMAGED),
+        (place(offset=1 << 80), DAMAGED),
+        (place(length=1 << 80), DAMAGED),
+        (place(length=1 << 62), r"0\.bias in __0_0\.distcp is damaged \(the file is cut off\)"),
+        (sized(None), DAMAGED),
+        (sized("6"), DAMAGED),
+        (sized((6.0,)), DAMAGED),
+        (sized((1 << 70,)), DAMAGED),
+        (sized((1,) * 17), DAMAGED),
+        (sized((-6,)), r"0\.bias: a piece ends at \(6,\), behind \(-6,\)"),
+        (sized([6]), DAMAGED),
+        (chunked(offsets=[0]), DAMAGED),
+        (chunked(sizes=(float("nan"),)), DAMAGED),
+        (chunked(sizes=("6",)), DAMAGED),
+        (planned({"0.bias": 5}), DAMAGED),
+        (planned({"0.bias": ("model", ["x"])}), DAMAGED),
+        (planned({"0.bias": ("model", 1 << 70)}), DAMAGED),
+        (planned({"0.bias": ("model",) * 65}), DAMAGED),
+        (
+            planned({"0.bias": ("net", "b"), "1.bias": ("net", "b")}),
+            r"0\.bias and 1\.bias are both",
+        ),
+        (unused(relative_path=5), DAMAGED),
+        (unused(relative_path=b"x"), DAMAGED),
+        (unused(relative_path="../x"), r"0\.bias is in '\.\./x', which is not the name"),
+        (unused(offset="x"), DAMAGED),
+        (share_bytes, r"tensors take [\d,]+ bytes of __0_0\.distcp, which has [\d,]+$"),
     ],
 )
 def test_what_is_wrong_with_the_metadata(
