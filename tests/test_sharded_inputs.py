@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import shutil
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -412,6 +414,38 @@ def test_every_dtype_and_shape(tmp_path: Path) -> None:
     assert same(read_checkpoint(tmp_path / "y").source, {"none": torch.zeros(0)})
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.to("meta"), r"found strided \(3,\) on the meta device$"),
+        (lambda t: t.repeat(2), r"expected a dense \(3,\), found strided \(6,\)$"),
+        (lambda t: t.to_sparse(), r"found sparse_coo \(3,\)$"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), r"found qint8 \(3,\)$"),
+    ],
+)
+def test_items_that_are_no_plain_tensors(
+    change: Callable[[Tensor], Tensor], words: str, tmp_path: Path
+) -> None:
+    dcp.save({"a": torch.ones(3)}, checkpoint_id=tmp_path / "x")
+    metadata = metadata_of(tmp_path / "x")
+    (stored,) = metadata.storage_data.values()
+    with (tmp_path / "x" / stored.relative_path).open("wb") as stream:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is deprecated
+            torch.save(change(torch.ones(3)), stream)
+        stored.offset, stored.length = 0, stream.tell()
+    (tmp_path / "x/.metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(EncodeError, match=words):
+        read_checkpoint(tmp_path / "x")
+
+
+def test_conjugates_are_resolved(tmp_path: Path) -> None:
+    value = torch.complex(torch.ones(3), torch.arange(3.0))
+    saved = {"conjugate": value.conj(), "negative": value.conj().imag}
+    dcp.save(saved, checkpoint_id=tmp_path / "x")
+    assert same(read_checkpoint(tmp_path / "x").source, saved)
+
+
 def metadata_of(folder: Path) -> Any:
     return pickle.loads((folder / ".metadata").read_bytes())  # noqa: S301 of our own
 
@@ -669,8 +703,19 @@ def test_safetensors_of_ranks(run: Run, tmp_path: Path) -> None:
     assert run("verify", "out.pemn", "--against", "net", "--keep", 0.5).returncode == 0
     second = "shard-00002-model-00001-of-00001.safetensors"
     fails(run("encode", f"net/{second}", *ENCODE), 1, "is a file missing?")
-    safetensors.torch.save_file(own, names[1], metadata | {"DCP_SHARDING_INFO": "[3]"})
-    fails(run("encode", "net", *ENCODE), 1, f"net/{second}: its DCP_SHARDING_INFO is not what tor")
+    wrong: list[Any] = [[3], {"only": 3}, {"only": {}}]
+    for offsets in ([], [0, 0], ["0"], [0.0], [None], [math.inf], [-1], [1 << 70], [[0]], 0, "0"):
+        wrong.append({"only": {"saved_offsets": offsets}})
+    for value in wrong:
+        changed = metadata | {"DCP_SHARDING_INFO": json.dumps(value)}
+        safetensors.torch.save_file(own, names[1], changed)
+        with pytest.raises(EncodeError, match=f"net/{second}: its DCP_SHARDING_INFO is not what"):
+            read_checkpoint(folder)
+    own = {"0.weight": torch.ones(3)}
+    changed = metadata | {"DCP_SHARDING_INFO": '{"0.weight": {"saved_offsets": [30]}}'}
+    safetensors.torch.save_file(own, names[1], changed)
+    with pytest.raises(EncodeError, match=r"^0\.weight: pieces of different numbers of dimension"):
+        read_checkpoint(folder)
 
 
 def test_what_the_hugging_face_writer_writes(tmp_path: Path) -> None:

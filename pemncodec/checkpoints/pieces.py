@@ -61,6 +61,13 @@ class Cut:
     pieces: Sequence[Piece]
 
 
+def joined(name: str, pieces: Sequence[Piece]) -> Cut:
+    """A tensor that ends where its pieces do; raises EncodeError where they cannot be of one."""
+    if len({len(piece.offsets) for piece in pieces}) > 1:
+        raise EncodeError(f"{name}: pieces of different numbers of dimensions")
+    return Cut(tuple(map(max, zip(*(piece.stops for piece in pieces), strict=True))), pieces)
+
+
 def put_together(tensors: Mapping[str, Cut]) -> StateDict:
     """Whole tensors by name, in memory that a temporary file backs.
 
@@ -98,8 +105,9 @@ def _whole(name: str, cut: Cut) -> Tensor:
     whole: Tensor | None = None
     for piece in cut.pieces:
         values = piece.read().detach()
-        if values.layout != torch.strided or values.shape != piece.sizes:
+        if not _is_dense(values) or values.shape != piece.sizes:
             raise EncodeError(f"{name}: expected a dense {piece.sizes}, found {_kind(values)}")
+        values = values.resolve_conj().resolve_neg()  # which torch.save leaves to be done
         if len(cut.pieces) == 1:
             return values.contiguous()
         if whole is None:
@@ -112,8 +120,14 @@ def _whole(name: str, cut: Cut) -> Tensor:
     return whole
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
 def _kind(tensor: Tensor) -> str:
-    return f"{tensor.layout} {tuple(tensor.shape)}".removeprefix("torch.")
+    where = " on the meta device" if tensor.is_meta else ""
+    how = tensor.dtype if tensor.is_quantized else tensor.layout
+    return f"{how} {tuple(tensor.shape)}{where}".removeprefix("torch.")
 
 
 def _check_cover(name: str, cut: Cut) -> None:

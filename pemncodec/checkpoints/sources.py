@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from pemncodec.checkpoints.files import (
 )
 from pemncodec.checkpoints.folders import files_of, shards_of
 from pemncodec.checkpoints.kinds import kind_of, kind_of_checkpoint
-from pemncodec.checkpoints.pieces import Choose, Cut, Piece, put_together
+from pemncodec.checkpoints.pieces import Choose, Piece, joined, put_together
 from pemncodec.checkpoints.recorded import Recorded
 from pemncodec.checkpoints.torch_distributed import read_distributed
 from pemncodec.errors import EncodeError
@@ -146,8 +147,9 @@ def _joined(parts: Mapping[str, Checkpoint], paths: Mapping[str, Path]) -> Check
     part_of: dict[str, str] = {}
     pieces: dict[str, list[Piece]] = {}
     for part, checkpoint in parts.items():
-        offsets = _offsets(paths[part], part)
-        for name, tensor in _state_of(checkpoint, part).items():
+        state = _state_of(checkpoint, part)
+        offsets = _offsets(paths[part], part, state)
+        for name, tensor in state.items():
             if name in part_of and not (name in offsets and name in pieces):
                 raise EncodeError(f"{name} is in both {part_of[name]} and {part}")
             part_of[name] = part
@@ -156,14 +158,14 @@ def _joined(parts: Mapping[str, Checkpoint], paths: Mapping[str, Path]) -> Check
                 piece = Piece(offsets[name], tuple(tensor.shape), tensor.detach)
                 pieces.setdefault(name, []).append(piece)
     cuts = {
-        name: Cut(tuple(map(max, zip(*(piece.stops for piece in cut), strict=True))), cut)
+        name: joined(name, cut)
         for name, cut in pieces.items()
         if len(cut) > 1 or any(cut[0].offsets)
     }
     return Checkpoint({**tensors, **put_together(cuts)} if cuts else tensors, _recorded(parts))
 
 
-def _offsets(path: Path, name: str) -> dict[str, tuple[int, ...]]:
+def _offsets(path: Path, name: str, state: StateDict) -> dict[str, tuple[int, ...]]:
     """Where the tensors of a file begin in those that they are pieces of, if it says so."""
     if kind_of(path) != "safetensors":
         return {}
@@ -174,12 +176,20 @@ def _offsets(path: Path, name: str) -> dict[str, tuple[int, ...]]:
     if said is None:
         return {}
     try:
-        return {
-            tensor: tuple(map(int, saved["saved_offsets"]))
-            for tensor, saved in json.loads(said).items()
+        offsets = {
+            tensor: tuple(saved["saved_offsets"]) for tensor, saved in json.loads(said).items()
         }
+        if not all(_begin(offsets[tensor], state[tensor]) for tensor in offsets if tensor in state):
+            raise ValueError
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise EncodeError(f"{name}: its {_OFFSETS} is not what torch writes") from None
+    return offsets
+
+
+def _begin(offsets: tuple[Any, ...], tensor: Tensor) -> bool:
+    """Whether a tensor can begin there in another one."""
+    within = all(type(offset) is int and 0 <= offset < 1 << 48 for offset in offsets)
+    return within and len(offsets) == tensor.dim()
 
 
 def _recorded(parts: Mapping[str, Checkpoint]) -> Recorded:

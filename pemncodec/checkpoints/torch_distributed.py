@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -215,7 +216,9 @@ class _Stored:
             stream.seek(start)
             data = io.BytesIO(stream.read(length))
         try:
-            value = torch.load(data, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is refused, or read well
+                value = torch.load(data, map_location="cpu", weights_only=True)
         except Exception as error:
             cause = named_line(error)[:120]
         else:
