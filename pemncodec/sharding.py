@@ -21,11 +21,13 @@ from pemncodec.format.partial import (
     PartialShards,
     check_leftover,
     check_nothing_to_continue,
+    is_naming,
     open_partial,
 )
 from pemncodec.format.partition import partition, with_shared_prototypes
-from pemncodec.format.parts import part_target
+from pemncodec.format.parts import named_part, part_target
 from pemncodec.format.publishing import Place, place_of
+from pemncodec.format.sections import SectionSource
 from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions
 from pemncodec.peers import Peers
@@ -44,6 +46,7 @@ class ShardPlan:
 
     Attributes:
         target: a path or URL, NAME.pemn.
+        whole: likewise, of the model of which this is a part; else the same.
         parts: what each file will hold, by its name; forgotten when it is written.
         digests: of each of `parts`.
         weight_map: as `ShardIndex` has it.
@@ -53,6 +56,7 @@ class ShardPlan:
     """
 
     target: Target
+    whole: Target
     parts: dict[str, Contents]
     digests: Mapping[str, str]
     weight_map: Mapping[str, str]
@@ -124,8 +128,10 @@ def plan_shards(
             check_nothing_to_continue(Path(target))
         return None
     names = shard_names(_name(target), count)[before : before + len(parts)]
+    whole = target
     if peers is not None:
-        target = part_target(Path(target).absolute(), peers.rank, peers.count)
+        whole = Path(target).absolute()
+        target = part_target(whole, peers.rank, peers.count)
     if options.share_prototypes:
         parts = with_shared_prototypes(parts, names)
     files = {
@@ -135,6 +141,7 @@ def plan_shards(
     }
     return ShardPlan(
         target,
+        whole,
         dict(zip(names, parts, strict=True)),
         {name: contents_digest(part) for name, part in zip(names, parts, strict=True)},
         {tensor.name: files[tensor.name] for tensor in contents.tensors},
@@ -184,13 +191,22 @@ def encode_shards(
 
 
 def encode_part(
-    plan: ShardPlan, prove: Callable[[Path], Report], step: Step, peers: Peers, *, resume: bool
+    plan: ShardPlan,
+    prove: Callable[[Path | SectionSource], Report],
+    step: Step,
+    peers: Peers,
+    *,
+    resume: bool,
 ) -> Report:
     """Write the shards of a part of a model, which get their names with all others.
 
-    Until then they are in the partial folder of `plan.target`. Arguments and errors are those of
-    `encode_shards`, but for `peers`, who write the other parts.
+    Until then they are in the partial folder of `plan.target`. Shards that are getting their names
+    are only proven again. Arguments and errors are those of `encode_shards`, but for `peers`, who
+    write the other parts.
     """
+    if resume and is_naming(Path(plan.whole)):
+        sections = named_part(Path(plan.whole), plan.made_with, plan.digests, plan.weight_map)
+        return _with_kept(prove(sections), plan, len(plan.digests))
     with (
         open_partial(Path(plan.target), plan.made_with, plan.digests, resume=resume) as partial,
         _kept_or_discarded(partial, plan),

@@ -27,7 +27,7 @@ from torch.distributed import TCPStore
 
 from pemncodec import sharding
 from pemncodec.distributed import command
-from pemncodec.format import partial
+from pemncodec.format import partial, publishing
 
 _GRACE = 5.0  # seconds; that of torchrun is shorter, and others may end by themselves
 _PLACES = {
@@ -35,6 +35,7 @@ _PLACES = {
     "encode_part": command,
     "publish": command,
     "put_shards": partial,
+    "sync_folder": publishing,  # when the first shard has its name
 }
 
 

@@ -173,6 +173,7 @@ def files_of(folder: Path, name: str) -> dict[str, bytes]:
 def test_encode(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save({"model": state, "epoch": 3}, tmp_path / "net.pt")
     dcp.save({"model": state, "epoch": 3}, checkpoint_id=tmp_path / "folder")
+    torch.save({**state, "l1.bias": state["l1.bias"] + 1}, tmp_path / "changed.pt")
     torch.save({"a.bias": torch.ones(3)}, tmp_path / "unmasked.pt")
 
     def run(ranks: int, source: str, output: str, *more: str, **killed: Any) -> dict[str, Any]:
@@ -193,7 +194,13 @@ def test_encode(state: dict[str, Tensor], tmp_path: Path) -> None:
         "other": run(4, "net.pt", "killed.pemn", "--keep", "0.4", "--resume"),
         "resumed": run(4, "net.pt", "killed.pemn", *keep, "--resume"),
         "moving": run(4, "net.pt", "moving.pemn", *keep, killed=(0, "put_shards")),
+        "moving fewer": run(2, "net.pt", "moving.pemn", *keep, "--resume"),
+        "moving other": run(4, "net.pt", "moving.pemn", "--keep", "0.4", "--resume"),
+        "moving others": run(4, "changed.pt", "moving.pemn", *keep, "--resume"),
+        "moving faster": run(4, "net.pt", "moving.pemn", *keep, "--preset", "fast", "--resume"),
         "moved": run(4, "net.pt", "moving.pemn", *keep, "--resume"),
+        "naming": run(4, "net.pt", "naming.pemn", *keep, killed=(0, "sync_folder")),
+        "named": run(4, "net.pt", "naming.pemn", *keep, "--resume"),
         "exists": run(2, "net.pt", "whole.pemn", *keep),
     }
     found = dict(zip(runs, run_ranks(list(runs.values())), strict=True))
@@ -233,9 +240,18 @@ def test_encode(state: dict[str, Tensor], tmp_path: Path) -> None:
     assert ends["resumed"] == [0, 0, 0, 0]
     assert "1 of 1 shards were there from an interrupted encoding" in said["resumed"][0]
     assert ends["moving"][0] == -9
+    assert "start as many" in said["moving fewer"][0]
+    assert "was made of other tensors, or with other options" in said["moving other"][0]
+    assert "was made of other tensors, or with other options" in said["moving others"][0]
+    assert "made with --preset default, not fast" in said["moving faster"][0]
+    for name in ("fewer", "other", "others", "faster"):
+        assert all(ends[f"moving {name}"])
     assert ends["moved"] == [0, 0, 0, 0]
+    assert "1 of 1 shards were there from an interrupted encoding" in said["moved"][0]
+    assert ends["naming"][0] == -9
+    assert ends["named"] == [0, 0, 0, 0]
     whole = files_of(tmp_path, "whole")
-    for name in ("killed", "moving"):
+    for name in ("killed", "moving", "naming"):
         files = files_of(tmp_path, name)
         assert files.keys() == whole.keys()
         for file in files:

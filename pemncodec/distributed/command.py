@@ -36,8 +36,7 @@ from pemncodec.distributed.part import Written, encode_part, prepare, publish
 from pemncodec.distributed.ranks import Ranks
 from pemncodec.distributed.reading import read_part
 from pemncodec.format.index import SUFFIX
-from pemncodec.format.partial import has_names, is_naming
-from pemncodec.format.parts import continue_publishing
+from pemncodec.format.partial import has_names
 from pemncodec.format.reader import open_file
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.remote.urls import is_url, shown
@@ -117,11 +116,6 @@ def encode(
         check_parts_suffice(options)
         with ranks.exchange() as exchange:
             prepare(target, exchange, resume=resume, force=force)
-            if resume and is_naming(target):
-                exchange.gather(None)  # before what has been asked for is no longer so
-                if ranks.rank == 0:
-                    continue_publishing(target)
-                return
             step("reading the checkpoint", None)
             with telling(exchange), named(", ".join(sources)):
                 part, choices = read_part(

@@ -14,10 +14,12 @@ from pemncodec.distributed.exchange import Exchange, telling
 from pemncodec.encoding import Progress, encode_with
 from pemncodec.errors import EncodeError
 from pemncodec.format.index import ShardIndex, decode_index, index_name
-from pemncodec.format.partial import partial_folder
+from pemncodec.format.partial import is_naming, partial_folder
 from pemncodec.format.parts import (
     check_leftover_parts,
+    continue_publishing,
     discard_leftover_parts,
+    index_of_names,
     part_target,
     publish_parts,
 )
@@ -112,7 +114,8 @@ def encode_part(
         report = encode_with(own, part.tensors, target, progress)
         file_of = {tensor.name: target.name for tensor in report.info.tensors}
         if report.info.shards:
-            file_of = dict(_index(part_target(target, exchange.rank, exchange.count)).weight_map)
+            known = _index(target, exchange).weight_map
+            file_of = {name: known[name] for name in file_of}
         return exchange.finish(Written(exchange.rank, file_of, report.rules, report.notes))
 
 
@@ -134,6 +137,9 @@ def publish(target: Path, names: Sequence[str], written: Sequence[Written], coun
     file_of = {name: file for own in written for name, file in own.file_of.items()}
     if target.name in file_of.values():  # written at once
         return target
+    if is_naming(target):
+        continue_publishing(target)
+        return target.with_name(index_name(target.name))
     order = in_order([list(own.file_of) for own in written], names)
     parts = [part_target(target, own.rank, count) for own in written]
     publish_parts(target, parts, {name: file_of[name] for name in order})
@@ -162,10 +168,13 @@ def in_order(parts: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
     return [name for *_, name in sorted(found)]
 
 
-def _index(part: Path) -> ShardIndex:
-    """Of the shards of a process."""
-    data = (partial_folder(part) / index_name(part.name)).read_bytes()
-    return decode_index(data, UNLIMITED)
+def _index(target: Path, exchange: Exchange) -> ShardIndex:
+    """Of the shards of a process, or of all, where these are getting their names."""
+    part = part_target(target, exchange.rank, exchange.count)
+    path = partial_folder(part) / index_name(part.name)
+    if is_naming(target):
+        path = index_of_names(target)
+    return decode_index(path.read_bytes(), UNLIMITED)
 
 
 def _masks_of(part: Part, options: EncodeOptions) -> dict[str, Tensor]:

@@ -124,7 +124,7 @@ def open_partial(
             journal = Journal(dict(made_with))
         elif not resume:
             raise _leftover(folder, journal)
-        _check_same(folder, journal, made_with, plan)
+        check_same(folder, journal, made_with, plan)
         partial = PartialShards(target, folder, journal, plan)
         try:
             yield partial
@@ -169,13 +169,11 @@ class PartialShards:
         shard = self._journal.shards.get(name)
         if shard is None:
             return False
-        path = self.folder / name
-        if self.proven and not path.exists():
-            path = self._target.with_name(name)
-        if _is_whole(path, shard):
-            return True
         if self.proven:
-            raise EncodeArgumentError(f"{path} is missing or damaged: {_start_over(self.folder)}")
+            finished_path(self._target, name, shard)
+            return True
+        if _is_whole(self.folder / name, shard):
+            return True
         others = {key: value for key, value in self._journal.shards.items() if key != name}
         self._note(replace(self._journal, shards=others))
         return False
@@ -231,9 +229,35 @@ class PartialShards:
         self._journal = journal
 
 
-def _check_same(
+def finished_path(target: Path, name: str, shard: FinishedShard) -> Path:
+    """Where a proven shard is, which may have got its name.
+
+    Raises:
+        EncodeArgumentError: it is missing or damaged.
+    """
+    folder = partial_folder(target)
+    path = folder / name
+    if not path.exists():
+        path = target.with_name(name)
+    if not _is_whole(path, shard):
+        raise EncodeArgumentError(f"{path} is missing or damaged: {_start_over(folder)}")
+    return path
+
+
+def check_same(
     folder: Path, journal: Journal, made_with: Mapping[str, str], plan: Mapping[str, str]
 ) -> None:
+    """Refuses to continue with shards of something else.
+
+    Args:
+        folder: the partial folder.
+        journal: what is there.
+        made_with: what is asked for now, as `Journal` has it.
+        plan: likewise, as `open_partial` has it.
+
+    Raises:
+        EncodeArgumentError: says what is not the same.
+    """
     for name, value in made_with.items():
         if (before := journal.made_with.get(name)) != value:
             raise EncodeArgumentError(

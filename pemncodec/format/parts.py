@@ -8,11 +8,27 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from pemncodec.errors import EncodeArgumentError
-from pemncodec.format.partial import discard_leftover, open_partial, partial_folder, read_journal
+from pemncodec.format.index import Shard, ShardIndex, encode_index, index_name
+from pemncodec.format.journal import FinishedShard, Journal
+from pemncodec.format.partial import (
+    check_same,
+    discard_leftover,
+    finished_path,
+    open_partial,
+    partial_folder,
+    read_journal,
+)
 from pemncodec.format.publishing import place_of
+from pemncodec.format.sections import ReopenedSections
+from pemncodec.format.sharded_sections import ShardedSections
+from pemncodec.limits import UNLIMITED
+
+_NONE: Final = FinishedShard("", 0, 0)  # where a shard of that name is not known
 
 
 def part_target(target: Path, rank: int, count: int) -> Path:
@@ -33,15 +49,13 @@ def check_leftover_parts(target: Path, count: int, *, resume: bool) -> None:
         EncodeArgumentError: says what to do.
     """
     main = read_journal(partial_folder(target))
-    if main is not None and main.proven and resume:
-        return  # whoever had made them
     left = [folder for folder in _leftover_parts(target) if read_journal(folder) is not None]
     if main is None and not left:
         return
     counts = {folder.name.rpartition("-of-")[2].partition(".")[0] for folder in left} or {"1"}
+    by = "one process" if counts == {"1"} else f"{' and by '.join(sorted(counts))} processes"
     interrupted = (
-        f"an encoding to {target.name} by {' and by '.join(sorted(counts))} processes was "
-        "interrupted, and its finished shards are kept"
+        f"an encoding to {target.name} by {by} was interrupted, and its finished shards are kept"
     )
     if not resume:
         raise EncodeArgumentError(f"{interrupted}: --resume continues it; -f starts over")
@@ -57,6 +71,37 @@ def discard_leftover_parts(target: Path) -> bool:
     """
     found = [discard_leftover(_target_of(folder)) for folder in _leftover_parts(target)]
     return discard_leftover(target) or any(found)
+
+
+def named_part(
+    target: Path,
+    made_with: Mapping[str, str],
+    plan: Mapping[str, str],
+    weight_map: Mapping[str, str],
+) -> ShardedSections:
+    """The shards of a process that are getting their names, wherever each of them is.
+
+    Args:
+        target: NAME.pemn, as which the model is known.
+        made_with: what is asked for now, as `Journal` has it.
+        plan: likewise: names of the process's shards, and the digest of what each is made of.
+        weight_map: of its tensors, as `ShardIndex` has it.
+
+    Raises:
+        EncodeArgumentError: they were made of something else, or are missing or damaged.
+    """
+    folder = partial_folder(target)
+    journal = read_journal(folder) or Journal({})
+    known = {name: journal.shards.get(name, _NONE) for name in plan}
+    check_same(folder, replace(journal, shards=known), made_with, plan)
+    paths = {name: finished_path(target, name, shard) for name, shard in known.items()}
+    shards = {name: Shard(shard.size, shard.front_crc) for name, shard in known.items()}
+
+    def open_shard(name: str, _: Shard) -> ReopenedSections:
+        return ReopenedSections(paths[name], UNLIMITED)
+
+    index = encode_index(ShardIndex(shards, weight_map, None))
+    return ShardedSections(index, open_shard, UNLIMITED)
 
 
 def publish_parts(target: Path, parts: Sequence[Path], weight_map: Mapping[str, str]) -> None:
@@ -85,17 +130,23 @@ def publish_parts(target: Path, parts: Sequence[Path], weight_map: Mapping[str, 
 
 
 def continue_publishing(target: Path) -> None:
-    """Give shards their names, which `publish_parts` had begun with.
+    """Give shards their names, which `publish_parts` had begun with; `named_part` has them proven.
 
     Raises:
         OSError: as there.
     """
     journal = read_journal(partial_folder(target))
-    if journal is not None:
-        shards = {name: shard.contents for name, shard in journal.shards.items()}
-        with open_partial(target, journal.made_with, shards, resume=True) as partial:
-            partial.publish(place_of(target))
+    assert journal is not None
+    shards = {name: shard.contents for name, shard in journal.shards.items()}
+    with open_partial(target, journal.made_with, shards, resume=True) as partial:
+        partial.publish(place_of(target))
     discard_leftover_parts(target)
+
+
+def index_of_names(target: Path) -> Path:
+    """The index of shards that are getting their names, which may have got its own."""
+    path = partial_folder(target) / index_name(target.name)
+    return path if path.exists() else target.with_name(path.name)
 
 
 def _leftover_parts(target: Path) -> list[Path]:
