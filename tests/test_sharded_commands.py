@@ -302,3 +302,26 @@ def test_a_checkpoint_of_torch_distributed(
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
     assert PemnReader.validate_checkpoint_id(index)
     assert not PemnReader.validate_checkpoint_id(folder)
+
+
+def test_indexes_that_others_wrote_are_checkpoints(folder: Path, run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "net"
+    shutil.copytree(folder / "net", model)
+    index = model / "net.pemn.index.json"
+    said = json.loads(index.read_text())
+    texts = [
+        json.dumps(said, indent=1),
+        "\n" + json.dumps(dict(reversed(list(said.items())))),
+    ]
+    for number, text in enumerate(texts):
+        for name in ("net.pemn.index.json", "other.json"):  # as what came from a URL is named
+            index.unlink(missing_ok=True)
+            index = model / name
+            index.write_text(text)
+            result = run("encode", index, "--no-manifest", "-o", f"{number}{name}.pemn")
+            assert result.returncode == 0, result.stderr
+            against = run("verify", folder / "whole.pemn", "--against", index)
+            assert b"every one bit for bit" in against.stdout
+    (model / "net.pemn.index.json").write_text(texts[0].replace("pemn-index", "index"))
+    (model / "other.json").unlink()
+    fails(run("encode", model, "--no-manifest", "-o", "x.pemn"), 1, "not an index of a sharded")

@@ -203,6 +203,8 @@ def test_which_file_of_a_folder(run: Run, tmp_path: Path) -> None:
     for part in (1, 2):
         torch.save({f"{part}": torch.ones(2)}, folder / f"x-0000{part}-of-00002.pt")
     fails(run("encode", "net", *ENCODE), 1, "no index: name all of them", "x-00002-of-00002.pt")
+    torch.save({"a": torch.ones(2)}, folder / "x-100000-of-100000.pt")
+    fails(run("encode", "net", *ENCODE), 1, "no index: name all of them", "x-100000-of-100000.pt")
 
 
 # ------------------------------------------------------------------------------- what is wrong

@@ -25,8 +25,8 @@ _KNOWN: Final = (
 _SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".pemn", _INDEX)
 # What transformers' Trainer keeps beside a model: optimizer and scheduler, random state, options.
 _BESIDE: Final = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args)\.(pt|pth|bin)")
-_SHARD: Final = re.compile(r".+-\d{5}-of-\d{5}\.[a-z]+")
-_PIECES: Final = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+_SHARD: Final = re.compile(r".+-[0-9]{5,}-of-[0-9]{5,}\.[a-z]+")
+_PIECES: Final = re.compile(r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
 _SHOWN: Final = 6
 
 

@@ -5,6 +5,7 @@ Works without torch.
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Final, Literal
 
 from pemncodec.errors import EncodeError
 from pemncodec.format.container import SIGNATURE
+from pemncodec.format.index import FORMAT, INDEX_SUFFIX
 
 Kind = Literal[
     "pickle", "safetensors", "npz", "npy", "pemn", "torchscript", "pt2", "onnx", "hdf5", "gguf",
@@ -37,7 +39,6 @@ WHAT_TO_DO: Final[dict[Kind, str]] = {
 }
 _BEGINNINGS: Final[dict[bytes, Kind]] = {
     SIGNATURE: "pemn",
-    b'{"format":"pemn-': "pemn-index",  # its first key
     b"\x93NUMPY": "npy",
     b"\x89HDF\r\n\x1a\n": "hdf5",
     b"GGUF": "gguf",
@@ -69,7 +70,9 @@ def kind_of(path: Path) -> Kind:
             return _kind_of_archive(archive.namelist())
     if path.suffix == ".onnx":
         return "onnx"
-    return "index" if head.lstrip()[:1] == b"{" else "unknown"
+    if head.lstrip()[:1] != b"{":
+        return "unknown"
+    return "pemn-index" if _is_pemn_index(path) else "index"
 
 
 def kind_of_checkpoint(path: Path, name: str) -> Kind:
@@ -87,6 +90,17 @@ def kind_of_checkpoint(path: Path, name: str) -> Kind:
     if kind in WHAT_TO_DO:
         raise EncodeError(f"{name}: cannot load this: {WHAT_TO_DO[kind]}")
     return kind
+
+
+def _is_pemn_index(path: Path) -> bool:
+    """Whether JSON is an index of .pemn files, by its own word or by its name."""
+    if path.name.endswith(INDEX_SUFFIX):
+        return True
+    try:
+        index = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(index, dict) and index.get("format") == FORMAT
 
 
 def _kind_of_archive(names: Sequence[str]) -> Kind:
