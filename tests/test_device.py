@@ -247,7 +247,8 @@ def test_packed_networks(
 ) -> None:
     """Layers that are expanded have the bits of dense ones, by Triton's kernels and without."""
     monkeypatch.setattr(product, "most_inputs", lambda: 0)
-    monkeypatch.setattr(devices, "_MOST_INPUTS", 0)
+    for most in ("_MOST_INPUTS", "_MOST_INPUTS_OF_SIGNS"):
+        monkeypatch.setattr(devices, most, 0)
     if not triton:
         monkeypatch.setattr(devices, "uses_triton", lambda _: False)
     kinds = ("short seed", "long torch", "long seed", "constant", "stored")
@@ -285,6 +286,7 @@ def test_products_of_packed_layers(device: str, dtype: str, kind: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["short seed", "long seed", "constant"])
 def test_compiled_packed_layers(device: str, kind: str) -> None:
+    torch.compiler.reset()  # each kind is a compilation of its own
     packed, _ = weights(PROTOTYPES[kind], (400, 300))
     layer = installed(nn.Linear(300, 400), packed).to(device)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
@@ -385,6 +387,8 @@ def test_training_on_cuda(
     on_cpu = masked_state(copy.deepcopy(model).cpu()).masks
     assert all(np.array_equal(masks[name], on_cpu[name]) for name in masks)
     model.eval()
+    with torch.no_grad():
+        model(images().cuda())  # which ranks all layers together, where the selection does
     weights = {name: model.get_submodule(name.rpartition(".")[0]).weight for name in masks}
     for name, mask in masks.items():
         assert np.array_equal((weights[name] != 0).cpu().numpy(), mask)

@@ -520,7 +520,7 @@ print("compiled")
 def test_kernels_are_compiled_for_a_device_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", COMPILE], capture_output=True, text=True, check=False
     )
