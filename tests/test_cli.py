@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from conftest import Run, fails, pemn_process
 from torch import nn
+
+from pemncodec.cli.commands import cli
+from pemncodec.distributed.command import commands as distributed_cli
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "convmixer-rp1e-3-k50.pt"
@@ -330,3 +335,22 @@ def test_prefixes_and_ties_on_the_command_line(run: Run, tmp_path: Path) -> None
     result = run(*against, "--prefix", "model.", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     fails(run("verify", "m.pemn", "--prefix", "model.", cwd=tmp_path), 2, "--against")
+
+
+def all_commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    if isinstance(command, click.Group):
+        for own, one in command.commands.items():
+            yield from all_commands(one, f"{name} {own}")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [*all_commands(cli, "pemn"), *all_commands(distributed_cli, "python -m pemncodec.distributed")],
+)
+def test_help_fits_a_terminal(name: str, command: click.Command) -> None:
+    text = click.Context(command, info_name=name, terminal_width=80).get_help()
+    for line in text.splitlines():
+        assert len(line) <= 80
+        assert not line.endswith("-")  # of a name that goes on in the next line
+        assert "[default: (" not in line

@@ -123,6 +123,9 @@ def test_digest(folder: Path, run: Run) -> None:
     data = (folder / "whole.pemn").read_bytes()
     assert done(run("digest", "-", cwd=folder, stdin=data)).decode() == f"{digest}  -\n"
     fails(run("digest", "-", cwd=folder, stdin=data[:-1]), 1, "-: ", "its header says")
+    twice = run("digest", "whole.pemn", "net", "state.pt", "whole.pemn", cwd=folder)
+    fails(twice, 1, "state.pt: ")  # what was found before is not lost
+    assert twice.stdout.decode() == f"{digest}  whole.pemn\n{digest}  net\n"
     fails(run("digest", "whole.pemn", "--max-memory", "1K", cwd=folder), 1, "whole.pemn: ")
 
 

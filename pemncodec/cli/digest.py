@@ -29,14 +29,13 @@ def digest(sources: Sequence[str], max_memory: int, quiet: bool, as_json: bool) 
     \b
     pemn digest net.pemn other.pemn.index.json
     """
-    found = {}
-    with steps(quiet=quiet) as step:
-        for source in sources:
-            with opened(source, max_memory) as file, named(source):
-                what = f"hashing {visible(shown(source))}"
-                found[shown(source)] = file_digest(file, partial(step, what))
+    found = []
+    for source in sources:
+        what = f"hashing {visible(shown(source))}"
+        with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
+            own = file_digest(file, partial(step, what))
+        found.append({"file": shown(source), "digest": own})
+        if not as_json:
+            click.echo(f"{own}  {visible(shown(source))}")
     if as_json:
-        print_json({"files": [{"file": name, "digest": own} for name, own in found.items()]})
-    else:
-        for name, own in found.items():
-            click.echo(f"{own}  {visible(name)}")
+        print_json({"files": found})

@@ -67,7 +67,7 @@ _IN_MEMORY: Final = 1 << 24  # bytes that wait for standard output; more of them
 )
 @click.option("--arch-kwargs", default="{}", metavar="JSON", help="Arguments of the factory.")
 @click.option(
-    "--arch-argv", metavar="TEXT", help="What its code finds in sys.argv, such as '--dim 128'."
+    "--arch-argv", metavar="TEXT", help="What its code finds in sys.argv, one text as in a shell."
 )
 @click.option(
     "--example-shape",
@@ -150,8 +150,9 @@ def encode(
     The file is decoded again and compared with the original before it is written.
 
     \b
-    pemn encode model.pt --keep 0.5 --arch models.py:convmixer \\
-        --arch-kwargs '{"dim": 128, "depth": 4}' --example-shape 3,32,32 -o model.pemn
+    pemn encode model.pt --keep 0.5 -o model.pemn \\
+        --arch models.py:convmixer --arch-kwargs '{"dim": 128, "depth": 4}' \\
+        --example-shape 3,32,32
     """
     kwargs = parse_kwargs(arch_kwargs, arch)
     argv = parse_argv(arch_argv, arch, builder=builder)

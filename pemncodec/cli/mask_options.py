@@ -90,7 +90,7 @@ _OPTIONS = (
         "--rule",
         metavar="RULE",
         help="How masks follow from scores: magnitude, score, global-magnitude, global-score, "
-        "movement, biprop, biprop-global, above=T, at-least=T, sigmoid-above=T, bernoulli=SEED  "
+        "movement, biprop, biprop-global, at-least=T, above=T, sigmoid-above=T, bernoulli=SEED  "
         "[default: as the code that made the checkpoint, where its names tell].",
     ),
     click.option(

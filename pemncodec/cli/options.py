@@ -126,8 +126,7 @@ max_memory_option = click.option(
     "--max-memory",
     type=Size(),
     default=Limits().decoded_bytes,
-    show_default="16G",
-    help="Refuse a file that decodes to more, such as 512M or 32G.",
+    help="Refuse a file that decodes to more, such as 512M or 32G  [default: 16G].",
 )
 
 

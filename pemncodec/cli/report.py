@@ -114,7 +114,7 @@ def report(
     status is 1. A dash in place of a PATH prints that table instead of the usual one.
 
     \b
-    pemn report *.pemn k50.pt --keep-of k50.pt=0.5 --html sizes.html --latex sizes.tex
+    pemn report *.pemn k50.pt --keep-of k50.pt=0.5 --html sizes.html
     """
     keep_of = _parse_keeps(keeps, sources)
     tables = {"csv": csv, "markdown": markdown, "latex": latex}

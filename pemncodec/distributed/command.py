@@ -85,7 +85,8 @@ def encode(
     beside them names all. Tensors alone are stored: describing an architecture runs the network.
 
     \b
-    torchrun --nproc-per-node 4 -m pemncodec.distributed encode CHECKPOINT --keep 0.5 -o net.pemn
+    torchrun --nproc-per-node 4 -m pemncodec.distributed encode CHECKPOINT \\
+        --keep 0.5 -o net.pemn
     """
     ranks = Ranks.from_environment()
     options = EncodeOptions(
