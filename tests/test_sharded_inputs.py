@@ -303,6 +303,23 @@ def test_several_files(suffix: str, run: Run, tmp_path: Path) -> None:
     fails(run("verify", "out.pemn", *against[:4], "--keep", 0.5), 1, "2.")
 
 
+def test_some_of_the_files_are_not_enough(run: Run, tmp_path: Path, expected: bytes) -> None:
+    index = save_pretrained(tmp_path / "net", ".bin")
+    index.unlink()
+    shards = [f"net/pytorch_model-{number:05}-of-00003.bin" for number in (1, 2, 3)]
+    for some, lacking in (((0, 2), 1), ((0, 1), 2), ((1,), 0), ((0, 0, 1), 2)):
+        words = f"{shards[lacking]} is not named, one of 3 files: name all of them, their folder"
+        named = [shards[number] for number in some]
+        fails(run("encode", *named, *ENCODE, "-o", "out.pemn"), 1, words)
+        against = [argument for name in named for argument in ("--against", name)]
+        fails(run("verify", "whole.pemn", *against), 1, words)
+    assert run("encode", *shards, *ENCODE, "-o", "out.pemn").returncode == 0
+    assert (tmp_path / "out.pemn").read_bytes() == expected
+    shutil.copy(tmp_path / "out.pemn", tmp_path / "a-00001-of-00002.pemn")  # which opens alone
+    result = run("encode", "a-00001-of-00002.pemn", "--no-manifest", "-o", "out.pemn", "-f")
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.usefixtures("expected")
 def test_several_files_that_cannot_be_joined(run: Run, tmp_path: Path) -> None:
     for number, part in enumerate(parts()):

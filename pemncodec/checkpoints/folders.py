@@ -27,6 +27,7 @@ _SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".pemn", _IND
 _BESIDE: Final = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args)\.(pt|pth|bin)")
 _SHARD: Final = re.compile(r".+-[0-9]{5,}-of-[0-9]{5,}\.[a-z]+")
 _PIECES: Final = re.compile(r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
+_NUMBERED: Final = re.compile(r"(.+)-([0-9]{5,9})-of-([0-9]{5,9})(\.(?!pemn)[a-z]+)", re.DOTALL)
 _SHOWN: Final = 6
 
 
@@ -105,6 +106,29 @@ def _weight_map(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(names, dict) or not names:
         raise EncodeError(f"{name}: not an index of shards: it has no weight_map")
     return names
+
+
+def check_all_named(paths: Sequence[str]) -> None:
+    """Refuses files whose names say that they are some of several: all of these must be named.
+
+    Shards that are .pemn files are whole models, too.
+
+    Raises:
+        EncodeError: says which is not named.
+    """
+    numbers: dict[tuple[str, str, str], set[int]] = {}
+    for path in paths:
+        match = _NUMBERED.fullmatch(path)
+        if match:
+            stem, number, count, suffix = match.groups()
+            numbers.setdefault((stem, count, suffix), set()).add(int(number))
+    for (stem, count, suffix), named in numbers.items():
+        if len(named) < int(count):
+            first = next(number for number in range(1, len(named) + 2) if number not in named)
+            raise EncodeError(
+                f"{stem}-{first:05}-of-{count}{suffix} is not named, one of {int(count):,} files: "
+                "name all of them, their folder, or their index"
+            )
 
 
 def missing_files(names: Sequence[str], count: int, what: str) -> str:

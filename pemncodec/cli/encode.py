@@ -39,7 +39,7 @@ from pemncodec.cli.streams import (
     STDIO,
     FileName,
     check_output,
-    check_source,
+    check_sources,
     checkpoint_paths,
     named,
     output_target,
@@ -175,8 +175,7 @@ def encode(
         share_prototypes=share_prototypes,
         resume=resume,
     )
-    for source in sources:
-        check_source(source)
+    check_sources(sources)
     output = output or target_beside(sources)
     ours = not is_url(output) and resume and has_names(Path(output))
     for source in sources:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import click
 
-from pemncodec.checkpoints.folders import check_files, listed_shards
+from pemncodec.checkpoints.folders import check_all_named, check_files, listed_shards
 from pemncodec.checkpoints.kinds import INDICES, advice, kind_of
 from pemncodec.cli.terminal import visible
 from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, NotPemnError, PemnError
@@ -93,6 +93,13 @@ def check_source(source: str) -> None:
     path = Path(source)
     if source != STDIO and not is_url(source) and not path.is_fifo():  # of which reading takes
         check_files(path, source)
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Refuses also some of the files of a checkpoint in several; raises as `check_source`."""
+    for source in sources:
+        check_source(source)
+    check_all_named(sources)
 
 
 @contextlib.contextmanager

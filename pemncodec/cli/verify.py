@@ -17,7 +17,7 @@ from pemncodec.cli.options import (
     threads_option,
     trust_pickle_option,
 )
-from pemncodec.cli.streams import FileName, check_source, named, opened
+from pemncodec.cli.streams import FileName, check_sources, named, opened
 from pemncodec.cli.terminal import print_json, steps
 from pemncodec.remote.urls import shown
 
@@ -51,8 +51,7 @@ def verify(
     given = [*mask_arguments.given(), *(["--prefix"] if prefix is not None else [])]
     if given and not against:
         raise click.UsageError(f"{' and '.join(given)}: only with --against")
-    for checkpoint in against:
-        check_source(checkpoint)
+    check_sources(against)
     with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
         step("verifying", None)
 

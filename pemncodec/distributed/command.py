@@ -28,7 +28,7 @@ from pemncodec.cli.options import (
     shard_size_option,
     threads_option,
 )
-from pemncodec.cli.streams import STDIO, FileName, check_output, check_source, fail, named
+from pemncodec.cli.streams import STDIO, FileName, check_output, check_sources, fail, named
 from pemncodec.cli.terminal import print_info, steps, visible
 from pemncodec.coders.masks import Preset
 from pemncodec.distributed.exchange import PeerError, telling
@@ -105,8 +105,8 @@ def encode(
             raise click.UsageError(
                 f"{shown(name)}: all processes need files in a folder that they share"
             )
+    check_sources(sources)
     for source in sources:
-        check_source(source)
         check_output(output, source, force=force or (resume and has_names(Path(output))))
     if not output.endswith(SUFFIX):
         raise click.BadParameter(f"{output} must end in {SUFFIX}", param_hint="-o")
