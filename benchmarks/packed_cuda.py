@@ -66,6 +66,7 @@ def graph_milliseconds(call: Callable[[], object]) -> float:
     return milliseconds(graph.replay)
 
 
+@torch.no_grad()
 def measure(
     what: str, name: str, path: Path, inputs: Callable[[int], Tensor], batches: tuple[int, ...]
 ) -> Iterator[Row]:
@@ -138,7 +139,7 @@ def main(folder: Path | None, output: Path) -> None:
     """Measure and write the table."""
     measured_on = f"{provenance(('torch', 'triton'))}, {torch.cuda.get_device_name()}"
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as temporary:
         folder = folder or Path(temporary)
 
         def measured() -> Iterator[Row]:
@@ -149,9 +150,9 @@ def main(folder: Path | None, output: Path) -> None:
                 )
             yield from measure_masks(folder)
             for name, (_, inputs) in NETWORKS.items():
-                with torch.inference_mode(False):
-                    path = network_file(name, folder)
-                yield from measure("network", name, path, inputs, NETWORK_BATCHES)
+                yield from measure(
+                    "network", name, network_file(name, folder), inputs, NETWORK_BATCHES
+                )
 
         for row in measured():
             click.echo(row)
