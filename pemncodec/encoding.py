@@ -142,7 +142,8 @@ def encode(
         share_prototypes: values that are stored, and that several of these files use, are in one of
             them, which the others need beside them. Else each file opens alone.
         resume: continue an encoding into shards that was interrupted: what is finished is kept, if
-            the same is encoded with the same options, and the files are the same.
+            the same is encoded with the same options, and the files are the same. One process at a
+            time encodes to a name; Windows does not tell where there are two.
         progress: called with the step that is under way and its share done, 0 to 1 or None.
 
     Raises:

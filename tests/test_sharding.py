@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -39,7 +40,9 @@ from pemncodec.contents import (
 )
 from pemncodec.format.index import Shard, ShardIndex, decode_index, encode_index
 from pemncodec.format.journal import contents_digest
+from pemncodec.format.partial import read_shard
 from pemncodec.format.partition import partition
+from pemncodec.format.publishing import Folder
 from pemncodec.format.reader import open_file
 from pemncodec.format.writer import encode_contents
 from pemncodec.limits import Limits
@@ -690,6 +693,46 @@ def checkpoint_of_one(folder: Path) -> None:
     torch.save(state, folder / "model.pt")
 
 
+def journal_of(**changed: Any) -> bytes:
+    shard = {"contents": "", "size": 1, "front_crc": 1}
+    fields = {"made_with": {}, "shards": {"net-00001-of-00001.pemn": shard}, "proven": True}
+    fields |= {"replaced": ["net.pemn", "net.pemn.index.json", "net-00002-of-00002.pemn"]}
+    return json.dumps({"format": "pemn-journal", **fields, **changed}).encode()
+
+
+DAMAGED = [
+    {"replaced": ["../thesis.pemn"]},
+    {"replaced": ["thesis-00001-of-00002.pemn"]},
+    {"replaced": ["model.pt"]},
+    {"replaced": [1]},
+    {"replaced": None},
+    {"proven": "no"},
+    {"made_with": {"--preset": 1}},
+    {"made_with": []},
+    {"shards": {"../thesis.pemn": {"contents": "", "size": 1, "front_crc": 1}}},
+    {"shards": {"net-00001-of-00001.pemn": {"contents": "", "size": "1", "front_crc": 1}}},
+    {"shards": {"net-00001-of-00001.pemn": {"contents": 1, "size": 1, "front_crc": 1}}},
+    {"shards": {"net-00001-of-00001.pemn": {"contents": "", "size": 1}}},
+    {"more": 1},
+]
+
+
+@pytest.mark.parametrize("changed", DAMAGED)
+def test_a_journal_names_no_files_of_others(tmp_path: Path, changed: dict[str, Any]) -> None:
+    folder = tmp_path / ".net.pemn.partial"
+    folder.mkdir()
+    (folder / "journal.json").write_bytes(journal_of())
+    with pytest.raises(pemncodec.EncodeArgumentError, match="was interrupted"):
+        encode(tmp_path / "net.pemn")
+    (folder / "journal.json").write_bytes(journal_of(**changed))
+    (tmp_path / "thesis.pemn").touch()
+    before = files(tmp_path, "**/*")
+    for resume in (False, True):
+        with pytest.raises(pemncodec.EncodeArgumentError, match=r"journal\.json: .*; delete"):
+            encode(tmp_path / "net.pemn", resume=resume)
+    assert files(tmp_path, "**/*") == before
+
+
 @pytest.mark.parametrize("journal", [b"", b"{}", b"[]", b'{"format":"pemn-journal","shards":[]}'])
 def test_a_damaged_journal_is_told(tmp_path: Path, journal: bytes) -> None:
     (tmp_path / ".net.pemn.partial").mkdir()
@@ -712,6 +755,48 @@ def test_one_process_at_a_time(tmp_path: Path, partial: Path) -> None:
     finally:
         os.close(descriptor)
     encode(tmp_path / "net.pemn", resume=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+@pytest.mark.parametrize("moment", ["open", "flock"])
+def test_the_folder_vanishes_when_another_process_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: dict[str, str], moment: str
+) -> None:
+    import fcntl
+
+    module = {"open": os, "flock": fcntl}[moment]
+    function, done = getattr(module, moment), []
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        folder = tmp_path / ".net.pemn.partial"
+        if not done and folder.exists():
+            done.append(folder.rmdir())
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(module, moment, call)
+    encode(tmp_path / "net.pemn")
+    assert done
+    assert files(tmp_path) == reference
+
+
+def test_a_first_shard_that_was_not_noted(tmp_path: Path, reference: dict[str, str]) -> None:
+    folder = tmp_path / ".net.pemn.partial"
+    folder.mkdir()
+    (folder / "net-00001-of-00003.pemn").write_bytes(b"x")
+    encode(tmp_path / "net.pemn")
+    assert files(tmp_path) == reference
+
+
+def test_finished_shards_are_not_read_whole(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, 1 << 22, np.uint8)
+    whole = Contents((), (DenseTensor("a", "uint8", values.shape, values),))
+    (tmp_path / "net.pemn").write_bytes(b"".join(encode_contents(whole)))
+    tracemalloc.start()
+    try:
+        assert read_shard(tmp_path / "net.pemn").size > len(values)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_cannot_be_proven_leaves_nothing(
@@ -881,6 +966,44 @@ def test_the_command_continues_with_names(
     result = run(*checkpoint, "--resume")
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / ".net.pemn.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "moment"),
+    [("6kB", "put"), ("1", "put"), (None, "put"), ("6kB", "remove"), ("1", "remove")],
+)
+def test_starting_over_leaves_no_shards_without_an_index(
+    run: Run,
+    tmp_path: Path,
+    checkpoint: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    before: str | None,
+    moment: str,
+) -> None:
+    if before is not None:
+        assert run(*checkpoint[:-1], before).returncode == 0
+    calls: list[str] = []
+
+    def stopping(name: str) -> Callable[..., None]:
+        function = getattr(Folder, name)
+
+        def call(*arguments: Any) -> None:
+            if name == moment and "put" in calls:
+                raise Stopped
+            calls.append(name)
+            function(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch, contextlib.suppress(Stopped):
+        for name in ("put", "remove"):
+            patch.setattr(Folder, name, stopping(name))
+        run(*checkpoint, "-f")
+    assert "put" in calls
+    assert run(*checkpoint[:-1], "10kB", "-f").returncode == 0
+    index = decode_index((tmp_path / "net.pemn.index.json").read_bytes(), Limits())
+    assert len(index.shards) == 2
+    assert set(files(tmp_path)) == {"model.pt", "net.pemn.index.json", *index.shards}
 
 
 @pytest.mark.parametrize("name", ["net.pemn", "net.pemn.index.json"])

@@ -30,6 +30,7 @@ INDEX_SUFFIX: Final = ".pemn.index.json"
 _FIELDS: Final = frozenset({"format", "manifest", "shards", "version", "weight_map"})
 _SHARD_FIELDS: Final = frozenset({"front_crc", "size"})
 _VERSION: Final = re.compile(r"([0-9]{1,9})\.[0-9]{1,9}", re.ASCII)
+_SHARD: Final = re.compile(r"(.+)-[0-9]{5,}-of-[0-9]{5,}\.pemn", re.DOTALL)
 _CRC: Final = re.compile("[0-9a-f]{8}")
 
 
@@ -66,6 +67,12 @@ def shard_names(name: str, count: int) -> list[str]:
     """Names of the files of `NAME.pemn` in `count` shards."""
     stem = name.removesuffix(SUFFIX)
     return [f"{stem}-{number:05}-of-{count:05}{SUFFIX}" for number in range(1, count + 1)]
+
+
+def index_of_shard(name: str) -> str | None:
+    """Name of the index to which a file belongs, by its own name; None if that is no shard's."""
+    match = _SHARD.fullmatch(name)
+    return index_name(match[1]) if match else None
 
 
 def index_name(name: str) -> str:

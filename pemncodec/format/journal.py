@@ -18,6 +18,7 @@ from pemncodec.contents import (
     Tensor,
 )
 from pemncodec.errors import CorruptError, DecodeError
+from pemncodec.format.columns import is_file_name
 from pemncodec.format.digests import digest_of, values_digest
 
 _FORMAT: Final = "pemn-journal"
@@ -69,9 +70,15 @@ def decode_journal(data: bytes) -> Journal:
     """
     try:
         value: dict[str, Any] = decode_json(data, depth=4)
-        if value.pop("format") != _FORMAT:
+        if value.pop("format") != _FORMAT or type(value["proven"]) is not bool:
             raise ValueError
         shards = {name: FinishedShard(**shard) for name, shard in value.pop("shards").items()}
+        for name, shard in shards.items():
+            if not is_file_name(name) or list(map(type, astuple(shard))) != [str, int, int]:
+                raise ValueError
+        texts = (*value["made_with"].values(), *value["replaced"])
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError
         return Journal(**value | {"shards": shards, "replaced": tuple(value["replaced"])})
     except (DecodeError, AttributeError, KeyError, TypeError, ValueError):
         raise CorruptError("header", "not the journal of an encoding") from None

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from pemncodec.errors import DecodeArgumentError
-from pemncodec.format.index import INDEX_SUFFIX, SUFFIX, Shard, check_index_size, index_name
+from pemncodec.format.index import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    Shard,
+    check_index_size,
+    index_name,
+    index_of_shard,
+)
 from pemncodec.format.remote_sections import FIRST_BYTES, RemoteSections
 from pemncodec.format.sections import ReopenedSections, SectionSource, Source, StreamSections
 from pemncodec.format.sharded_sections import ShardedSections, check_shard_size
@@ -19,7 +25,6 @@ from pemncodec.remote.ranges import failure, open_ranges
 from pemncodec.remote.urls import beside, is_url, last_part, shown
 from pemncodec.spool import Spool
 
-_SHARD: Final = re.compile(r"(.+)-[0-9]{5,}-of-[0-9]{5,}\.pemn", re.DOTALL)
 _AT_ONCE: Final = 8  # fronts that are fetched
 
 FIRST_BYTES_OF_SHARD: Final = 1 << 13
@@ -63,12 +68,6 @@ def index_beside(source: str) -> str | None:
         return None
     there = _is_there(source, index) if is_url(source) else Path(source).with_name(index).is_file()
     return index if there else None
-
-
-def index_of_shard(name: str) -> str | None:
-    """Name of the index to which a file belongs, by its own name; None if that is no shard's."""
-    match = _SHARD.fullmatch(name)
-    return index_name(match[1]) if match else None
 
 
 def _open_path(path: Path, limits: Limits) -> SectionSource:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from pemncodec.errors import DecodeError, EncodeArgumentError
+from pemncodec.errors import CorruptError, DecodeError, EncodeArgumentError
 from pemncodec.format.atomic import write_file
-from pemncodec.format.index import SUFFIX, Shard, ShardIndex, encode_index, index_name
+from pemncodec.format.index import Shard, ShardIndex, encode_index, index_name, index_of_shard
 from pemncodec.format.journal import FinishedShard, Journal, decode_journal, encode_journal
-from pemncodec.format.publishing import Place, earlier_files, put_shards
+from pemncodec.format.publishing import Place, earlier_files, place_of, put_shards
 from pemncodec.format.sections import StreamSections
 from pemncodec.limits import UNLIMITED
 
@@ -89,7 +89,9 @@ def discard_leftover(target: Path) -> bool:
     if not folder.is_dir():
         return False
     with _locked(folder):
-        if not (folder / _JOURNAL).exists():
+        if (folder / _JOURNAL).exists():
+            _remove_named(folder, target)
+        else:
             _empty(folder)
         shutil.rmtree(folder)
     return True
@@ -116,8 +118,7 @@ def open_partial(
     """
     folder = partial_folder(target)
     _check_no_link(folder)
-    folder.mkdir(exist_ok=True)
-    with _locked(folder):
+    with _locked(folder, make=True):
         journal = read_journal(folder)
         if journal is None:
             _empty(folder)
@@ -273,10 +274,9 @@ def check_same(
 
 
 def _leftover(folder: Path, journal: Journal) -> EncodeArgumentError:
-    name = folder.name.removeprefix(".").removesuffix(".partial")
     return EncodeArgumentError(
-        f"an encoding to {name} was interrupted, and {len(journal.shards)} of its shards are kept: "
-        f"--resume (resume=True) continues it; {_start_over(folder)}"
+        f"an encoding to {_target_name(folder)} was interrupted, and {len(journal.shards)} of its "
+        f"shards are kept: --resume (resume=True) continues it; {_start_over(folder)}"
     )
 
 
@@ -292,8 +292,7 @@ def read_shard(path: Path) -> Shard:
     """
     sections = StreamSections(path, UNLIMITED)
     try:
-        front = sections.data()[: sections.container.size]
-        return Shard(sections.container.file_size, int.from_bytes(front[-4:], "little"))
+        return Shard(sections.container.file_size, sections.container.crc)
     finally:
         sections.close()
 
@@ -306,11 +305,37 @@ def read_journal(folder: Path) -> Journal | None:
     """
     _check_no_link(folder)
     try:
-        return decode_journal((folder / _JOURNAL).read_bytes())
+        journal = decode_journal((folder / _JOURNAL).read_bytes())
+        name = _target_name(folder)
+        for file in journal.replaced:  # which will be deleted
+            if file not in (name, index_name(name)) and index_of_shard(file) != index_name(name):
+                raise CorruptError("header", f"{file!r:.80} is no file of {name}")
+        return journal
     except FileNotFoundError:
         return None
     except DecodeError as error:
         raise EncodeArgumentError(f"{folder / _JOURNAL}: {error}; delete {folder}") from None
+
+
+def _target_name(folder: Path) -> str:
+    """Of a partial folder."""
+    return folder.name.removeprefix(".").removesuffix(".partial")
+
+
+def _remove_named(folder: Path, target: Path) -> None:
+    """Deletes shards that have got their names and no index, and those that they replace."""
+    try:
+        journal = read_journal(folder)
+    except EncodeArgumentError:  # a damaged one, by which nobody can continue
+        return
+    if journal is None or not journal.proven:
+        return
+    place = place_of(target)
+    kept = earlier_files(place, target.name)
+    named = [name for name in journal.shards if not (folder / name).exists()]
+    for name in {*named, *journal.replaced}.difference(kept):
+        if index_of_shard(name) == index_name(target.name):
+            place.remove(name)
 
 
 def _check_no_link(folder: Path) -> None:
@@ -327,11 +352,10 @@ def _empty(folder: Path) -> None:
     Raises:
         EncodeArgumentError: something else is there, too; nothing is deleted.
     """
-    name = folder.name.removeprefix(".").removesuffix(f"{SUFFIX}.partial")
-    own = re.compile(rf"\.pemn-.*\.tmp|{re.escape(name)}-\d{{5,}}-of-\d{{5,}}\.pemn", re.ASCII)
     paths = sorted(folder.iterdir())
     for path in paths:
-        if not own.fullmatch(path.name) or path.is_dir():
+        own = fnmatchcase(path.name, ".pemn-*.tmp") or index_of_shard(path.name) is not None
+        if not own or path.is_dir():
             raise EncodeArgumentError(
                 f"{path} is of no encoding: move it elsewhere, shards are made in that folder"
             )
@@ -357,27 +381,49 @@ def _is_whole(path: Path, expected: FinishedShard) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, *, make: bool = False) -> Iterator[None]:
     """The folder for one process at a time, where the system can tell.
+
+    Args:
+        folder: a partial folder.
+        make: whether to make it where there is none.
 
     Raises:
         EncodeArgumentError: another process has it.
+        FileNotFoundError: there is none.
     """
     if os.name != "posix":
+        if make:
+            folder.mkdir(exist_ok=True)
         yield
         return
+    while True:
+        if make:
+            folder.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            if make:
+                continue
+            raise
+        try:
+            _lock(descriptor, folder)
+            # Else who had it has deleted it, and it may be there again.
+            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EncodeArgumentError(
-                f"another process is encoding into {folder}: wait for it, or end it"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise EncodeArgumentError(
+            f"another process is encoding into {folder}: wait for it, or end it"
+        ) from None
+    except OSError:  # a file system without locks
+        pass

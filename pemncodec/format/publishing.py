@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from pemncodec.errors import DecodeError
 from pemncodec.format.atomic import sync_folder, write_file
-from pemncodec.format.index import SUFFIX, decode_index, index_name
+from pemncodec.format.index import SUFFIX, decode_index, index_name, index_of_shard
 from pemncodec.limits import Limits
 from pemncodec.remote.ranges import open_ranges
 from pemncodec.remote.stores import remove_stored, stored_bytes, upload
@@ -127,8 +126,7 @@ def earlier_files(place: Place, name: str) -> tuple[str, ...]:
     except DecodeError:
         shards = {}
     # An index that somebody has written by hand may name files that belong to others, too.
-    own = re.compile(re.escape(name.removesuffix(SUFFIX)) + r"-\d{5,}-of-\d{5,}" + SUFFIX, re.ASCII)
-    return (*files, index, *(shard for shard in shards if own.fullmatch(shard)))
+    return (*files, index, *(shard for shard in shards if index_of_shard(shard) == index))
 
 
 def put_shards(
