@@ -303,7 +303,12 @@ def test_what_is_no_pemn_file_says_what_it_is(command: list[str], run: Run, tmp_
         fails(run(first, name, *rest), 1, f"{name}: ", "not a .pemn file; it is a checkpoint, wh")
     fails(run(first, "x.gz", *rest), 1, "not a .pemn file; it is compressed with gzip")
     fails(run(first, "text", *rest), 1, "not a .pemn file\n")
-    fails(run(first, "folder", *rest), 1, "folder: there is no .pemn file in this folder")
+    fails(run(first, "folder", *rest), 1, "folder: there is no .pemn file in this folder\n")
+    (tmp_path / "m.pt").rename(tmp_path / "folder/m.pt")
+    words = "no .pemn file in this folder; its checkpoint is for pemn encode\n"
+    fails(run(first, "folder", *rest), 1, words)
+    (tmp_path / "net.pemn.index.json").write_text("{}")
+    fails(run(first, "net.pemn.index.json", *rest), 1, "not an index of a sharded .pemn model\n")
     fails(run(first, "nothing", *rest), 1, "nothing")
 
 

@@ -161,6 +161,31 @@ def test_whatever_user_code_raises_is_one_line(scored: Path, run: Run, name: str
     assert not list(scored.glob("*.pemn"))
 
 
+def test_a_name_that_is_not_there(scored: Path, run: Run) -> None:
+    (scored / "models.py").write_text(
+        "from torch import nn\nfrom pathlib import Path\nsize = 3\n_own = lambda: 0\n"
+        "class Net: pass\ndef small(): pass\n"
+    )
+    for module in ("models.py", "models"):
+        result = run("encode", "plain.pt", "--keep", 0.5, "--arch", f"{module}:net")
+        words = f"--arch {module}:net: there is no net in {module}; it has Net, small\n"
+        fails(result, 2, words)
+    (scored / "models.py").write_text("".join(f"def f{n}(): pass\n" for n in range(7)))
+    result = run("encode", "plain.pt", "--keep", 0.5, "--arch", "models.py:net")
+    fails(result, 2, "it has f0, f1, f2, f3, f4, f5, …\n")
+    (scored / "models.py").write_text("")
+    result = run("encode", "plain.pt", "--keep", 0.5, "--arch", "models.py:net")
+    fails(result, 2, "there is no net in models.py\n")
+
+
+def test_example_inputs_that_do_not_fit(run: Run) -> None:
+    options = ["--arch", "noisy.py:net", "--keep", 0.5, "--example-shape", 7]
+    result = run("encode", "model.pt", *options, "-q")
+    assert b"on the example inputs (--example-shape, example_inputs=\xe2\x80\xa6): mat1" in (
+        result.stderr
+    )
+
+
 def test_a_metric_that_ends_the_process_is_one_line(scored: Path, run: Run) -> None:
     (scored / "metrics.py").write_text("raise SystemExit(5)")
     options = ["--keep", 0.5, "--arch", "parsing.py:net", "--accuracy", "metrics.py:top1"]

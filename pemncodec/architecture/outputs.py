@@ -46,7 +46,8 @@ def _call(module: nn.Module, batch: tuple[Tensor, ...]) -> Any:
         return _kept(module(*batch))
     except Exception as error:
         raise UnsupportedModelError(
-            f"the module cannot be run on the example inputs: {first_line(error)}"
+            "the module cannot be run on the example inputs (--example-shape, example_inputs=…): "
+            f"{first_line(error)}"
         ) from None
 
 

@@ -123,6 +123,6 @@ def advice(path: Path) -> str:
     kind = kind_of(path)
     if kind == "index":
         return "it is JSON, of which pemn encode takes indexes of shards"
-    if kind in CHECKPOINTS:
+    if kind in CHECKPOINTS and kind != "pemn-index":
         return "it is a checkpoint, which pemn encode makes a .pemn file of"
     return f"it is {WHAT_TO_DO[kind]}" if kind in WHAT_TO_DO and kind != "empty" else ""

@@ -12,10 +12,21 @@ from typing import Any, BinaryIO, NoReturn
 
 import click
 
-from pemncodec.checkpoints.folders import check_all_named, check_files, listed_shards
+from pemncodec.checkpoints.folders import (
+    check_all_named,
+    check_files,
+    files_of,
+    listed_shards,
+)
 from pemncodec.checkpoints.kinds import INDICES, advice, kind_of
 from pemncodec.cli.terminal import visible
-from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, NotPemnError, PemnError
+from pemncodec.errors import (
+    DecodeArgumentError,
+    EncodeArgumentError,
+    EncodeError,
+    NotPemnError,
+    PemnError,
+)
 from pemncodec.format.atomic import named_errors
 from pemncodec.format.index import SUFFIX, index_name
 from pemncodec.format.reader import PemnFile, open_file
@@ -157,8 +168,19 @@ def opened(source: str, max_memory: int) -> Iterator[PemnFile]:
         except NotPemnError as error:
             what = advice(Path(source)) if local and Path(source).is_file() else ""
             raise BadDataError(f"{shown(source)}: {error}{f'; {what}' if what else ''}") from None
+        except FileNotFoundError as error:
+            if local and _has_checkpoint(Path(source)):
+                error.strerror = f"{error.strerror}; its checkpoint is for pemn encode"
+            raise
     with file:
         yield file
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and bool(files_of(folder, str(folder)))
+    except EncodeError:
+        return False
 
 
 @contextlib.contextmanager

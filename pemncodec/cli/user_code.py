@@ -12,12 +12,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pemncodec.errors import EncodeArgumentError, named_line
 
 if TYPE_CHECKING:
     from torch import nn
+
+_SHOWN: Final = 6  # names of a module
 
 
 @contextlib.contextmanager
@@ -110,20 +113,33 @@ def load_object(place: str, option: str, argv: Sequence[str] = ()) -> Any:
     if not name:
         raise EncodeArgumentError(f"{option} {place}: expected module:name")
     with one_error(f"{option} {place}"):
-        sys.argv = [name, *argv]
-        if not name.endswith(".py"):
-            sys.path.insert(0, str(Path.cwd()))
-            spec = importlib.util.find_spec(name)
-            sys.argv = [(spec and spec.origin) or name, *argv]
-            return getattr(importlib.import_module(name), attribute)
-        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-        assert spec is not None  # for every name that ends so
-        assert spec.loader is not None
-        sys.path.insert(0, str(Path(name).resolve().parent))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(module.__name__, module)
-        spec.loader.exec_module(module)
-        return getattr(module, attribute)
+        module = _imported(name, argv)
+        if hasattr(module, attribute):
+            return getattr(module, attribute)
+    there = [
+        own
+        for own, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not own.startswith("_")
+    ]
+    listed = f"; it has {', '.join(there[:_SHOWN])}{', …' * (len(there) > _SHOWN)}" if there else ""
+    raise EncodeArgumentError(f"{option} {place}: there is no {attribute} in {name}{listed}")
+
+
+def _imported(name: str, argv: Sequence[str]) -> ModuleType:
+    sys.argv = [name, *argv]
+    if not name.endswith(".py"):
+        sys.path.insert(0, str(Path.cwd()))
+        spec = importlib.util.find_spec(name)
+        sys.argv = [(spec and spec.origin) or name, *argv]
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    assert spec is not None  # for every name that ends so
+    assert spec.loader is not None
+    sys.path.insert(0, str(Path(name).resolve().parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(module.__name__, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 def load_architecture(arch: str, kwargs: dict[str, Any], argv: Sequence[str] = ()) -> nn.Module:
