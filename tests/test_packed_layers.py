@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -156,6 +158,62 @@ def test_no_inputs(which: str) -> None:
     assert (torch.empty(0, 24) @ packed).shape == (0, 16)
 
 
+def outcome(work: Callable[[Tensor], Tensor], weight: Tensor) -> tuple[Any, ...]:
+    """Shape and dtype of a result, or the error in its place."""
+    try:
+        result = work(weight)
+    except Exception as error:
+        return type(error), str(error)
+    return result.shape, result.dtype
+
+
+@pytest.mark.parametrize("which", ["stored", "constant"])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4), (5, 8), (24, 16)])
+def test_what_does_not_fit_fails_as_with_dense_weights(which: str, shape: tuple[int, int]) -> None:
+    """With sizes of which the bits fill the same bytes, too."""
+    prototype = stored("float32", 2) if which == "stored" else KINDS[which]
+    packed, dense = weights(prototype, shape)
+    functional, failed = nn.functional, 0
+    for matrix in (packed, packed.t()):
+        plain = dense if matrix is packed else dense.t()
+        n, m = plain.shape
+        works: list[Callable[[Tensor], Tensor]] = []
+        for sizes in product((1, 2, 4), {1, 2, 3, 4, 8, 16, 24, n, m}):
+            x = torch.ones(sizes)
+            works += [
+                lambda w, x=x: torch.mm(x, w),
+                lambda w, x=x: x @ w,
+                lambda w, x=x: functional.linear(x, w),
+                lambda w, x=x: functional.linear(x, w, torch.ones(w.shape[0])),
+                lambda w, x=x: torch.addmm(torch.ones(w.shape[1]), x, w),
+            ]
+        x = torch.ones(2, n)
+        biases = [(2, 1, m), (1, 2, m), (3, m), (2, m + 1), (m + 1,), (1, 1, 1)]
+        biases += [(), (1,), (m,), (1, m), (2, 1), (2, m), (0,)]
+        for bias in [*map(torch.ones, biases), torch.ones(m).double(), torch.ones(m).long()]:
+            works.append(lambda w, x=x, bias=bias: torch.addmm(bias, x, w))
+        works += [
+            lambda w, x=x: torch.addmm(torch.ones(w.shape[1], device="meta"), x, w),
+            lambda w, x=x: torch.mm(x.double(), w),
+            lambda w, x=x: torch.mm(x[0], w),
+            lambda w, x=x: torch.mm(x[None], w),
+        ]
+        for work in works:
+            expected = outcome(work, plain)
+            assert outcome(work, matrix) == expected
+            failed += isinstance(expected[1], str)
+    assert failed > 50
+
+
+def test_biases_of_every_shape_that_fits() -> None:
+    packed, dense = weights(KINDS["stored"], (24, 16))
+    inputs = torch.randn(2, 16)
+    for shape in [(), (1,), (24,), (1, 24), (2, 1), (2, 24)]:
+        bias = torch.randn(shape)
+        expected = torch.addmm(bias, inputs, dense.t())
+        assert torch.allclose(torch.addmm(bias, inputs, packed.t()), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("which", ["stored", "constant"])
 def test_gradients_pass_through_a_product(which: str) -> None:
     packed, dense = weights(KINDS[which], (24, 16))
@@ -193,6 +251,18 @@ def test_rows_of_an_embedding(which: str, columns: int, dtype: str) -> None:
     for wrong in (-1, 700):
         with pytest.raises(IndexError, match="index out of range in self"):
             layer(torch.tensor([1, wrong]))
+
+
+def test_indices_are_integers() -> None:
+    packed, dense = weights(KINDS["stored"], (700, 8))
+    for indices in (
+        torch.tensor([1.5, 2]),
+        torch.tensor([True]),
+        torch.tensor([1], dtype=torch.uint8),
+    ):
+        expected = outcome(lambda w, i=indices: torch.embedding(w, i), dense)
+        assert expected[0] is RuntimeError
+        assert outcome(lambda w, i=indices: torch.embedding(w, i), packed) == expected
 
 
 def test_rows_of_a_transposed_weight() -> None:

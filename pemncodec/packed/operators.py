@@ -152,8 +152,21 @@ def _mm(first: Any, second: Any) -> Any:
 def _addmm(bias: Any, first: Any, second: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     if not (isinstance(second, PackedWeight) and beta == alpha == 1):
         return NotImplemented
-    product = second.times(_dense(first))
+    first = _dense(first)
+    shape = (*first.shape[:1], *second.shape[1:])
+    fits = (bias.dtype, bias.device) == (second.dtype, second.device)
+    if not (fits and _expands(bias.shape, shape)):
+        return NotImplemented  # PyTorch says what is wrong
+    product = second.times(first)
     return product if product is NotImplemented else product + bias
+
+
+def _expands(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether a tensor of one shape can be expanded to the other."""
+    if len(shape) > len(other):
+        return False
+    ends = zip(reversed(shape), reversed(other), strict=False)
+    return all(size in (1, wanted) for size, wanted in ends)
 
 
 def _embedding(weight: Any, indices: Tensor, *_: Any) -> Any:

@@ -17,6 +17,8 @@ def takes_rows(recipe: Recipe, bits: Tensor, indices: Tensor) -> bool:
     """Whether `take_rows` takes so many rows of a weight, and is faster than to expand it."""
     if len(recipe.shape) != 2 or recipe.count == 0:
         return False
+    if indices.dtype not in (torch.int32, torch.int64) or indices.device != bits.device:
+        return False  # PyTorch says so of dense weights
     if recipe.seeded is None:
         return indices.numel() * _SHARE <= recipe.shape[0]
     return (

@@ -101,10 +101,14 @@ class PackedWeight(ReadOnlyTensor):
 
     def times(self, inputs: Tensor) -> Any:
         """Inputs [batch, n] times this matrix [n, m]; NotImplemented if it is better expanded for
-        that."""
+        that, or if they do not fit, which PyTorch says of dense weights."""
         recipe, prototype, transposed = self.recipe, self.prototype, self.transposed
         suits = multiplies if transposed else multiplies_columns
-        if self.dtype != inputs.dtype or not suits(recipe, prototype, inputs):
+        if self.dim() != 2 or inputs.dim() != 2 or inputs.shape[1] != self.shape[0]:
+            return NotImplemented
+        if (self.dtype, self.device) != (inputs.dtype, inputs.device):
+            return NotImplemented
+        if not suits(recipe, prototype, inputs):
             return NotImplemented
         assert prototype is not None
         if type(self.bits) is Tensor:
