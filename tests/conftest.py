@@ -231,11 +231,12 @@ def run(
     from pemncodec.cli import main
 
     def call(
-        *arguments: object, cwd: Path = tmp_path, stdin: bytes = b""
+        *arguments: object, cwd: Path = tmp_path, stdin: bytes | io.BytesIO = b""
     ) -> subprocess.CompletedProcess[bytes]:
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["pemn", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        stream = io.BytesIO(stdin) if isinstance(stdin, bytes) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
         monkeypatch.setattr(sys, "path", list(sys.path))
         for file in cwd.glob("*.py"):
             monkeypatch.delitem(sys.modules, file.stem, raising=False)

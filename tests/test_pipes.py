@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import ROOT, fails
+from torch import nn
 
 import pemncodec
 from pemncodec.errors import CorruptError, LimitError, TruncatedError
@@ -32,6 +33,13 @@ class Pipe(io.BytesIO):
         assert size is not None
         assert size >= 0, "a pipe may be endless"
         return super().read(min(size, 1000))
+
+
+class Endless(Pipe):
+    """Zeros without end behind what it has."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size) or bytes(min(size or 0, 1000))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +98,34 @@ def test_a_damaged_section_is_found_before_anything_goes_to_a_pipe(
         result = run("decode", source, "-o", "-", stdin=damaged)
         fails(result, 1, "the checksum does not match")
         assert result.stdout == b""
+
+
+@pytest.mark.parametrize("output", ["-", "x.safetensors", "x.pt", "x.onnx", "x.pt2"])
+def test_what_never_ends_is_refused(data: bytes, run: Run, tmp_path: Path, output: str) -> None:
+    """By every way that `pemn decode` may take."""
+    fails(run("decode", "-", "-o", output, stdin=Endless()), 1, "not a .pemn file")
+    fails(
+        run("decode", "-", "-o", output, stdin=Endless(data)), 1, "bytes behind the end of the file"
+    )
+    limited = ("--max-memory", len(data) // 2)
+    fails(run("decode", "-", *limited, "-o", output, stdin=Pipe(data)), 1, "--max-memory")
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_are_exported_from_pipes(run: Run, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(3, 2)).eval()
+    stream, inputs = io.BytesIO(), torch.randn(2, 3)
+    pemncodec.encode(
+        net,
+        stream,
+        masks={"0.weight": torch.rand(2, 3) < 0.5},
+        example_inputs=inputs,
+        find_seed="off",
+    )
+    assert run("decode", "-", "-o", "x.pt2", stdin=Pipe(stream.getvalue())).returncode == 0
+    assert torch.equal(
+        torch.export.load(tmp_path / "x.pt2").module()(inputs), pemncodec.decode(stream)(inputs)
+    )
 
 
 def test_a_file_that_waits_for_standard_output_is_on_disk(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -134,7 +133,7 @@ def _export(
         ".pte": export.to_executorch,
     }
     step("exporting", None)
-    given = io.BytesIO(sys.stdin.buffer.read()) if source == STDIO else source
+    given = sys.stdin.buffer if source == STDIO else source
     with named(source), output_target(output) as target:
         limits = limits_within(max_memory)
         return write[Path(output).suffix](given, target, limits=limits, **options)
