@@ -18,6 +18,7 @@ from pemncodec.format.index import (
     encode_index,
     index_name,
     shard_names,
+    whole_of_shard,
 )
 from pemncodec.limits import Limits
 
@@ -68,6 +69,12 @@ def test_names() -> None:
     assert shard_names("net.pemn", 2) == ["net-00001-of-00002.pemn", "net-00002-of-00002.pemn"]
     assert index_name("net.pemn") == "net.pemn.index.json"
     assert index_name("net") == "net.pemn.index.json"
+    for name in shard_names("net.pemn", 100_000)[::99_999]:
+        assert whole_of_shard(name) == "net.pemn"
+    assert whole_of_shard("a-1-00001-of-00003.safetensors") == "a-1.safetensors"
+    other = ("net.pemn", "net-1-of-2.pemn", "-00001-of-00002.pemn", "net-٠٠٠٠١-of-00002.pemn")
+    for name in (*other, "net-00001-of-00002.pemn.index.json"):
+        assert whole_of_shard(name) is None
 
 
 PATHS = ("a/b.pemn", "../b.pemn", "a\\b.pemn", "C:b.pemn", "s3::b.pemn", ".b.pemn", ".pemn", "b.pt")

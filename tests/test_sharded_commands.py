@@ -201,6 +201,12 @@ def test_only_what_is_needed_is_fetched(tmp_path: Path, server: FileServer) -> N
         "/w-00001-of-00002.pemn",
         "/w-00002-of-00002.pemn",
     ]
+    with pemncodec.open(server.url("/w.pemn.index.json")) as file:
+        before = len(server.asked)
+        assert file.data()
+        assert [request.path for request in server.asked[before:]] == [
+            request.path for request in asked
+        ]
 
 
 def test_shards_that_are_not_behind_the_url(server: FileServer) -> None:

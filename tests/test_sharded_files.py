@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -321,6 +322,26 @@ def test_folders(index: Path) -> None:
     folder.mkdir()
     with pytest.raises(FileNotFoundError, match=r"no \.pemn file in this folder"):
         pemncodec.open(folder)
+
+
+def test_no_more_of_an_index_is_read_than_may_be(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = Path.stat
+    size = index.stat().st_size
+    limits = Limits(header_bytes=size, manifest_bytes=size)
+    with index.open("ab") as stream:
+        stream.write(b" " * (8 << 20))
+
+    def before(path: Path, **options: Any) -> Any:  # it has grown since
+        return stat(index.parent / ONE if path == index else path, **options)
+
+    monkeypatch.setattr(Path, "stat", before)
+    tracemalloc.start()
+    refused(index, "limit", "index of more than", limits=limits)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_json_that_is_no_index(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pemncodec.checkpoints.kinds import DISTRIBUTED, INDICES, kind_of, kind_of_checkpoint
 from pemncodec.errors import EncodeError
+from pemncodec.format.index import whole_of_shard
 
 _INDEX: Final = ".index.json"
 _KNOWN: Final = (
@@ -25,7 +26,6 @@ _KNOWN: Final = (
 _SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".pemn", _INDEX)
 # What transformers' Trainer keeps beside a model: optimizer and scheduler, random state, options.
 _BESIDE: Final = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args)\.(pt|pth|bin)")
-_SHARD: Final = re.compile(r".+-[0-9]{5,}-of-[0-9]{5,}\.[a-z]+")
 _PIECES: Final = re.compile(r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
 _NUMBERED: Final = re.compile(r"(.+)-([0-9]{5,9})-of-([0-9]{5,9})(\.(?!pemn)[a-z]+)", re.DOTALL)
 _SHOWN: Final = 6
@@ -51,7 +51,9 @@ def files_of(path: Path, name: str) -> list[Path]:
         found = [
             name
             for name in names
-            if name.endswith(_SUFFIXES) and not _BESIDE.fullmatch(name) and not _SHARD.match(name)
+            if name.endswith(_SUFFIXES)
+            and not _BESIDE.fullmatch(name)
+            and whole_of_shard(name) is None
         ]
         if not found and pieces:
             return [path / piece for piece in pieces]
@@ -59,7 +61,7 @@ def files_of(path: Path, name: str) -> list[Path]:
         return [path / found[0]]
     if found:
         raise EncodeError(f"{name}: a folder with several checkpoints: name {_listed(found)} in it")
-    shards = [name for name in names if _SHARD.match(name)]
+    shards = [name for name in names if whole_of_shard(name) is not None]
     if shards:
         raise EncodeError(
             f"{name}: a folder with shards ({_listed(shards)}) and no index: name all of them"
@@ -140,7 +142,10 @@ def missing_files(names: Sequence[str], count: int, what: str) -> str:
 
 
 def is_base_name(name: str) -> bool:
-    """Whether a name can only be that of a file in the same folder."""
+    """Whether a name can only be that of a file in the same folder.
+
+    Shards of .pemn files have stricter names, as `is_file_name` of pemncodec.format.columns has it.
+    """
     return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 

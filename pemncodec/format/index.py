@@ -30,8 +30,8 @@ INDEX_SUFFIX: Final = ".pemn.index.json"
 _FIELDS: Final = frozenset({"format", "manifest", "shards", "version", "weight_map"})
 _SHARD_FIELDS: Final = frozenset({"front_crc", "size"})
 _VERSION: Final = re.compile(r"([0-9]{1,9})\.[0-9]{1,9}", re.ASCII)
-_SHARD: Final = re.compile(r"(.+)-[0-9]{5,}-of-[0-9]{5,}\.pemn", re.DOTALL)
 _CRC: Final = re.compile("[0-9a-f]{8}")
+_SHARD: Final = re.compile(r"(.+)-[0-9]{5,}-of-[0-9]{5,}(\.[a-z]+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,19 @@ def shard_names(name: str, count: int) -> list[str]:
     return [f"{stem}-{number:05}-of-{count:05}{SUFFIX}" for number in range(1, count + 1)]
 
 
+def whole_of_shard(name: str) -> str | None:
+    """Name of the file of which another is a shard, by the name of that alone; else None.
+
+    Shards of checkpoints are called alike: `model-00001-of-00003.safetensors`.
+    """
+    match = _SHARD.fullmatch(name)
+    return match[1] + match[2] if match else None
+
+
 def index_of_shard(name: str) -> str | None:
     """Name of the index to which a file belongs, by its own name; None if that is no shard's."""
-    match = _SHARD.fullmatch(name)
-    return index_name(match[1]) if match else None
+    whole = whole_of_shard(name)
+    return index_name(whole) if whole is not None and whole.endswith(SUFFIX) else None
 
 
 def index_name(name: str) -> str:
@@ -134,11 +143,15 @@ def decode_index(data: bytes, limits: Limits) -> ShardIndex:
     return ShardIndex(shards, weight_map, manifest if "manifest" in value else None)
 
 
+def most_of_index(limits: Limits) -> int:
+    """How many bytes of an index a reader takes."""
+    return limits.header_bytes + limits.manifest_bytes
+
+
 def check_index_size(size: int, limits: Limits) -> None:
     """Raises LimitError where an index has more bytes than a reader takes."""
-    most = limits.header_bytes + limits.manifest_bytes
-    if size > most:
-        raise LimitError("limit", f"an index of {size:,} bytes, the limit is {most:,}")
+    if size > (most := most_of_index(limits)):
+        raise LimitError("limit", f"an index of more than {most:,} bytes, the limit")
 
 
 def _object(fields: Mapping[str, bytes]) -> bytes:

@@ -16,6 +16,7 @@ from pemncodec.format.index import (
     check_index_size,
     index_name,
     index_of_shard,
+    most_of_index,
 )
 from pemncodec.format.remote_sections import FIRST_BYTES, RemoteSections
 from pemncodec.format.sections import ReopenedSections, SectionSource, Source, StreamSections
@@ -73,11 +74,12 @@ def index_beside(source: str) -> str | None:
 def _open_path(path: Path, limits: Limits) -> SectionSource:
     if path.is_dir():
         path = _model_in(path)
-    index = path.with_name(index_name(path.name)) if path.name else path
+    if path.is_file() and (sharded := _open_index(path, limits)) is not None:
+        return sharded
+    index = path.parent / index_name(path.name)
     if not path.exists() and index.is_file():
         raise FileNotFoundError(errno.ENOENT, _in_shards(index.name), str(path))
-    index_or_none = _open_index(path, limits) if path.is_file() else None
-    return index_or_none or StreamSections(path, limits)
+    return StreamSections(path, limits)
 
 
 def _open_index(path: Path, limits: Limits) -> ShardedSections | None:
@@ -85,9 +87,8 @@ def _open_index(path: Path, limits: Limits) -> ShardedSections | None:
     with path.open("rb") as stream:
         if not _is_json(stream.read(16)):
             return None
-        check_index_size(path.stat().st_size, limits)
         stream.seek(0)
-        data = stream.read()
+        data = stream.read(most_of_index(limits) + 1)
     return ShardedSections(data, partial(_open_local_shard, path.parent, limits), limits)
 
 
