@@ -344,6 +344,15 @@ def all_commands(command: click.Command, name: str) -> Iterator[tuple[str, click
             yield from all_commands(one, f"{name} {own}")
 
 
+def test_tables_in_a_pipe_have_no_blanks_at_the_ends_of_lines(run: Run, net: Path) -> None:
+    for command in (["inspect", net], ["inspect", net, "-v"], ["report", net, "--forms", "csr"]):
+        result = run(*command, cwd=net.parent)
+        assert result.returncode == 0, result.stderr
+        lines = result.stdout.decode().split("\n")
+        assert len(lines) > 5
+        assert lines == [line.rstrip() for line in lines]
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [*all_commands(cli, "pemn"), *all_commands(distributed_cli, "python -m pemncodec.distributed")],

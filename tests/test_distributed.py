@@ -215,7 +215,7 @@ def test_damage_and_a_missing_name(file: bytes) -> None:
     damaged = bytearray(file)
     damaged[-5] ^= 1
     expected = pemncodec.load_state_dict(file)
-    with pytest.raises(CheckpointException, match="checksum does not match"):
+    with pytest.raises(CheckpointException, match="checksum does not match: bytes were damaged"):
         dcp.load(
             {name: torch.zeros_like(tensor) for name, tensor in expected.items()},
             storage_reader=PemnReader(bytes(damaged)),

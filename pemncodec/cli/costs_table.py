@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pemncodec.cli.terminal import print_table
 from pemncodec.report.columns import OURS, Column, grouped
 from pemncodec.report.table import estimates, texts, title_lines
 
@@ -29,7 +30,7 @@ def print_costs(models: Sequence[ModelCosts], columns: Sequence[Column]) -> None
     tables = _beside(models, columns, width) or _blocks(models, columns, width)
     for table in tables:
         # A name that is longer than a line is not cut.
-        Console(width=max(width, _width(table)), highlight=False).print(table)
+        print_table(Console(width=max(width, _width(table)), highlight=False), table)
     if note := estimates(models, columns):
         Console(highlight=False, soft_wrap=True).print(note)
 

@@ -13,6 +13,9 @@ import click
 from pemncodec.format.info import FileInfo, TensorInfo
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from pemncodec.proof import Report
 
 Step = Callable[[str, float | None], None]
@@ -78,7 +81,7 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
         parts.add_row(
             part, f"{size:,}", f"{size / info.file_bytes:.1%}", escape(notes.get(part, ""))
         )
-    console.print(parts)
+    print_table(console, parts)
     for shard, size in info.shards.items():
         console.print(escape(f"{visible(shard)}  {size:,} bytes"))
     if info.inference_only:
@@ -106,7 +109,15 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
         natural = console.measure(table, options=console.options.update(width=1000))
         if natural.maximum <= console.width:
             break
-    console.print(table)
+    print_table(console, table)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Without the blanks that fill up its lines, which wrap where a terminal is narrower."""
+    with console.capture() as captured:
+        console.print(table)
+    lines = map(str.rstrip, captured.get().split("\n"))
+    click.echo("\n".join(lines), nl=False, file=console.file, color=True)
 
 
 def report_json(report: Report) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pemncodec.spool import Spooled
 
 SIGNATURE = b"\x89PMN\r\n\x1a\n"
 MAJOR = 0
+_DAMAGED = ": bytes were damaged on their way or on the disk; take the file once more"
 _DAMAGED_AS_TEXT = (
     SIGNATURE.replace(b"\r\n", b"\n"),
     SIGNATURE.replace(b"\n", b"\r\n"),
@@ -119,7 +120,9 @@ def decode_container(stream: Readable, limits: Limits) -> Container:
     front = prefix + rest[: -_CRC.size]
     (crc,) = _CRC.unpack(rest[-_CRC.size :])
     if zlib.crc32(front) != crc:
-        raise CorruptError("checksum", "the checksum of the header does not match", offset=0)
+        raise CorruptError(
+            "checksum", f"the checksum of the header does not match{_DAMAGED}", offset=0
+        )
     header = decode_zstd(rest[:frame_size], size=header_size, limit=limits.header_bytes)
     size = len(prefix) + len(rest)
     table = rest[frame_size : -_CRC.size]
@@ -142,7 +145,7 @@ def read_section(stream: BinaryIO, entry: SectionEntry, index: int) -> bytes:
 def check_section(data: bytes, entry: SectionEntry, index: int) -> None:
     """Raises CorruptError where the checksum does not match."""
     if zlib.crc32(data) != entry.crc:
-        raise CorruptError("checksum", "the checksum does not match", section=index)
+        raise CorruptError("checksum", f"the checksum does not match{_DAMAGED}", section=index)
 
 
 def check_file_size(actual: int, container: Container) -> None:
