@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import torch
 from conftest import Run, fails, pemn_process
 from torch import nn
 
+import pemncodec
 from pemncodec.cli.commands import cli
+from pemncodec.contents import Contents, DenseTensor, Fill, MaskedTensor, StoredPrototype
 from pemncodec.distributed.command import commands as distributed_cli
+from pemncodec.format.writer import encode_contents
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "convmixer-rp1e-3-k50.pt"
@@ -138,6 +142,41 @@ def test_verify_against_official_scores(run: Run, masked_state: Path) -> None:
     assert run(*against, "--keep", 0.5, cwd=folder).returncode == 0
     fails(run(*against, "--keep", 0.4, cwd=folder), 1, "differs")
     fails(run("verify", "net.pemn", "--keep", 0.5, cwd=folder), 2, "--against")
+
+
+def test_every_section_is_checked_on_both_sides(run: Run, tmp_path: Path) -> None:
+    """Those that no tensor needs, too: the manifest, a prototype without a user."""
+    net, stream = nn.Sequential(nn.Linear(3, 2)), io.BytesIO()
+    masks = {"0.weight": torch.rand(2, 3) < 0.5}
+    pemncodec.encode(net, stream, masks=masks, example_inputs=torch.randn(2, 3), find_seed="off")
+    with pemncodec.open(stream) as file:
+        manifest, bias = file.manifest, file.tensor("0.bias")
+    values = np.arange(12, dtype=np.float32).reshape(2, 6)
+    tensors = (
+        MaskedTensor("0.weight", "float32", (2, 3), Fill(0), masks["0.weight"].numpy()),
+        DenseTensor("0.bias", "float32", (2,), bias),
+    )
+    prototypes = tuple(StoredPrototype(row, "float32") for row in values)
+    data = b"".join(encode_contents(Contents(prototypes, tensors, manifest)))
+    for name in ("file.pemn", "same.pemn"):
+        (tmp_path / name).write_bytes(data)
+    safetensors.torch.save_file(pemncodec.load_state_dict(data), tmp_path / "plain.safetensors")
+    pairs = (("file.pemn", "same.pemn"), ("file.pemn", "plain.safetensors"))
+    for one, other in pairs:
+        assert run("verify", one, "--against", other).returncode == 0
+    with pemncodec.open(data) as file:
+        sections = file.container.sections
+        assert len(file.masked.unused_prototypes()) == 1
+    assert len(sections) == 5
+    for section in sections:
+        damaged = bytearray(data)
+        damaged[section.offset] ^= 1
+        for name in ("file.pemn", "same.pemn"):
+            (tmp_path / name).write_bytes(damaged)
+            for one, other in pairs:
+                result = run("verify", one, "--against", other)
+                assert result.returncode == int(name in (one, other)), (section, one, other)
+            (tmp_path / name).write_bytes(data)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])

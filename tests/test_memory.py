@@ -105,6 +105,17 @@ def test_masks_are_bits_unless_somebody_holds_them() -> None:
         assert masks[name].dtype == np.bool_
 
 
+def test_masks_around_a_given_tensor_are_bits() -> None:
+    memory = np.zeros((3, 64), np.bool_)  # one after the other
+    below, given, above = memory
+    masks = MaskBits({"below": below, "given": given, "above": above}, [torch.from_numpy(given)])
+    held = {name: np.shares_memory(masks[name], memory) for name in masks}
+    assert held == {"below": False, "given": True, "above": False}
+    last = MaskBits({"last": given[-1:], "next": above[:1]}, [torch.from_numpy(given)])
+    assert np.shares_memory(last["last"], memory)
+    assert not np.shares_memory(last["next"], memory)
+
+
 def test_masks_of_scores_are_bits_while_networks_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Mapping[str, Any]] = []
     real = encoding.prove_network
