@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,15 @@ print(kernels.IMPLEMENTATION, *(warning.message for warning in caught))
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.startswith("numpy the compiled kernels cannot be used (cannot import name")
+
+
+def test_links_and_version_of_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", text))
+    anchors = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert {link[1:] for link in links if link.startswith("#")} <= anchors
+    files = [link.partition("#")[0] for link in links if "://" not in link]
+    assert all((ROOT / file).exists() for file in files)
+    (version,) = re.findall(r"(?m)^Version (\S+), draft", (ROOT / "spec/pemn.md").read_text())
+    assert f"[`spec/pemn.md`](spec/pemn.md) (version {version}, draft)" in text
