@@ -15,8 +15,9 @@ from pemncodec.coders.masks import Preset, tries_context
 from pemncodec.contents import AliasTensor, Contents, MaskedTensor, numel
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.format.columns import is_file_name
+from pemncodec.format.digests import digest_of
 from pemncodec.format.index import SUFFIX, shard_names
-from pemncodec.format.journal import contents_digest
+from pemncodec.format.journal import ARCHITECTURE, ORDER, contents_digest
 from pemncodec.format.partial import (
     PartialShards,
     check_leftover,
@@ -25,9 +26,10 @@ from pemncodec.format.partial import (
     open_partial,
 )
 from pemncodec.format.partition import partition, with_shared_prototypes
-from pemncodec.format.parts import named_part, part_target
+from pemncodec.format.parts import named_shards, part_target
 from pemncodec.format.publishing import Place, place_of
 from pemncodec.format.sections import SectionSource
+from pemncodec.format.sharded_sections import ShardedSections
 from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions
 from pemncodec.peers import Peers
@@ -117,8 +119,11 @@ def plan_shards(
         "pemncodec": __version__,
         "--shard-size": str(options.shard_bytes),
         "--preset": options.preset,
+        ARCHITECTURE: digest_of(contents.manifest),
     }
-    if peers is not None:
+    if peers is None:
+        made_with[ORDER] = digest_of([tensor.name for tensor in contents.tensors])
+    else:
         said = peers.gather([peers.rank, len(parts), masked])
         before = sum(shards for rank, shards, _ in said if rank < peers.rank)
         count = sum(shards for _, shards, _ in said)
@@ -154,7 +159,7 @@ def plan_shards(
 
 def encode_shards(
     plan: ShardPlan,
-    prove: Callable[[Path], Report],
+    prove: Callable[[Path | SectionSource], Report],
     step: Callable[[str, float | None], None],
     *,
     resume: bool,
@@ -163,7 +168,7 @@ def encode_shards(
 
     Args:
         plan: what to write.
-        prove: decodes a model by the path of its index, and compares it.
+        prove: decodes a model, by the path of its index or from its sections, and compares it.
         step: called with what is under way, and the share of it that is done.
         resume: whether to continue where an interrupted encoding has stopped.
 
@@ -178,15 +183,15 @@ def encode_shards(
         open_partial(path, plan.made_with, plan.digests, resume=resume) as partial,
         _kept_or_discarded(partial, plan),
     ):
-        kept = _add_shards(partial, plan, step)
         if partial.proven:
-            partial.publish(place)
-            report = prove(path.with_name(partial.index.name))
+            kept = len(plan.digests)
+            report = prove(_named(plan, path))
         else:
+            kept = _add_shards(partial, plan, step)
             partial.add_index(plan.weight_map, plan.manifest)
             report = prove(partial.index)
-            step("writing", None)
-            partial.publish(place)
+        step("writing", None)
+        partial.publish(place)
     return _with_kept(report, plan, kept)
 
 
@@ -205,8 +210,7 @@ def encode_part(
     write the other parts.
     """
     if resume and is_naming(Path(plan.whole)):
-        sections = named_part(Path(plan.whole), plan.made_with, plan.digests, plan.weight_map)
-        return _with_kept(prove(sections), plan, len(plan.digests))
+        return _with_kept(prove(_named(plan, Path(plan.whole))), plan, len(plan.digests))
     with (
         open_partial(Path(plan.target), plan.made_with, plan.digests, resume=resume) as partial,
         _kept_or_discarded(partial, plan),
@@ -215,6 +219,11 @@ def encode_part(
         kept = _add_shards(partial, plan, step)
         partial.add_index(plan.weight_map, plan.manifest)
         return _with_kept(prove(partial.index), plan, kept)
+
+
+def _named(plan: ShardPlan, whole: Path) -> ShardedSections:
+    """The shards of a plan, when those of the whole model are getting their names."""
+    return named_shards(whole, plan.made_with, plan.digests, plan.weight_map, plan.manifest)
 
 
 def _with_kept(report: Report, plan: ShardPlan, kept: int) -> Report:
@@ -246,7 +255,7 @@ def _kept_or_discarded(partial: PartialShards, plan: ShardPlan) -> Iterator[None
     except EncodeArgumentError:
         raise
     except EncodeError:
-        if partial.finished:
+        if partial.finished and not partial.proven:
             partial.discard()
         raise
     except BaseException as error:

@@ -647,6 +647,106 @@ def test_a_shard_that_vanishes_while_names_are_given(
     assert model(tmp_path) == expected()
 
 
+@pytest.fixture
+def naming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Path]:
+    """Ends an encoding when the first of its files has got its name; the model's path."""
+    put = Folder.put
+
+    def put_and_end(*arguments: Any) -> None:
+        put(*arguments)
+        raise Stopped
+
+    def end(work: Callable[[], Any]) -> Path:
+        with monkeypatch.context() as patch, contextlib.suppress(Stopped):
+            patch.setattr(Folder, "put", put_and_end)
+            work()
+            raise AssertionError
+        return tmp_path / "net.pemn"
+
+    return end
+
+
+Naming = Callable[[Callable[[], Any]], Path]
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_another_architecture_is_not_continued(
+    tmp_path: Path, naming: Naming, described: bool
+) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 24, bias=False))
+    masks = {f"{n}.weight": torch.rand(module[n].weight.shape) < 0.5 for n in (0, 2)}
+
+    def run(module: nn.Module, *, resume: bool, manifest: bool) -> Any:
+        options: Any = {"shard_size": 4000, "find_seed": "off", "manifest": manifest}
+        return pemncodec.encode(
+            module, tmp_path / "net.pemn", masks=masks, resume=resume, **options
+        )
+
+    naming(lambda: run(module, resume=False, manifest=described))
+    before = files(tmp_path, "**/*")
+    other = nn.Sequential(module[0], nn.GELU(), module[2])
+    changes = [(module, not described), *([(other, True)] if described else [])]
+    for changed, manifest in changes:
+        with pytest.raises(pemncodec.EncodeArgumentError, match="with another architecture"):
+            run(changed, resume=True, manifest=manifest)
+        assert files(tmp_path, "**/*") == before
+    report = run(module, resume=True, manifest=described)
+    assert "2 of 2 shards were there from an interrupted encoding" in report.notes
+    with open_file(tmp_path / "net.pemn.index.json") as file:
+        assert (file.manifest is not None) == described
+
+
+def test_tensors_in_another_order_are_not_continued(tmp_path: Path, naming: Naming) -> None:
+    target = naming(lambda: encode(tmp_path / "net.pemn"))
+    # In its file it stays behind the same tensor.
+    names = [name for name in STATE if name != "tied.weight"]
+    names.insert(names.index("1.bias") + 1, "tied.weight")
+    with pytest.raises(pemncodec.EncodeArgumentError, match="with another order of tensors"):
+        encode(target, {name: STATE[name] for name in names}, resume=True)
+
+
+def test_what_gets_names_is_proven_before(
+    tmp_path: Path, naming: Naming, monkeypatch: pytest.MonkeyPatch, reference: dict[str, str]
+) -> None:
+    target = naming(lambda: encode(tmp_path / "net.pemn"))
+    before = files(tmp_path, "**/*")
+
+    def differs(*_: Any) -> None:
+        raise pemncodec.EncodeError("0.weight differs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pemncodec.encoding.prove_tensors", differs)
+        with pytest.raises(pemncodec.EncodeError, match="differs"):
+            encode(target, resume=True)
+    assert files(tmp_path, "**/*") == before
+    encode(target, resume=True)
+    assert files(tmp_path) == reference
+
+
+def test_a_journal_that_has_lost_shards(tmp_path: Path, naming: Naming) -> None:
+    target = naming(lambda: encode(tmp_path / "net.pemn"))
+    journal = tmp_path / ".net.pemn.partial" / "journal.json"
+    known = json.loads(journal.read_bytes())
+    known["shards"].popitem()
+    journal.write_text(json.dumps(known))
+    before = files(tmp_path, "**/*")
+    with pytest.raises(pemncodec.EncodeArgumentError, match="some shards are missing"):
+        encode(target, resume=True)
+    assert files(tmp_path, "**/*") == before
+
+
+def test_shards_of_another_version_are_not_continued(
+    tmp_path: Path, partial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert partial.exists()
+    monkeypatch.setattr("pemncodec.sharding.__version__", "0.0.9")
+    with pytest.raises(
+        pemncodec.EncodeArgumentError, match=r"made with pemncodec .*, not 0\.0\.9: to start over"
+    ):
+        encode(tmp_path / "net.pemn", resume=True)
+
+
 def test_a_folder_without_a_journal_holds_nothing(
     tmp_path: Path, reference: dict[str, str]
 ) -> None:

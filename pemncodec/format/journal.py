@@ -23,6 +23,11 @@ from pemncodec.format.digests import digest_of, values_digest
 
 _FORMAT: Final = "pemn-journal"
 
+ARCHITECTURE: Final = "architecture"
+ORDER: Final = "order of tensors"
+DIGESTED: Final = (ARCHITECTURE, ORDER)
+"""What only the index has of a model; a journal keeps digests of it, beside the options."""
+
 
 @dataclass(frozen=True, slots=True)
 class FinishedShard:
@@ -45,7 +50,7 @@ class Journal:
 
     Attributes:
         made_with: options that decide about bytes and that contents do not show, and the version of
-            this package; text by the name of the option.
+            this package, as text by the name of the option; and digests of what is `DIGESTED`.
         shards: by the name of each file that is finished.
         proven: all are there and compared with the original: from here on they get their names.
         replaced: names of files of an earlier encoding that go in the end.

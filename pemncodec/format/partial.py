@@ -17,7 +17,13 @@ from typing import Any, Final
 from pemncodec.errors import CorruptError, DecodeError, EncodeArgumentError
 from pemncodec.format.atomic import write_file
 from pemncodec.format.index import Shard, ShardIndex, encode_index, index_name, index_of_shard
-from pemncodec.format.journal import FinishedShard, Journal, decode_journal, encode_journal
+from pemncodec.format.journal import (
+    DIGESTED,
+    FinishedShard,
+    Journal,
+    decode_journal,
+    encode_journal,
+)
 from pemncodec.format.publishing import Place, earlier_files, place_of, put_shards
 from pemncodec.format.sections import StreamSections
 from pemncodec.limits import UNLIMITED
@@ -162,17 +168,10 @@ class PartialShards:
         return self._journal.proven
 
     def has(self, name: str) -> bool:
-        """Whether a shard is finished and whole.
-
-        Raises:
-            EncodeArgumentError: it is not, and others have got their names already.
-        """
+        """Whether a shard is finished and whole, before any has got its name."""
         shard = self._journal.shards.get(name)
         if shard is None:
             return False
-        if self.proven:
-            finished_path(self._target, name, shard)
-            return True
         if _is_whole(self.folder / name, shard):
             return True
         others = {key: value for key, value in self._journal.shards.items() if key != name}
@@ -259,8 +258,10 @@ def check_same(
     Raises:
         EncodeArgumentError: says what is not the same.
     """
-    for name, value in made_with.items():
-        if (before := journal.made_with.get(name)) != value:
+    changed = [name for name in made_with if journal.made_with.get(name) != made_with[name]]
+    for name in changed:
+        if name not in DIGESTED:
+            before, value = journal.made_with.get(name), made_with[name]
             raise EncodeArgumentError(
                 f"the shards in {folder} were made with {name} {before}, not {value}: "
                 f"{_start_over(folder)}"
@@ -271,6 +272,14 @@ def check_same(
                 f"{folder / name} was made of other tensors, or with other options: "
                 f"{_start_over(folder)}"
             )
+    for name in changed:
+        raise EncodeArgumentError(
+            f"the shards in {folder} were made with another {name}: {_start_over(folder)}"
+        )
+    if journal.proven and journal.shards.keys() != plan.keys():
+        raise EncodeArgumentError(
+            f"some shards are missing in {folder / _JOURNAL}: {_start_over(folder)}"
+        )
 
 
 def _leftover(folder: Path, journal: Journal) -> EncodeArgumentError:

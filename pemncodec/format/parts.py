@@ -10,7 +10,7 @@ import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.index import Shard, ShardIndex, encode_index, index_name
@@ -73,19 +73,21 @@ def discard_leftover_parts(target: Path) -> bool:
     return discard_leftover(target) or any(found)
 
 
-def named_part(
+def named_shards(
     target: Path,
     made_with: Mapping[str, str],
     plan: Mapping[str, str],
     weight_map: Mapping[str, str],
+    manifest: Mapping[str, Any] | None,
 ) -> ShardedSections:
-    """The shards of a process that are getting their names, wherever each of them is.
+    """Shards that are getting their names, all or those of a process, wherever each of them is.
 
     Args:
         target: NAME.pemn, as which the model is known.
         made_with: what is asked for now, as `Journal` has it.
-        plan: likewise: names of the process's shards, and the digest of what each is made of.
-        weight_map: of its tensors, as `ShardIndex` has it.
+        plan: likewise: names of shards, and the digest of what each is made of.
+        weight_map: of their tensors, as `ShardIndex` has it.
+        manifest: likewise.
 
     Raises:
         EncodeArgumentError: they were made of something else, or are missing or damaged.
@@ -100,7 +102,7 @@ def named_part(
     def open_shard(name: str, _: Shard) -> ReopenedSections:
         return ReopenedSections(paths[name], UNLIMITED)
 
-    index = encode_index(ShardIndex(shards, weight_map, None))
+    index = encode_index(ShardIndex(shards, weight_map, manifest))
     return ShardedSections(index, open_shard, UNLIMITED)
 
 
@@ -130,7 +132,9 @@ def publish_parts(target: Path, parts: Sequence[Path], weight_map: Mapping[str, 
 
 
 def continue_publishing(target: Path) -> None:
-    """Give shards their names, which `publish_parts` had begun with; `named_part` has them proven.
+    """Give shards their names, which `publish_parts` had begun with.
+
+    What `named_shards` gives is compared before.
 
     Raises:
         OSError: as there.
