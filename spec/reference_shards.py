@@ -21,6 +21,7 @@ from reference_decoder import (
     DTYPES,
     HEADER_BYTES,
     MANIFEST_BYTES,
+    SECTIONS,
     TENSORS,
     Decoder,
     is_file_name,
@@ -83,9 +84,13 @@ class Model:
         for name in self.files:
             there = self.folder / name
             require(there.is_file(), "shard", f"{name} is missing")
-        fronts = {name: self.open(name, front_only=True) for name in self.files}
+        fronts = dict[str, Decoder]()
+        for name in self.files:  # rule 2
+            fronts[name] = self.open(name, front_only=True)
+            self.check_tensors(name, fronts[name])
+            self.check_fronts(list(fronts.values()))
         for name in self.files:
-            self.check(name, fronts)
+            self.check_same(name, fronts)
         self.check_shared(fronts)
         self.check_limits(list(fronts.values()))
         self.metadata = fronts[self.files[0]].metadata
@@ -111,12 +116,20 @@ class Model:
         require(f"{crc:08x}" == shard["front_crc"], "shard", f"front of {name}")
         return decoder
 
-    def check(self, name: str, fronts: dict[str, Decoder]) -> None:
-        """Rule 3 of shards."""
-        shard, first = fronts[name], fronts[self.files[0]]
+    def check_tensors(self, name: str, shard: Decoder) -> None:
         require("manifest" not in shard.kinds, "shard", "a shard with a manifest")
         expected = [tensor for tensor, file in self.index["weight_map"].items() if file == name]
         require([row["name"] for row in shard.rows] == expected, "shard", f"tensors of {name}")
+
+    def check_fronts(self, shards: list[Decoder]) -> None:
+        sizes = [struct.unpack_from("<I", shard.data, 10)[0] for shard in shards]
+        require(sum(sizes) <= HEADER_BYTES, "limit", "headers of all shards")
+        require(sum(len(s.entries) for s in shards) <= SECTIONS, "limit", "sections of all shards")
+        require(sum(len(s.prototypes) for s in shards) <= TENSORS, "limit", "prototypes of all")
+
+    def check_same(self, name: str, fronts: dict[str, Decoder]) -> None:
+        """Rule 3 of shards."""
+        shard, first = fronts[name], fronts[self.files[0]]
         same = shard.inference_only == first.inference_only and shard.metadata == first.metadata
         require(same, "shard", f"{name} and {self.files[0]} disagree")
 

@@ -143,8 +143,9 @@ def shards() -> dict[str, bytes]:
         "metadata": {"run": "7"},
     }
     prototype = b"\0" + VALUES
+    good = pack(one, b"\0" + floats(0.5, 4), MASK, prototype)
     return {
-        ONE: pack(one, b"\0" + floats(0.5, 4), MASK, prototype),
+        ONE: good,
         TWO: pack(two, MASK, b"\1\x15", version=(0, 4)),
         "other-metadata.pemn": pack(two | {"metadata": {}}, MASK, b"\1\x15", version=(0, 4)),
         "other-inference-only.pemn": pack(
@@ -165,7 +166,8 @@ def shards() -> dict[str, bytes]:
             MASK,
             prototype,
         ),
-        "damaged.pemn": pack(one, b"\0" + floats(0.5, 4), MASK, prototype)[:-1] + b"\0",
+        "damaged.pemn": good[:-1] + b"\0",
+        "net-damaged.pemn": good[:24] + b"\0" + good[25:],
     }
 
 
@@ -225,6 +227,7 @@ def invalid_sharded(files: dict[str, bytes]) -> dict[str, tuple[str, bytes]]:
     def named(name: str) -> bytes:
         return of(shards={name: sizes[ONE]}, weight_map={"w": name})
 
+    later = "net-damaged.pemn"
     moved = {"v": TWO, "w": ONE, "u": TWO, "t": TWO, "b": TWO}
     return {
         "cut": ("json", of()[:-1]),
@@ -262,6 +265,10 @@ def invalid_sharded(files: dict[str, bytes]) -> dict[str, tuple[str, bytes]]:
         "front-of-another": ("shard", row(front_crc="00000000")),
         "front-of-a-section-damaged": ("checksum", first("damaged.pemn")),
         "tensor-in-another-shard": ("shard", index(both, moved)),
+        "tensor-not-listed-before-a-damaged-front": (
+            "shard",
+            index({name: files[name] for name in (ONE, later)}, {"w": ONE, "x": later}),
+        ),
         "tensor-not-there": ("shard", index(both, WEIGHT_MAP | {"x": TWO})),
         "tensor-not-listed": (
             "shard",

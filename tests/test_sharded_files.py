@@ -34,6 +34,7 @@ from pemncodec.contents import (
     TorchPrototype,
 )
 from pemncodec.errors import DecodeArgumentError, DecodeError
+from pemncodec.format import opening
 from pemncodec.format.index import Shard, decode_index
 from pemncodec.format.writer import encode_contents
 from pemncodec.limits import Limits
@@ -474,6 +475,38 @@ def test_two_shards_that_name_different_values(tmp_path: Path) -> None:
     refused(path, "shard", "m-00001-of-00003.pemn: m-00003-of-00003.pemn and others name")
 
 
+def test_no_more_is_read_once_a_shard_is_refused(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    original = opening.ReopenedSections
+
+    def counted(path: Path, limits: Limits) -> Any:
+        opened.append(path)
+        return original(path, limits)
+
+    monkeypatch.setattr(opening, "ReopenedSections", counted)
+    said = json.loads(index.read_text())
+    said["weight_map"]["0.weight"] = TWO
+    index.write_text(json.dumps(said))
+    refused(index, "shard", f"{ONE}: '0.weight' is in it, and by the index in {TWO}")
+    assert [path.name for path in opened] == [ONE]
+    (index.parent / THREE).unlink()
+    refused(index, "shard", f"1 of 3 shards is missing: {THREE}")
+
+
+def test_prototypes_of_all_shards_are_counted(tmp_path: Path) -> None:
+    rows = [SeededPrototype("normal", seed, 60) for seed in range(3)]
+    parts = [Contents(tuple(rows), (weight(name, 2, 0),)) for name in "ab"]  # only one is used
+    files = {
+        f"{number}.pemn": write_shard(tmp_path / f"{number}.pemn", encode_contents(part))
+        for number, part in enumerate(parts)
+    }
+    path = write_index(tmp_path / "m.pemn.index.json", files, {"a": "0.pemn", "b": "1.pemn"}, None)
+    pemncodec.open(path, limits=Limits(tensors=6)).close()
+    refused(path, "limit", "more than 5 prototypes", limits=Limits(tensors=5))
+
+
 def test_limits_hold_for_all_shards_together(index: Path) -> None:
     with pemncodec.open(index) as file:
         total = sum(4 * int(np.prod(file.shape(name))) for name in file.keys())  # noqa: SIM118
@@ -485,6 +518,15 @@ def test_limits_hold_for_all_shards_together(index: Path) -> None:
     pemncodec.open(index, limits=replace(limits, drawn_words=ends)).close()
     refused(index, "limit", limits=replace(limits, drawn_words=ends - 1))
     refused(index, "limit", limits=Limits(header_bytes=300, manifest_bytes=300))
+    with contextlib.ExitStack() as stack:
+        shards = [
+            stack.enter_context(pemncodec.open(index.parent / name)) for name in (ONE, TWO, THREE)
+        ]
+        header = sum(len(shard.container.header) for shard in shards)
+        sections = sum(len(shard.container.sections) for shard in shards)
+    pemncodec.open(index, limits=Limits(header_bytes=header, sections=sections)).close()
+    refused(index, "limit", "header bytes", limits=Limits(header_bytes=header - 1))
+    refused(index, "limit", "sections", limits=Limits(sections=sections - 1))
     refused(index, "limit", limits=Limits(manifest_bytes=100))
     data = index.read_bytes()
     assert decode_index(data, Limits()).manifest == MANIFEST

@@ -40,7 +40,7 @@ def merge_headers(index: ShardIndex, headers: Mapping[str, Header], limits: Limi
 
     Args:
         index: of the model.
-        headers: of each of its shards.
+        headers: of each of its shards, which `check_shard` has passed.
         limits: bounds; `decoded_bytes` covers all shards together.
 
     Raises:
@@ -48,11 +48,9 @@ def merge_headers(index: ShardIndex, headers: Mapping[str, Header], limits: Limi
         LimitError: a bound is passed.
     """
     files = sorted(headers)
-    names = _names_by_file(index)
     whole = headers[files[0]]
     for file in files:
         with in_file(file):
-            _check_shard(headers[file], names[file], index)
             if headers[file].inference_only != whole.inference_only:
                 raise ShardError("shard", f"it and {files[0]} disagree about inference_only")
             if headers[file].metadata != whole.metadata:
@@ -84,15 +82,25 @@ def merge_headers(index: ShardIndex, headers: Mapping[str, Header], limits: Limi
     return Merged(header, tuple(places))
 
 
-def _names_by_file(index: ShardIndex) -> dict[str, list[str]]:
+def names_by_file(index: ShardIndex) -> dict[str, list[str]]:
+    """Names of the tensors of each shard, in order."""
     names: dict[str, list[str]] = {file: [] for file in index.shards}
     for name, file in index.weight_map.items():
         names[file].append(name)
     return names
 
 
-def _check_shard(header: Header, names: Sequence[str], index: ShardIndex) -> None:
-    """Raises ShardError unless a shard has the tensors that the index says, in the same order."""
+def check_shard(header: Header, names: Sequence[str], index: ShardIndex) -> None:
+    """Refuses a shard that has other tensors than the index says, before others are opened.
+
+    Args:
+        header: of the shard.
+        names: of its tensors, as `names_by_file` gives them.
+        index: of the model.
+
+    Raises:
+        ShardError: says which; or they are in another order, or there is an architecture.
+    """
     if "manifest" in header.sections:
         raise ShardError("shard", "it has an architecture of its own, so that it is no shard")
     own = [row.name for row in header.tensors]

@@ -89,7 +89,8 @@ def _open_index(path: Path, limits: Limits) -> ShardedSections | None:
             return None
         stream.seek(0)
         data = stream.read(most_of_index(limits) + 1)
-    return ShardedSections(data, partial(_open_local_shard, path.parent, limits), limits)
+    open_shard = partial(_open_local_shard, path.parent, limits)
+    return ShardedSections(data, open_shard, lambda name: (path.parent / name).exists(), limits)
 
 
 def _open_local_shard(folder: Path, limits: Limits, name: str, shard: Shard) -> SectionSource:
@@ -141,7 +142,8 @@ def _open_url(url: str, limits: Limits) -> SectionSource:
         ranges.close()
     spool = Spool()
     open_shard = partial(_open_remote_shard, url, limits, spool)
-    return ShardedSections(data, open_shard, limits, threads=_AT_ONCE, spool=spool)
+    has_shard = partial(_is_there, url)
+    return ShardedSections(data, open_shard, has_shard, limits, threads=_AT_ONCE, spool=spool)
 
 
 def _open_remote_shard(

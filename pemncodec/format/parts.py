@@ -103,7 +103,7 @@ def named_shards(
         return ReopenedSections(paths[name], UNLIMITED)
 
     index = encode_index(ShardIndex(shards, weight_map, manifest))
-    return ShardedSections(index, open_shard, UNLIMITED)
+    return ShardedSections(index, open_shard, paths.__contains__, UNLIMITED)
 
 
 def publish_parts(target: Path, parts: Sequence[Path], weight_map: Mapping[str, str]) -> None:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Final, NoReturn
 
 from pemncodec.coders.canonical_json import encode_json
 from pemncodec.coders.zstd import encode_literals
-from pemncodec.errors import ShardError
+from pemncodec.errors import LimitError, ShardError
 from pemncodec.format.container import Container, SectionEntry
 from pemncodec.format.index import Shard, decode_index
 from pemncodec.format.joining import join_sections
-from pemncodec.format.merging import merge_headers
+from pemncodec.format.merging import check_shard, merge_headers, names_by_file
 from pemncodec.format.sections import Place, SectionSource, in_file
-from pemncodec.limits import Limits
+from pemncodec.limits import RAISED_BY, Limits
 from pemncodec.spool import Spool
 
 _SHOWN: Final = 10  # names of missing files
 
 OpenShard = Callable[[str, Shard], SectionSource]
 """Opens a file of the index's folder; raises FileNotFoundError where there is none."""
+
+HasShard = Callable[[str], bool]
+"""Whether there is such a file."""
 
 
 class ShardedSections:
@@ -33,6 +37,7 @@ class ShardedSections:
         self,
         data: bytes,
         open_shard: OpenShard,
+        has_shard: HasShard,
         limits: Limits,
         *,
         threads: int = 1,
@@ -43,6 +48,7 @@ class ShardedSections:
         Args:
             data: of the index.
             open_shard: opens the files that it names.
+            has_shard: asked instead where another file is refused already.
             limits: bounds on what all of them may decode to.
             threads: how many are opened at a time.
             spool: what shards keep, closed with this.
@@ -56,7 +62,7 @@ class ShardedSections:
         self._sources: dict[str, SectionSource] = {}
         try:
             self.index = decode_index(data, limits)
-            self._open(open_shard, threads)
+            self._open(open_shard, has_shard, limits, threads)
             headers = {name: source.header for name, source in self._sources.items()}
             merged = merge_headers(self.index, headers, limits)
         except BaseException:
@@ -111,17 +117,27 @@ class ShardedSections:
         if self._spool is not None:
             self._spool.close()
 
-    def _open(self, open_shard: OpenShard, threads: int) -> None:
+    def _open(
+        self, open_shard: OpenShard, has_shard: HasShard, limits: Limits, threads: int
+    ) -> None:
         missing: list[str] = []
         errors: dict[str, Exception] = {}
+        tensors = names_by_file(self.index)
+        totals = _Totals(limits)
 
         def open_one(name: str) -> None:
+            if any(other < name for other in tuple(errors)):
+                if not has_shard(name):
+                    missing.append(name)
+                return
             shard = self.index.shards[name]
             try:
                 with in_file(name):
                     self._sources[name] = source = open_shard(name, shard)
                     if source.container.crc != shard.front_crc:
                         raise _another()
+                    check_shard(source.header, tensors[name], self.index)
+                totals.add(source)
             except FileNotFoundError:
                 missing.append(name)
             except Exception as error:
@@ -150,6 +166,34 @@ class ShardedSections:
                 length, crc = len(self._manifest or b""), 0
             yield SectionEntry(offset, length, crc)
             offset += length
+
+
+class _Totals:
+    """What the fronts of all shards have together, so that many of them take no more than one."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._lock = Lock()
+        self._left = {
+            "header bytes": limits.header_bytes,
+            "sections": limits.sections,
+            "prototypes": limits.tensors,
+        }
+        self._most = dict(self._left)
+
+    def add(self, source: SectionSource) -> None:
+        """Raises LimitError where there are too many."""
+        found = {
+            "header bytes": len(source.container.header),
+            "sections": len(source.container.sections),
+            "prototypes": len(source.header.prototypes),
+        }
+        with self._lock:
+            for what, count in found.items():
+                self._left[what] -= count
+                if self._left[what] < 0:
+                    raise LimitError(
+                        "limit", f"shards of more than {self._most[what]:,} {what}: {RAISED_BY}"
+                    )
 
 
 def check_shard_size(size: int, shard: Shard) -> None:
