@@ -11,6 +11,7 @@ import enum
 import gzip
 import io
 import os
+import random
 import threading
 import types
 import warnings
@@ -29,6 +30,7 @@ import pemncodec
 from pemncodec import EncodeArgumentError, EncodeError, NotPemnError
 from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.checkpoints.kinds import WHAT_TO_DO, kind_of
+from pemncodec.checkpoints.sources import load_masks
 
 State = dict[str, Tensor]
 RAN: list[str] = []
@@ -266,6 +268,9 @@ def other_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(20))
     (folder / "gguf").write_bytes(b"GGUF" + bytes(20))
     (folder / "gzip").write_bytes(gzip.compress(b"checkpoint"))
+    archive = io.BytesIO()
+    np.savez(archive, a=np.ones(3))
+    (folder / "zip").write_bytes(archive.getvalue().replace(b"PK\x01\x02", b"PK\x01\x03"))
     (folder / "folder").mkdir()
     (folder / "empty").touch()
     return folder
@@ -465,3 +470,45 @@ def test_checkpoints_are_mapped(tmp_path: Path, suffix: str) -> None:
 def anonymous_bytes() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.parametrize("name", ["m.pt", "old.pt", "m.npz", "packed.npz", "m.safetensors"])
+def test_damaged_checkpoints_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    arrays = {key: tensor.numpy() for key, tensor in tensors().items()}
+    if name == "m.npz":
+        np.savez(path, **arrays)
+    elif name == "packed.npz":
+        np.savez_compressed(path, **arrays)
+    elif name == "m.safetensors":
+        safetensors.torch.save_file(tensors(), path)
+    else:
+        torch.save(tensors(), path, _use_new_zipfile_serialization=name == "m.pt")
+    data = path.read_bytes()
+    draw = random.Random(0)
+    refused: list[str] = []
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(draw.choice([1, 2, 5])):
+            damaged[draw.randrange(len(data))] = draw.choice([0, 255, draw.randrange(256)])
+        path.write_bytes(damaged[: draw.choice([len(data)] * 4 + [draw.randrange(len(data))])])
+        for read in (load_checkpoint, load_masks):
+            try:
+                read(path)
+            except EncodeError as error:
+                refused.append(str(error))
+    assert refused
+    assert not [said for said in refused if "\n" in said or not said.startswith(f"{path}: ")]
+
+
+def test_an_archive_without_a_directory(run: Run, tmp_path: Path) -> None:
+    for name in ("m.npz", "m.pt"):
+        path = tmp_path / name
+        if name == "m.npz":
+            np.savez(path, a=np.ones(3))
+        else:
+            torch.save(tensors(), path)
+        path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x03"))
+        result = run("encode", name, "--no-manifest", "--keep", 0.5)
+        fails(result, 1, f"{name}: cannot load this: an archive that is damaged or cut off: take")
+        fails(run("inspect", name), 1, "not a .pemn file; it is an archive that is damaged or cut")

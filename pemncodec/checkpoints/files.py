@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import pickle
 import warnings
 import zipfile
@@ -17,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pemncodec.checkpoints.inert import Inert, full_name, load_inert
-from pemncodec.checkpoints.kinds import kind_of, kind_of_checkpoint
+from pemncodec.checkpoints.kinds import (
+    WHAT_TO_DO,
+    is_seek_of_damaged,
+    kind_of,
+    kind_of_checkpoint,
+)
 from pemncodec.checkpoints.recorded import Recorded, dictionary_of_masks, recorded_in
 from pemncodec.errors import EncodeError, first_line, named_line
 from pemncodec.format.opening import open_while_read
@@ -118,12 +122,18 @@ def _load_safetensors(path: Path, name: str) -> StateDict:
 
 def _load_arrays(path: Path, name: str) -> StateDict:
     state = {}
-    with np.load(path, allow_pickle=False) as arrays:
+    try:
+        opened = np.load(path, allow_pickle=False)
+    except ValueError:  # its first bytes are others
+        raise EncodeError(f"{name}: cannot load this: {WHAT_TO_DO['zip']}") from None
+    with opened as arrays:
         for key in arrays.files:
             try:
                 state[key] = torch.from_numpy(arrays[key])
-            except (TypeError, ValueError) as error:
-                raise EncodeError(f"{name}: entry {key!r:.80}: {first_line(error)}") from None
+            except Exception as error:  # of many classes, where it is damaged
+                if isinstance(error, OSError | MemoryError) and not is_seek_of_damaged(error):
+                    raise
+                raise EncodeError(f"{name}: entry {key!r:.80}: {first_line(error):.120}") from None
     return check_state_dict(state, name)
 
 
@@ -144,8 +154,7 @@ def _load_pickle(path: Path, name: str, *, trust_pickle: bool) -> Any:
             except pickle.UnpicklingError:
                 return load_inert(path)
     except OSError as error:
-        # Of a position that a damaged file names.
-        cause = "it is damaged or cut off" if error.errno == errno.EINVAL else named_line(error)
+        cause = "it is damaged or cut off" if is_seek_of_damaged(error) else named_line(error)
         raise EncodeError(f"{name}: cannot load this: {cause}") from None
     except Exception as error:
         cause = named_line(error)[:200]

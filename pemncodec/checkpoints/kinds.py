@@ -5,6 +5,7 @@ Works without torch.
 
 from __future__ import annotations
 
+import errno
 import json
 import zipfile
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pemncodec.format.index import FORMAT, INDEX_SUFFIX
 
 Kind = Literal[
     "pickle", "safetensors", "npz", "npy", "pemn", "torchscript", "pt2", "onnx", "hdf5", "gguf",
-    "gzip", "index", "pemn-index", "distributed", "folder", "empty", "unknown",
+    "gzip", "zip", "index", "pemn-index", "distributed", "folder", "empty", "unknown",
 ]  # fmt: skip
 
 CHECKPOINTS: Final[tuple[Kind, ...]] = (
@@ -34,6 +35,7 @@ WHAT_TO_DO: Final[dict[Kind, str]] = {
     "hdf5": "an HDF5 file: save its arrays by name with numpy.savez",
     "gguf": "a GGUF file, quantized for llama.cpp: give the checkpoint that it was made from",
     "gzip": "compressed with gzip: decompress it first",
+    "zip": "an archive that is damaged or cut off: take the file once more",
     "folder": "a folder: name a file in it",
     "empty": "the file is empty",
 }
@@ -65,9 +67,9 @@ def kind_of(path: Path) -> Kind:
         return "safetensors"
     if head[:1] == b"\x80":
         return "distributed" if path.name == DISTRIBUTED else "pickle"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return _kind_of_archive(archive.namelist())
+    if _is_archive(path):
+        names = _names_in(path)
+        return "zip" if names is None else _kind_of_archive(names)
     if path.suffix == ".onnx":
         return "onnx"
     if head.lstrip()[:1] != b"{":
@@ -101,6 +103,29 @@ def _is_pemn_index(path: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(index, dict) and index.get("format") == FORMAT
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
+def _names_in(path: Path) -> list[str] | None:
+    """Names in an archive; None where its directory is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception as error:  # of many classes, where it is damaged
+        if isinstance(error, OSError | MemoryError) and not is_seek_of_damaged(error):
+            raise
+        return None
+
+
+def is_seek_of_damaged(error: Exception) -> bool:
+    """Whether an error is of a position that a damaged file names."""
+    return isinstance(error, OSError) and error.errno == errno.EINVAL
 
 
 def _kind_of_archive(names: Sequence[str]) -> Kind:
