@@ -26,10 +26,8 @@ from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.sections import Place, in_section
 from pemncodec.packed.devices import uses_triton
 
-# From here on the device should be faster; not measured on a GPU. A processor takes 0.15 ns a
-# weight. A device should take 4 to 8 ms for one block or a thousand: 2^15 steps of some 250 cycles
-# for 2^21 weights, in which two reads of tables, a sum over lanes and the read of a word wait for
-# each other. Where Triton is not imported yet, that takes 0.13 s.
+# From here on the device is faster: on an H200 as fast for 2^24 weights, three times for 2^26 (see
+# benchmarks/packed_cuda.py). Where Triton is not imported yet, that takes 0.13 s.
 _LEAST_WEIGHTS = 1 << 26
 _LEAST_WITH_IMPORT = 1 << 30
 _BATCH_WEIGHTS = 1 << 30  # decoded together; bounds what is in memory besides the bits
