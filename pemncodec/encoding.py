@@ -291,7 +291,8 @@ def _encode(
             report = prove(encoded)
             step("writing", None)
             put_file(encoded, target)
-    report = replace(report, rules=rules_in_words(state), notes=(*notes, *report.notes))
+    rules = rules_in_words(state, options.peers)
+    report = replace(report, rules=rules, notes=(*notes, *report.notes))
     for note in notes:
         _LOG.info("%s", note)
     _LOG.info("wrote %s: %r", name, report)

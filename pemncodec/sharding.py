@@ -26,7 +26,7 @@ from pemncodec.format.partial import (
     open_partial,
 )
 from pemncodec.format.partition import partition, with_shared_prototypes
-from pemncodec.format.parts import named_shards, part_target
+from pemncodec.format.parts import check_no_parts, named_shards, part_target
 from pemncodec.format.publishing import Place, place_of
 from pemncodec.format.sections import SectionSource
 from pemncodec.format.sharded_sections import ShardedSections
@@ -75,11 +75,13 @@ def check_shard_target(target: Target | BinaryIO, options: EncodeOptions) -> Non
     Raises:
         EncodeArgumentError: says what to do.
     """
+    if isinstance(target, str | os.PathLike) and not is_url(target):
+        path = Path(target)
+        if path.name.endswith(SUFFIX):
+            check_leftover(path, resume=options.resume)
+            if options.peers is None:
+                check_no_parts(path)
     if options.shard_bytes is None:
-        if isinstance(target, str | os.PathLike) and not is_url(target):
-            path = Path(target)
-            if path.name.endswith(SUFFIX):
-                check_leftover(path, resume=options.resume)
         return
     if not isinstance(target, str | os.PathLike):
         raise EncodeArgumentError(
@@ -91,9 +93,7 @@ def check_shard_target(target: Target | BinaryIO, options: EncodeOptions) -> Non
             "--shard-size (shard_size=…): shards are called after the output, whose name must end "
             f"in .pemn, not begin with a point and not be long, not {name!r:.80}"
         )
-    if not is_url(target):
-        check_leftover(Path(target), resume=options.resume)
-    elif options.resume:
+    if is_url(target) and options.resume:
         raise EncodeArgumentError(
             "--resume (resume=True) continues what is on this machine: encode into a folder here, "
             "and upload that"

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch.distributed as dist
 from torch.distributed import TCPStore
 
 from pemncodec import sharding
@@ -122,11 +123,13 @@ def _run(rank: int, ranks: int, port: int, arguments: Sequence[str]) -> int:
     try:
         command.main()
     except SystemExit as end:
-        return int(end.code or 0)
+        status = int(end.code or 0)
     except BaseException:
         sys.excepthook(*sys.exc_info())
-        return 3
-    return 0
+        status = 3
+    else:
+        status = 0
+    return 4 if dist.is_initialized() else status
 
 
 if __name__ == "__main__":

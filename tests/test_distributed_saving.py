@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,10 @@ def test_encode(state: dict[str, Tensor], tmp_path: Path) -> None:
     (summary,) = said["whole"]
     assert "whole-00003-of-00004.pemn" in summary
     assert "verified: every tensor bit for bit, by the process that encoded it" in summary
+    masks = [line for line in summary.splitlines() if line.startswith("masks: ")]
+    counted = [int(re.search(r"\((\d+) tensors?\)$", line)[1]) for line in masks]
+    assert sum(counted) == sum(name.endswith(".scores") for name in state)
+    assert len(masks) == len({line.rpartition(" (")[0] for line in masks})
     assert ends["folder"] == [0, 0]
     assert_holds(tmp_path / "folder.pemn", expected, 2)
     shards = len(list(tmp_path.glob("small-*.pemn")))

@@ -40,8 +40,9 @@ from pemncodec.contents import (
 )
 from pemncodec.format.index import Shard, ShardIndex, decode_index, encode_index
 from pemncodec.format.journal import contents_digest
-from pemncodec.format.partial import read_shard
+from pemncodec.format.partial import open_partial, read_shard
 from pemncodec.format.partition import partition
+from pemncodec.format.parts import part_target
 from pemncodec.format.publishing import Folder
 from pemncodec.format.reader import open_file
 from pemncodec.format.writer import encode_contents
@@ -1044,6 +1045,11 @@ def test_the_command_overwrites_and_continues_only_when_asked(
     assert ".net.pemn.partial" not in done
     fails(run(*checkpoint), 2, "net.pemn.index.json exists: -f overwrites it")
     fails(run(*checkpoint[:-2]), 2, "net.pemn.index.json exists: -f overwrites it")
+    fails(run(*checkpoint, "--resume"), 2, "exists: nothing is left to resume; -f overwrites it")
+    with disk(monkeypatch, works, full):
+        fails(run(*checkpoint, "-f"), 1, "kept for --resume")
+    fails(run(*checkpoint, "--resume"), 2, "exists: give -f, too, if what is resumed is to")
+    assert b"1 of 3 shards were there" in run(*checkpoint, "--resume", "-f").stdout
     with disk(monkeypatch, works, full):
         fails(run(*checkpoint, "-f"), 1, "kept for --resume")
     result = run(*checkpoint, "-f")
@@ -1052,6 +1058,36 @@ def test_the_command_overwrites_and_continues_only_when_asked(
     assert files(tmp_path) == done
     assert run(*checkpoint[:-2], "-f", "-q").returncode == 0
     assert set(files(tmp_path)) == {"model.pt", "net.pemn"}
+
+
+def test_what_several_processes_left_is_told_to_one(
+    run: Run, tmp_path: Path, checkpoint: list[object]
+) -> None:
+    name = "net-00001-of-00002.pemn"
+    (data,) = encode_contents(Contents((), (DenseTensor("a", "float32", (0,), np.zeros(0, "f4")),)))
+    folders = [tmp_path / f".net.{rank}-of-12.pemn.partial" for rank in (0, 11)]
+    for rank in (0, 11):
+        target = part_target(tmp_path / "net.pemn", rank, 12)
+        with open_partial(target, {}, {name: ""}, resume=False) as partial:
+            partial.add(name, [data])
+    other = tmp_path / ".net.x.0-of-12.pemn.partial"  # of net.x.pemn
+    other.mkdir()
+    before = files(tmp_path, "**/*")
+    for command in (checkpoint, [*checkpoint, "--resume"], checkpoint[:-2]):
+        fails(
+            run(*command),
+            2,
+            "an encoding to net.pemn by 12 processes was interrupted",
+            "as many continue it, by torchrun with --resume",
+            "delete .net.*-of-12.pemn.partial or give -f",
+        )
+    assert files(tmp_path, "**/*") == before
+    assert all(folder.is_dir() for folder in folders)
+    result = run(*checkpoint[:-2], "-f")
+    assert result.returncode == 0, result.stderr
+    assert b"what an interrupted encoding had left is deleted" in result.stderr
+    assert not any(folder.exists() for folder in folders)
+    assert other.exists()
 
 
 def test_the_command_continues_with_names(

@@ -34,6 +34,7 @@ from pemncodec.limits import Limits
 from pemncodec.masking.mask_bits import MaskBits
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions, MaskChoices
+from pemncodec.peers import Peers
 
 _FILES = (str, bytes, memoryview, os.PathLike, io.IOBase)
 
@@ -194,9 +195,15 @@ def _check_fit(named: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> No
 _RULES_SHOWN = 4
 
 
-def rules_in_words(state: MaskedState) -> tuple[str, ...]:
-    """How masks were found, a sentence for each way; those of fewest weights are only counted."""
-    counts = Counter(state.rules.values()).most_common()
+def rules_in_words(state: MaskedState, peers: Peers | None) -> tuple[str, ...]:
+    """How masks were found, a sentence for each way; those of fewest weights are only counted.
+
+    With peers, the masks of all.
+    """
+    own = Counter(state.rules.values())
+    counts = own.most_common()
+    if peers is not None:
+        counts = sum(map(Counter, peers.gather(dict(own))), Counter[str]()).most_common()
     shown = [
         f"{rule} ({count:,} tensor{'s' * (count > 1)})" for rule, count in counts[:_RULES_SHOWN]
     ]

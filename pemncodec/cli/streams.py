@@ -29,6 +29,7 @@ from pemncodec.errors import (
 )
 from pemncodec.format.atomic import named_errors
 from pemncodec.format.index import SUFFIX, index_name
+from pemncodec.format.parts import is_interrupted
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import limits_within
 from pemncodec.remote.downloads import download
@@ -60,7 +61,7 @@ class FileName(click.ParamType[str]):
         return STDIO if value in _STANDARD else str(value)
 
 
-def check_output(output: str, source: str, *, force: bool) -> None:
+def check_output(output: str, source: str, *, force: bool, resume: bool = False) -> None:
     """Refuses an output that cannot be written, or that would be lost.
 
     Raises:
@@ -84,7 +85,12 @@ def check_output(output: str, source: str, *, force: bool) -> None:
         raise click.UsageError(f"{output} is a folder")
     for file in map(path.with_name, _files_of(path.name)):
         if file.is_file() and not force:  # nothing is lost in a pipe or device
-            raise click.UsageError(f"{file} exists: -f overwrites it")
+            what_to_do = "-f overwrites it"
+            if resume and is_interrupted(path):
+                what_to_do = "give -f, too, if what is resumed is to replace it"
+            elif resume:
+                what_to_do = "nothing is left to resume; -f overwrites it"
+            raise click.UsageError(f"{file} exists: {what_to_do}")
     if not path.absolute().parent.is_dir():
         raise click.UsageError(f"there is no folder {path.parent}")
 

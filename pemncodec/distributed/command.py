@@ -107,7 +107,8 @@ def encode(
             )
     check_sources(sources)
     for source in sources:
-        check_output(output, source, force=force or (resume and has_names(Path(output))))
+        ours = resume and has_names(Path(output))
+        check_output(output, source, force=force or ours, resume=resume)
     if not output.endswith(SUFFIX):
         raise click.BadParameter(f"{output} must end in {SUFFIX}", param_hint="-o")
     target = Path(output).absolute()
@@ -134,22 +135,22 @@ def _tell(model: Path, written: Sequence[Written]) -> None:
     with open_file(model) as file:
         print_info(model.name, file.info(decode=False), verbose=False)
     findings = [
-        *_said("masks", {own.rank: own.rules for own in written}),
+        *(f"masks: {rule}" for rule in written[0].rules),
         "verified: every tensor bit for bit, by the process that encoded it",
-        *_said("note", {own.rank: own.notes for own in written}),
+        *_notes({own.rank: own.notes for own in written}),
         "note: no architecture is stored, since describing one runs the whole network",
     ]
     click.echo("\n".join(map(visible, findings)))
 
 
-def _said(what: str, by_rank: Mapping[int, Sequence[str]]) -> list[str]:
+def _notes(by_rank: Mapping[int, Sequence[str]]) -> list[str]:
     """Each sentence once, with the processes that say it unless all do."""
     ranks: dict[str, list[str]] = {}
     for rank, sentences in by_rank.items():
         for sentence in sentences:
             ranks.setdefault(sentence, []).append(str(rank))
     return [
-        f"{what}: {sentence}" + f" (rank {', '.join(own)})" * (len(own) < len(by_rank))
+        f"note: {sentence}" + f" (rank {', '.join(own)})" * (len(own) < len(by_rank))
         for sentence, own in ranks.items()
     ]
 

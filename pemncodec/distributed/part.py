@@ -47,8 +47,8 @@ class Written:
     Attributes:
         rank: the process.
         file_of: by name of each of its tensors, in order, the file that has it.
-        rules: how its masks were found, as `Report` has them.
-        notes: likewise.
+        rules: how the masks of all were found, as `Report` has them.
+        notes: what else one should know of its tensors, likewise.
     """
 
     rank: int

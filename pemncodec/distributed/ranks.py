@@ -77,8 +77,10 @@ class Ranks:
                 dist.all_gather_object(messages, message)
             return messages
 
-        yield Exchange(self.rank, self.count, send)
-        dist.destroy_process_group()
+        try:
+            yield Exchange(self.rank, self.count, send)
+        finally:
+            dist.destroy_process_group()
 
     def is_first_to_fail(self) -> bool:
         """Whether no other process has asked this before; so that one tells what went wrong."""

@@ -6,8 +6,8 @@ together and gives them their names.
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +31,7 @@ from pemncodec.limits import UNLIMITED
 _NONE: Final = FinishedShard("", 0, 0)  # where a shard of that name is not known
 
 
-def part_target(target: Path, rank: int, count: int) -> Path:
+def part_target(target: Path, rank: int | str, count: int | str) -> Path:
     """As what the shards of a process are known until those of all are there.
 
     Args:
@@ -48,19 +48,34 @@ def check_leftover_parts(target: Path, count: int, *, resume: bool) -> None:
     Raises:
         EncodeArgumentError: says what to do.
     """
-    main = read_journal(partial_folder(target))
-    left = [folder for folder in _leftover_parts(target) if read_journal(folder) is not None]
-    if main is None and not left:
+    counts = _counts_of_processes(target)
+    if read_journal(partial_folder(target)) is None and not counts:
         return
-    counts = {folder.name.rpartition("-of-")[2].partition(".")[0] for folder in left} or {"1"}
-    by = "one process" if counts == {"1"} else f"{' and by '.join(sorted(counts))} processes"
-    interrupted = (
-        f"an encoding to {target.name} by {by} was interrupted, and its finished shards are kept"
-    )
+    counts = counts or ["1"]
+    interrupted = _interrupted(target, counts)
     if not resume:
         raise EncodeArgumentError(f"{interrupted}: --resume continues it; -f starts over")
-    if counts != {str(count)}:
+    if counts != [str(count)]:
         raise EncodeArgumentError(f"{interrupted}: start as many to --resume it; -f starts over")
+
+
+def check_no_parts(target: Path) -> None:
+    """Refuses to encode in one process where several were interrupted.
+
+    Raises:
+        EncodeArgumentError: says what to do.
+    """
+    if counts := _counts_of_processes(target):
+        folders = ", ".join(partial_folder(part_target(target, "*", n)).name for n in counts)
+        raise EncodeArgumentError(
+            f"{_interrupted(target, counts)}: as many continue it, by torchrun with --resume; "
+            f"to start over, delete {folders} or give -f"
+        )
+
+
+def is_interrupted(target: Path) -> bool:
+    """Whether there is something to resume."""
+    return read_journal(partial_folder(target)) is not None or bool(_counts_of_processes(target))
 
 
 def discard_leftover_parts(target: Path) -> bool:
@@ -153,9 +168,23 @@ def index_of_names(target: Path) -> Path:
     return path if path.exists() else target.with_name(path.name)
 
 
-def _leftover_parts(target: Path) -> list[Path]:
-    name = glob.escape(partial_folder(target).name.removesuffix(f"{target.suffix}.partial"))
-    return sorted(target.parent.glob(f"{name}.*-of-*{target.suffix}.partial"))
+def _leftover_parts(target: Path) -> dict[Path, str]:
+    """Partial folders of processes, and of how many each is one."""
+    name = re.escape(partial_folder(part_target(target, "?", "?")).name)
+    own = re.compile(name.replace(r"\?", "([0-9]+)"))
+    found = ((path, own.fullmatch(path.name)) for path in sorted(target.parent.glob(".*.partial")))
+    return {path: match[2] for path, match in found if match}
+
+
+def _counts_of_processes(target: Path) -> list[str]:
+    """How many processes have made what is left of them."""
+    parts = _leftover_parts(target).items()
+    return sorted({count for folder, count in parts if read_journal(folder) is not None})
+
+
+def _interrupted(target: Path, counts: Collection[str]) -> str:
+    by = "one process" if counts == ["1"] else f"{' and by '.join(counts)} processes"
+    return f"an encoding to {target.name} by {by} was interrupted, and its finished shards are kept"
 
 
 def _target_of(folder: Path) -> Path:
