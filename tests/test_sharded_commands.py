@@ -149,6 +149,9 @@ def test_what_is_wrong_is_one_line(folder: Path, run: Run, tmp_path: Path) -> No
     fails(
         run("inspect", "net"), 2, "net has several models: give one of net.pemn.index.json, whole"
     )
+    for number in range(4):
+        (tmp_path / f"net/x{number}.pemn").touch()
+    fails(run("inspect", "net"), 2, ", whole.pemn, x0.pemn, x1.pemn, x2.pemn or 1 more\n")
 
 
 # ------------------------------------------------------------------------------- URLs

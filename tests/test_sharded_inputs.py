@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import random
 import re
 import shutil
 import sys
@@ -657,6 +658,24 @@ def test_a_damaged_item_is_named(tmp_path: Path, run: Run) -> None:
     data[place.offset + place.length - 30] ^= 1  # in the zip's directory
     file.write_bytes(data)
     fails(run("encode", "x", *ENCODE), 1, f"2.bias in {file.name} is damaged (")
+
+
+def test_damaged_metadata_is_refused_in_one_line(tmp_path: Path) -> None:
+    metadata = cut(tmp_path / "x", "1.weight")
+    data = pickle.dumps(metadata)
+    draw = random.Random(0)
+    refused: list[str] = []
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(draw.choice([1, 2, 5, 20])):
+            damaged[draw.randrange(len(data))] = draw.randrange(256)
+        (tmp_path / "x/.metadata").write_bytes(damaged)
+        try:
+            read_checkpoint(tmp_path / "x")
+        except EncodeError as error:
+            refused.append(str(error))
+    assert refused
+    assert not [said for said in refused if "\n" in said]
 
 
 class Runs:

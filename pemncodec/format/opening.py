@@ -27,6 +27,7 @@ from pemncodec.remote.urls import beside, is_url, last_part, shown
 from pemncodec.spool import Spool
 
 _AT_ONCE: Final = 8  # fronts that are fetched
+_SHOWN: Final = 5  # models of a folder
 
 FIRST_BYTES_OF_SHARD: Final = 1 << 13
 """Fetched of each shard when an index is opened: there may be many."""
@@ -112,8 +113,9 @@ def _model_in(folder: Path) -> Path:
     if len(models) == 1:
         return folder / models[0]
     if models:
+        more = f" or {len(models) - _SHOWN:,} more" if len(models) > _SHOWN else ""
         raise DecodeArgumentError(
-            f"{folder} has several models: give one of {', '.join(models[:5])}"
+            f"{folder} has several models: give one of {', '.join(models[:_SHOWN])}{more}"
         )
     if shards:
         missing = index_of_shard(shards[0])
