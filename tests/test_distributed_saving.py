@@ -242,6 +242,7 @@ def test_encode(state: dict[str, Tensor], tmp_path: Path) -> None:
     assert "by 4 processes was interrupted" in said["again"][0]
     assert "start as many" in said["fewer"][0]
     assert "was made of other tensors, or with other options" in said["other"][0]
+    assert ".killed.*-of-4.pemn.partial or give -f" in said["other"][0]
     assert ends["resumed"] == [0, 0, 0, 0]
     assert "1 of 1 shards were there from an interrupted encoding" in said["resumed"][0]
     assert ends["moving"][0] == -9

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -290,7 +291,9 @@ def _leftover(folder: Path, journal: Journal) -> EncodeArgumentError:
 
 
 def _start_over(folder: Path) -> str:
-    return f"to start over, delete {folder} or give -f"
+    # A part's folder is one of several.
+    folders = re.sub(r"\.\d+(-of-\d+\.pemn\.partial)$", r".*\1", str(folder))
+    return f"to start over, delete {folders} or give -f"
 
 
 def read_shard(path: Path) -> Shard:
