@@ -146,7 +146,10 @@ def all_used(state: StateDict) -> MaskedState:
 
 
 def seeds_note(contents: Contents, options: EncodeOptions) -> str | None:
-    """From which seeds the frozen weights come, or that none was found; in a sentence."""
+    """From which seeds the frozen weights come, or that none was found; in a sentence.
+
+    With peers, the weights of all.
+    """
     seeds: dict[str, list[int]] = {"torch": [], "NumPy": []}
     frozen = found = 0
     for tensor in contents.tensors:
@@ -157,8 +160,15 @@ def seeds_note(contents: Contents, options: EncodeOptions) -> str | None:
                 found += tensor.mask.size
                 own = seeds["NumPy" if is_numpy(prototype) else "torch"]
                 own += [prototype.seed] * (prototype.seed not in own)
+    stored = sum(each.length for each in contents.prototypes if isinstance(each, StoredPrototype))
+    if options.peers is not None:
+        said = options.peers.gather([seeds, frozen, found, stored])
+        for generator in seeds:
+            every = [seed for part in said for seed in part[0][generator]]
+            seeds[generator] = list(dict.fromkeys(every))
+        frozen, found, stored = (sum(part[at] for part in said) for at in (1, 2, 3))
     if not found:
-        return _nothing_found(contents, options)
+        return _nothing_found(stored, options)
     named = " and ".join(_named(generator, own) for generator, own in seeds.items() if own)
     return f"{named}: {found:,} of {frozen:,} frozen weights"
 
@@ -168,9 +178,7 @@ def _named(generator: str, seeds: Sequence[int]) -> str:
     return f"{generator} seed{'s' * (len(seeds) > 1)} {shown}"
 
 
-def _nothing_found(contents: Contents, options: EncodeOptions) -> str | None:
-    stored = [each for each in contents.prototypes if isinstance(each, StoredPrototype)]
-    count = sum(each.length for each in stored)
+def _nothing_found(count: int, options: EncodeOptions) -> str | None:
     if count < _WORTH_A_NOTE or options.prototypes or options.find_seed not in ("auto", "full"):
         return None
     every = "" if options.find_seed == "full" else " (--find-seed full tries all)"

@@ -286,6 +286,25 @@ def test_other_files_say_what_they_are_and_what_to_do(kind: Any, other_files: Pa
         assert str(caught.value) == f"{path}: cannot load this: {WHAT_TO_DO[kind]}"
 
 
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("index", b'{"some":{}}'),  # with a brace where safetensors have one
+        ("index", b'        {"weight_map":{}}'),
+        ("pemn-index", b'{"some":{},"format":"pemn-index"}'),
+        ("safetensors", (123).to_bytes(8, "little") + b'{"a":{}}'),  # whose length is a brace
+    ],
+)
+def test_what_begins_with_a_brace(kind: Any, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(data)
+    assert kind_of(tmp_path / "x") == kind
+    with pytest.raises(pemncodec.DecodeError) as caught:
+        pemncodec.open(tmp_path / "x")
+    words = {"index": "not an index", "pemn-index": "version of an index"}
+    assert words.get(kind, "not a .pemn file") in str(caught.value)
+    assert "JSON" not in str(caught.value)
+
+
 def test_archives_of_something_else(tmp_path: Path) -> None:
     for names in ([], ["a.txt"], ["a.npy", "b.txt"]):
         with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:

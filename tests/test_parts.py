@@ -233,3 +233,15 @@ class TestTogether:
         parts = [{n: t for n, t in state.items() if n.startswith(f"{at}.")} for at in "01"]
         for _, report in encoded(parts):
             assert "stored" not in " ".join(report.info.prototypes)
+
+    def test_what_is_said_of_masks_and_seeds_is_of_all_parts(self) -> None:
+        torch.manual_seed(7)
+        state = {}
+        for name in "abc":
+            state[f"{name}.weight_orig"] = torch.nn.Linear(30, 40, bias=False).weight.detach()
+            state[f"{name}.weight_mask"] = torch.rand(40, 30) < 0.5
+        parts = [{n: t for n, t in state.items() if n[0] in names} for names in ("ab", "c", "")]
+        for _, report in (each for each in encoded(parts) if each):
+            (rule,) = report.rules
+            assert rule.endswith(" (3 tensors)")
+            assert report.notes == ("torch seed 7: 3,600 of 3,600 frozen weights",)

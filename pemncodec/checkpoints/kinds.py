@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
+from pemncodec.coders.canonical_json import is_object
 from pemncodec.errors import EncodeError
 from pemncodec.format.container import SIGNATURE
 from pemncodec.format.index import FORMAT, INDEX_SUFFIX
@@ -63,6 +64,8 @@ def kind_of(path: Path) -> Kind:
     for beginning, kind in _BEGINNINGS.items():
         if head.startswith(beginning):
             return kind
+    if is_object(head):
+        return "pemn-index" if _is_pemn_index(path) else "index"
     if head[8:9] == b"{":  # behind eight bytes of length
         return "safetensors"
     if head[:1] == b"\x80":
@@ -70,11 +73,7 @@ def kind_of(path: Path) -> Kind:
     if _is_archive(path):
         names = _names_in(path)
         return "zip" if names is None else _kind_of_archive(names)
-    if path.suffix == ".onnx":
-        return "onnx"
-    if head.lstrip()[:1] != b"{":
-        return "unknown"
-    return "pemn-index" if _is_pemn_index(path) else "index"
+    return "onnx" if path.suffix == ".onnx" else "unknown"
 
 
 def kind_of_checkpoint(path: Path, name: str) -> Kind:

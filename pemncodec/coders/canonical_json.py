@@ -21,6 +21,14 @@ def encode_json(value: Any) -> bytes:
     ).encode("utf-8")
 
 
+def is_object(head: bytes) -> bool:
+    """Whether a file that begins like this, eight bytes or more, can be a JSON object.
+
+    A brace may also be the lowest byte of a number: that of safetensors has zeros behind it.
+    """
+    return head.lstrip()[:1] == b"{" and b"\0" not in head
+
+
 def decode_json(data: bytes, *, depth: int) -> Any:
     """Value of canonical JSON.
 

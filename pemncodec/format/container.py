@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
+from pemncodec.coders.canonical_json import is_object
 from pemncodec.coders.varint import decode_varint, encode_varint
 from pemncodec.coders.zstd import decode_zstd, encode_zstd
 from pemncodec.errors import (
@@ -177,7 +178,7 @@ def check_signature(prefix: bytes) -> None:
         return
     if head and SIGNATURE.startswith(head):
         raise TruncatedError("truncated", "the file ends within its signature", offset=0)
-    if head.lstrip()[:1] == b"{":
+    if is_object(head):
         raise NotPemnError(
             "not-pemn",
             "JSON, not a .pemn file: open an index by its path or URL, as shards are beside it",

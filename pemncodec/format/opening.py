@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from pemncodec.coders.canonical_json import is_object
 from pemncodec.errors import DecodeArgumentError
 from pemncodec.format.index import (
     INDEX_SUFFIX,
@@ -26,6 +27,7 @@ from pemncodec.remote.ranges import failure, open_ranges
 from pemncodec.remote.urls import beside, is_url, last_part, shown
 from pemncodec.spool import Spool
 
+_HEAD: Final = 16  # bytes that tell an index
 _AT_ONCE: Final = 8  # fronts that are fetched
 _SHOWN: Final = 5  # models of a folder
 
@@ -86,7 +88,7 @@ def _open_path(path: Path, limits: Limits) -> SectionSource:
 def _open_index(path: Path, limits: Limits) -> ShardedSections | None:
     """The sections of the shards that a file names; None where it is no JSON."""
     with path.open("rb") as stream:
-        if not _is_json(stream.read(16)):
+        if not is_object(stream.read(_HEAD)):
             return None
         stream.seek(0)
         data = stream.read(most_of_index(limits) + 1)
@@ -133,7 +135,7 @@ def _open_url(url: str, limits: Limits) -> SectionSource:
             message = _in_shards(index_name(last_part(url)))
             raise failure(shown(url), errno.ENOENT, message) from None
         raise
-    if not _is_json(ranges.head):
+    if not is_object(ranges.head[:_HEAD]):
         return RemoteSections(url, ranges, limits)
     try:
         check_index_size(ranges.size, limits)
@@ -167,10 +169,6 @@ def _is_there(url: str, name: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _is_json(head: bytes) -> bool:
-    return head.lstrip()[:1] == b"{"
 
 
 def _in_shards(index: str) -> str:
