@@ -1157,7 +1157,7 @@ def test_what_has_come_there_meanwhile_is_overwritten_only_when_asked(
     assert (tmp_path / first).exists()
     fails(run(*checkpoint[:-2]), 2, "encoding to net.pemn was interrupted")
     (tmp_path / name).write_bytes(b"{}")
-    fails(run(*checkpoint, "--resume"), 2, f"{name} exists: -f overwrites it")
+    fails(run(*checkpoint, "--resume"), 2, f"{name} exists: give -f, too")
     assert (tmp_path / name).read_bytes() == b"{}"
     assert run(*checkpoint, "--resume", "-f", "-q").returncode == 0
     assert not (tmp_path / "net.pemn").exists()
