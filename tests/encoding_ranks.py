@@ -30,7 +30,7 @@ from pemncodec import sharding
 from pemncodec.distributed import command
 from pemncodec.format import partial, publishing
 
-_GRACE = 5.0  # seconds; that of torchrun is shorter, and others may end by themselves
+_GRACE = 30.0  # seconds: others should end by themselves, however busy the machine is
 _PLACES = {
     "encode_contents": sharding,
     "encode_part": command,
