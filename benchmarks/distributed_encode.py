@@ -3,12 +3,12 @@
     python benchmarks/distributed_encode.py time
     python benchmarks/distributed_encode.py kill
 
-*time*: a checkpoint of 480 layers with two thousand million weights, half of them zeros, whose values
-repeat a random vector, at preset max; wall time of whole commands, imports included, one after the
-other. Every tensor that four processes wrote is compared with that of one. It takes 17 GB of memory,
-and 8 GB in TMPDIR. *kill*: 50 encodings of 6 layers with values of their own, of
-which one process is killed at a random moment; `--resume` then has to give the bytes of an
-encoding that nobody disturbed.
+*time*: a checkpoint of 480 layers with two thousand million weights, half of them zeros, whose
+values repeat a random vector, at preset max; wall time of whole commands, imports included, one
+after the other. Every tensor that four processes wrote is compared with that of one. It takes 17 GB
+of memory, and 8 GB in TMPDIR. *kill*: 50 encodings of 6 layers with values of their own, of which
+one process is killed at a random moment; `--resume` then has to give the bytes of an encoding that
+nobody disturbed.
 """
 
 from __future__ import annotations
