@@ -15,7 +15,7 @@ from pemncodec.format.index import Shard, decode_index
 from pemncodec.format.joining import join_sections
 from pemncodec.format.merging import check_shard, merge_headers, names_by_file
 from pemncodec.format.sections import Place, SectionSource, in_file
-from pemncodec.limits import RAISED_BY, Limits
+from pemncodec.limits import Limits
 from pemncodec.spool import Spool
 
 _SHOWN: Final = 10  # names of missing files
@@ -168,31 +168,37 @@ class ShardedSections:
             offset += length
 
 
+_LIMITED: Final = {
+    "header_bytes": "header bytes",
+    "sections": "sections",
+    "tensors": "prototypes",
+}
+"""What a limit of one file counts in the fronts of all shards."""
+
+
 class _Totals:
     """What the fronts of all shards have together, so that many of them take no more than one."""
 
     def __init__(self, limits: Limits) -> None:
         self._lock = Lock()
-        self._left = {
-            "header bytes": limits.header_bytes,
-            "sections": limits.sections,
-            "prototypes": limits.tensors,
-        }
-        self._most = dict(self._left)
+        self._most: dict[str, int] = {limit: getattr(limits, limit) for limit in _LIMITED}
+        self._left = dict(self._most)
 
     def add(self, source: SectionSource) -> None:
         """Raises LimitError where there are too many."""
         found = {
-            "header bytes": len(source.container.header),
+            "header_bytes": len(source.container.header),
             "sections": len(source.container.sections),
-            "prototypes": len(source.header.prototypes),
+            "tensors": len(source.header.prototypes),
         }
         with self._lock:
-            for what, count in found.items():
-                self._left[what] -= count
-                if self._left[what] < 0:
+            for limit, count in found.items():
+                self._left[limit] -= count
+                if self._left[limit] < 0:
                     raise LimitError(
-                        "limit", f"shards of more than {self._most[what]:,} {what}: {RAISED_BY}"
+                        "limit",
+                        f"shards of more than {self._most[limit]:,} {_LIMITED[limit]}: in Python "
+                        f"limits=Limits({limit}=…) raises it, if you trust the files",
                     )
 
 
