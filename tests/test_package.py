@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pemncodec
 
 ROOT = Path(__file__).parent.parent
@@ -88,13 +90,24 @@ print(kernels.IMPLEMENTATION, *(warning.message for warning in caught))
     assert said.stdout.startswith("numpy the compiled kernels cannot be used (cannot import name")
 
 
-def test_links_and_version_of_the_readme() -> None:
-    text = (ROOT / "README.md").read_text()
+def anchors_of(text: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a Markdown file."""
     headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", text))
-    anchors = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
-    links = re.findall(r"\]\(([^)\s]+)\)", text)
-    assert {link[1:] for link in links if link.startswith("#")} <= anchors
-    files = [link.partition("#")[0] for link in links if "://" not in link]
-    assert all((ROOT / file).exists() for file in files)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_links_of_documents_lead_somewhere(name: str) -> None:
+    document = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        file, _, anchor = link.partition("#")
+        if "://" not in link:
+            target = document.parent / file if file else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors_of(target.read_text()), link
+
+
+def test_version_of_the_readme() -> None:
     (version,) = re.findall(r"(?m)^Version (\S+), draft", (ROOT / "spec/pemn.md").read_text())
+    text = (ROOT / "README.md").read_text()
     assert f"[`spec/pemn.md`](spec/pemn.md) (version {version}, draft)" in text
