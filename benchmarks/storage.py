@@ -14,7 +14,8 @@ With the data, it is also measured how many test images each file classifies cor
 other form stores the same effective state dict, without an architecture. "packed masks + fp32" is
 what a masked network needs without a codec: one bit for each weight, the prototype values that are
 used, and all other tensors as they are. zipnn and nncodec are measured where they are installed.
-The README quotes the Markdown tables that the script prints; --print makes them from the CSV alone.
+README.md of this folder quotes the tables that the script prints, and the one of the project the
+first of them; --print makes them from the CSV alone.
 Rows of networks that are not measured stay in the CSV; each says where and by which code it was.
 """
 
@@ -61,6 +62,14 @@ MEASURED_ON = "measured on"
 MODES = ("lossless", "fp16", "q8")  # of files with folded batch norms, where there are any
 XZ_BYTES = 1 << 26  # larger ones take xz tens of minutes
 
+HEADLINE = {
+    "model": "bytes of",
+    "safetensors": "safetensors",
+    "safetensors + zstd-19": "+ zstd-19",
+    ".pemn": "**.pemn**",
+    ".pemn q8": "**.pemn, q8**",
+}
+HEADLINERS = (EXAMPLE[0], "ResNet-50, rp 0.001, keep 0.2", "ViT-B/16, rp 0.001, keep 0.2")
 LOSSLESS = {
     "model": "model",
     "top-1 %": "top-1 %",
@@ -94,6 +103,7 @@ MASKS = {
     "bits per weight": "bits per weight",
 }
 TABLES = {
+    "In short: what README.md quotes": HEADLINE,
     "How many bytes do the same tensors take, without loss?": LOSSLESS,
     "What do shorter trained tensors save, and what do they cost in accuracy?": LOSSY,
     "Where are the bytes of the lossless file?": PARTS,
@@ -308,6 +318,8 @@ def main(
     click.echo("\n".join(dict.fromkeys(row[MEASURED_ON] for row in written)))
     for title, columns in TABLES.items():
         rows = written if columns is LOSSLESS else [row for row in written if row[".pemn"]]
+        if columns is HEADLINE:
+            rows = [row for row in rows if row["model"] in HEADLINERS]
         click.echo(f"\n**{title}**\n\n{markdown(rows, columns)}")
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 import pemncodec
 
@@ -88,26 +85,3 @@ print(kernels.IMPLEMENTATION, *(warning.message for warning in caught))
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.startswith("numpy the compiled kernels cannot be used (cannot import name")
-
-
-def anchors_of(text: str) -> set[str]:
-    """The anchors that GitHub gives the headings of a Markdown file."""
-    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", text))
-    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
-
-
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
-def test_links_of_documents_lead_somewhere(name: str) -> None:
-    document = ROOT / name
-    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
-        file, _, anchor = link.partition("#")
-        if "://" not in link:
-            target = document.parent / file if file else document
-            assert target.exists(), link
-            assert not anchor or anchor in anchors_of(target.read_text()), link
-
-
-def test_version_of_the_readme() -> None:
-    (version,) = re.findall(r"(?m)^Version (\S+), draft", (ROOT / "spec/pemn.md").read_text())
-    text = (ROOT / "README.md").read_text()
-    assert f"[`spec/pemn.md`](spec/pemn.md) (version {version}, draft)" in text

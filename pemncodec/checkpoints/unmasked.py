@@ -9,7 +9,7 @@ from torch import Tensor
 from pemncodec.checkpoints.zero_masks import has_zeros
 from pemncodec.errors import EncodeError
 
-_TABLE = "the README's section Encode lists the dialects that are known"
+_TABLE = "the README's section 'Masks of your code' lists the dialects that are known"
 
 
 class NoMasksError(EncodeError):
