@@ -14,14 +14,26 @@ from pemncodec.cli.seed import seed
 from pemncodec.cli.verify import verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    """Lists its commands as they were added: in the order in which one meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 what click calls it with
+        return [*self.commands]
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name="pemn")
 def cli() -> None:
-    """Store masked networks as seed or prototype + coded masks + architecture.
+    """Masked networks as small .pemn files: seed or prototype, masks, architecture.
 
-    In place of a file name, - is standard input or output.
+    \b
+    pemn encode model.pt --keep 0.5 --arch models.py:convmixer -o model.pemn
+    pemn decode model.pemn -o model.safetensors
+
+    A file may be a URL, and - is standard input or output. pemn COMMAND --help has the options
+    of a command.
     """
 
 
-for command in (encode, decode, digest, inspect, report, seed, verify):
+for command in (encode, decode, inspect, verify, digest, seed, report):
     cli.add_command(command)

@@ -37,16 +37,23 @@ _EXPORT_SUFFIXES = (".pt2", ".onnx", ".pte")
 @click.option(
     "-o",
     "--output",
+    metavar="FILE",
     type=FileName(),
     required=True,
     help="A state dict (.safetensors, .pt, .pth; - is safetensors) or a network to deploy (.pt2, "
     ".onnx, .pte).",
 )
-@click.option("--batch", type=click.IntRange(1), help="Fix the batch size of a network to deploy.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Fix the batch size of a network to deploy.",
+)
 @click.option(
     "--packed",
     is_flag=True,
-    help="In a network to deploy: masks as bits, and operators that make the weights of them.",
+    help="In a network to deploy, store a bit for each masked weight, and operators that make the "
+    "weights of them.",
 )
 @click.option(
     "--trust",

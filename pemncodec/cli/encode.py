@@ -13,7 +13,7 @@ import click
 
 from pemncodec.checkpoints.folders import transformers_class
 from pemncodec.checkpoints.kinds import DISTRIBUTED
-from pemncodec.cli.mask_options import MaskArguments, mask_options
+from pemncodec.cli.mask_options import MASK_SECTION, MaskArguments, mask_options
 from pemncodec.cli.options import (
     Shape,
     dense_option,
@@ -35,6 +35,7 @@ from pemncodec.cli.options import (
     threads_option,
     trust_pickle_option,
 )
+from pemncodec.cli.sections import Sectioned
 from pemncodec.cli.streams import (
     STDIO,
     FileName,
@@ -56,17 +57,40 @@ from pemncodec.remote.urls import is_url, last_part, shown
 _IN_MEMORY: Final = 1 << 24  # bytes that wait for standard output; more of them in a file
 
 
-@click.command(short_help="Encode a checkpoint of a masked network.")
+@click.command(
+    cls=Sectioned,
+    sections={
+        **MASK_SECTION,
+        "arch": "Architecture",
+        "preset": "Size, speed and accuracy",
+        "find_seed": "Seeds behind the weights",
+        "metadata": "What is written",
+        "trust_pickle": "Other options",
+    },
+    short_help="Encode a checkpoint of a masked network.",
+)
 @click.argument("sources", metavar="CHECKPOINT…", type=FileName(), nargs=-1, required=True)
 @click.option(
-    "-o", "--output", type=FileName(), help="File to write  [default: CHECKPOINT with .pemn]."
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=FileName(),
+    help="File to write  [default: CHECKPOINT with .pemn].",
 )
 @mask_options
 @prefix_option
 @click.option(
-    "--arch", metavar="MODULE:FACTORY", help="pkg.module:factory or path/to/file.py:factory."
+    "--arch",
+    metavar="MODULE:FUNCTION",
+    help="What builds the network with plain layers: pkg.module:function or "
+    "path/to/file.py:function.",
 )
-@click.option("--arch-kwargs", default="{}", metavar="JSON", help="Arguments of the factory.")
+@click.option(
+    "--arch-kwargs",
+    default="{}",
+    metavar="JSON",
+    help="Arguments of that function, such as '{\"dim\": 128}'.",
+)
 @click.option(
     "--arch-argv", metavar="TEXT", help="What its code finds in sys.argv, one text as in a shell."
 )
@@ -75,27 +99,40 @@ _IN_MEMORY: Final = 1 << 24  # bytes that wait for standard output; more of them
     "shapes",
     type=Shape(),
     multiple=True,
-    help="An input without its batch: 3,32,32 or int64:16? (? may vary); once for each  "
-    "[default: a guess].",
+    help="An input of the network without its batch: 3,32,32, or int64:16? for a size that may "
+    "vary; once for each input  [default: a guess].",
 )
 @click.option(
     "--builder",
     is_flag=True,
-    help="Store the name of --arch in place of a description; who reads it must trust that code.",
+    help="Store the name of --arch in place of a description: who decodes the file needs that "
+    "code, and --trust.",
 )
 @click.option(
-    "--train-graph", is_flag=True, help="Also export train mode, where forward must be exported."
+    "--train-graph",
+    is_flag=True,
+    help="Also describe train mode, where torch.fx cannot trace the network.",
 )
 @click.option("--no-manifest", is_flag=True, help="Store tensors without the architecture.")
 @preset_option
 @dense_option
-@click.option("--fold-bn", is_flag=True, help="Fold batch norms to two vectors: inference only.")
+@click.option(
+    "--fold-bn",
+    is_flag=True,
+    help="Store each batch norm as a scale and a shift: a file for inference only.",
+)
 @click.option(
     "--accuracy",
     metavar="MODULE:FUNCTION",
-    help="A metric of yours, larger is better: called with the module before and after.",
+    help="A metric of yours, larger is better: called with the original module and with the "
+    "decoded one.",
 )
-@click.option("--max-drop", type=float, help="Refuse a file that loses more accuracy than this.")
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="X",
+    help="Write no file that loses more than this, in units of --accuracy.",
+)
 @find_seed_option
 @seed_option
 @metadata_option
@@ -103,7 +140,8 @@ _IN_MEMORY: Final = 1 << 24  # bytes that wait for standard output; more of them
 @click.option(
     "--share-prototypes",
     is_flag=True,
-    help="Store values that several of these files use in one of them, which the others then need.",
+    help="With --shard-size: store values that several files use in one of them, which the others "
+    "then need beside them.",
 )
 @resume_option
 @trust_pickle_option
@@ -143,17 +181,18 @@ def encode(
 ) -> None:
     """Encode a checkpoint (.pt, .pth, .safetensors, .npz, .pemn) of a masked network.
 
-    One in several files is given as the index that lies beside them, as its folder, or as all of
-    its files; a folder of torch.distributed.checkpoint is taken, too.
-
-    Reads checkpoints of pemncodec.masking, of torch.nn.utils.prune (X_orig + X_mask), of the
-    official PEMN code (X.weight + X.scores, with --keep) and of others, which the README lists.
-    The file is decoded again and compared with the original before it is written.
-
     \b
     pemn encode model.pt --keep 0.5 -o model.pemn \\
         --arch models.py:convmixer --arch-kwargs '{"dim": 128, "depth": 4}' \\
         --example-shape 3,32,32
+
+    The names in a checkpoint tell whose masks it has: those of pemncodec.masking, of
+    torch.nn.utils.prune (X_orig, X_mask), of the official PEMN code (X.weight, X.scores, with
+    --keep) and of others, which the README lists. The file is decoded again and compared with the
+    original before it is written.
+
+    A checkpoint in several files is given as the index that lies beside them, as its folder, or as
+    all of its files; a folder of torch.distributed.checkpoint is taken, too.
     """
     kwargs = parse_kwargs(arch_kwargs, arch)
     argv = parse_argv(arch_argv, arch, builder=builder)

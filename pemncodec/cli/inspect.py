@@ -21,7 +21,7 @@ from pemncodec.remote.urls import is_url, shown
     help="Decode the masks to count their ones, or read nothing but the front of the file.  "
     "[default: --front for URLs, else --decode]",
 )
-@click.option("--architecture", is_flag=True, help="The network instead, as print(model) does.")
+@click.option("--architecture", is_flag=True, help="Show the modules, as print(model) does.")
 @max_memory_option
 @threads_option
 @json_option
@@ -33,7 +33,12 @@ def inspect(
     max_memory: int,
     as_json: bool,
 ) -> None:
-    """Show what a file holds and what every part of it costs."""
+    """Show what a file holds and what every part of it costs.
+
+    \b
+    pemn inspect net.pemn -v
+    pemn inspect https://host/net.pemn --architecture
+    """
     with opened(source, max_memory) as file, named(source):
         if architecture:
             if file.manifest is None:

@@ -84,19 +84,25 @@ keep_option = click.option(
     metavar="SHARES",
     help="Share of each layer's weights that scores keep: 0.5, or head.*=0.8,*=0.3 by name.",
 )
+MASK_SECTION = {"keep": "Masks of the checkpoint"}
 _OPTIONS = (
     keep_option,
     click.option(
         "--rule",
         metavar="RULE",
-        help="How masks follow from scores: magnitude, score, global-magnitude, global-score, "
+        help="Rule that makes masks of scores: magnitude, score, global-magnitude, global-score, "
         "movement, biprop, biprop-global, at-least=T, above=T, sigmoid-above=T, bernoulli=SEED  "
         "[default: as the code that made the checkpoint, where its names tell].",
     ),
     click.option(
         "--scores-name", metavar="NAME", help="Scores are X.NAME beside X.weight, in any code."
     ),
-    click.option("--task", type=click.IntRange(0), help="Which of the scores X.scores.0, .1, …."),
+    click.option(
+        "--task",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Which of the scores X.scores.0, X.scores.1, ….",
+    ),
     click.option(
         "--masks", metavar="FILE", help="Masks by name, 0 and 1, in a file that encode would take."
     ),

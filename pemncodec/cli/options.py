@@ -68,9 +68,11 @@ find_seed_option = click.option(
     "--find-seed",
     type=click.Choice(get_args(FindSeed)),
     default="auto",
+    metavar="HOW",
     show_default=True,
-    help="Look for the seeds of torch behind the weights: for some seconds; for one (quick); "
-    "also behind all 2^32 seeds, 45 s on two cores wherever they may begin (full).",
+    help="Look for the seeds of torch and NumPy behind the weights. auto: for some seconds. quick: "
+    "for one. full: also among all 2^32 seeds, 45 s on two cores wherever the weights may begin. "
+    "off: not at all.",
 )
 preset_option = click.option(
     "--preset",
@@ -84,10 +86,11 @@ dense_option = click.option(
     "--dense",
     multiple=True,
     metavar="[PATTERN=]MODE",
-    help="lossless, fp16, bf16 or q8, for trained tensors (whose names fit)  [default: lossless].",
+    help="How tensors without masks are stored, or those whose names fit PATTERN: lossless, fp16, "
+    "bf16 or q8 (8 bits)  [default: lossless].",
 )
 seed_option = click.option(
-    "--seed", type=int, help="What torch.manual_seed or np.random.seed was given."
+    "--seed", type=int, metavar="N", help="What torch.manual_seed or np.random.seed was given."
 )
 metadata_option = click.option(
     "--metadata", multiple=True, metavar="KEY=VALUE", help="Text to keep in the file; repeatable."
@@ -95,9 +98,9 @@ metadata_option = click.option(
 shard_size_option = click.option(
     "--shard-size",
     metavar="SIZE",
-    help="Several files of at most SIZE bytes (2GB, 500MB, 2GiB) and an index, where one would be "
-    "larger. They are cut by what tensors take before compression, so most are smaller; no tensor "
-    "is cut.",
+    help="Write several files of at most SIZE bytes (2GB, 500MB, 2GiB) and an index, where one "
+    "would be larger. They are cut by what tensors take before compression, so most are smaller; "
+    "no tensor is cut.",
 )
 resume_option = click.option(
     "--resume",
@@ -116,6 +119,7 @@ def _with_threads(ctx: click.Context, _: click.Parameter, value: int | None) -> 
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1),
+    metavar="N",
     envvar="PEMN_THREADS",
     show_envvar=True,
     expose_value=False,

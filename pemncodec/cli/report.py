@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pemncodec.cli.mask_options import Keep, MaskArguments, Shares, mask_options
+from pemncodec.cli.mask_options import MASK_SECTION, Keep, MaskArguments, Shares, mask_options
 from pemncodec.cli.options import (
     force_option,
     json_option,
@@ -22,6 +22,7 @@ from pemncodec.cli.options import (
     threads_option,
     trust_pickle_option,
 )
+from pemncodec.cli.sections import Sectioned
 from pemncodec.cli.streams import (
     STDIO,
     BadDataError,
@@ -41,7 +42,16 @@ if TYPE_CHECKING:
     from pemncodec.report.costs import CostOptions, ModelCosts
 
 
-@click.command(short_help="Compare what models cost in this form and in others.")
+@click.command(
+    cls=Sectioned,
+    sections={
+        **MASK_SECTION,
+        "forms": "What is compared",
+        "csv": "What is written",
+        "trust_pickle": "Other options",
+    },
+    short_help="Compare what models cost in this form and in others.",
+)
 @click.argument("sources", metavar="FILE…", type=FileName(), nargs=-1, required=True)
 @mask_options
 @prefix_option
@@ -50,7 +60,7 @@ if TYPE_CHECKING:
     "keeps",
     multiple=True,
     metavar="FILE=SHARES",
-    help="The same for one of the files, such as k50.pt=0.5.",
+    help="As --keep, for one of the files: k50.pt=0.5.",
 )
 @click.option(
     "--forms",
@@ -67,7 +77,7 @@ if TYPE_CHECKING:
     metavar="NAMES",
     help="Only these columns, in this order, such as keep,pemn_bytes,metadata.NAME.",
 )
-@click.option("--csv", metavar="PATH", type=FileName(), help="Also write a table for programs.")
+@click.option("--csv", metavar="PATH", type=FileName(), help="Also write a table with all numbers.")
 @click.option(
     "--markdown", metavar="PATH", type=FileName(), help="Also write a table for a README."
 )
@@ -108,13 +118,13 @@ def report(
 ) -> None:
     """Compare what models cost, as .pemn and in the forms that one would use instead.
 
+    \b
+    pemn report *.pemn k50.pt --keep-of k50.pt=0.5 --html sizes.html
+
     Masked checkpoints (.pt, .pth, .safetensors) are encoded first, without an architecture; those
     with scores alone (official PEMN) need --keep. Checkpoints without masks are shown as the dense
     models they are. Of several files, one that cannot be used is named and left out, and the exit
     status is 1. A dash in place of a PATH prints that table instead of the usual one.
-
-    \b
-    pemn report *.pemn k50.pt --keep-of k50.pt=0.5 --html sizes.html
     """
     keep_of = _parse_keeps(keeps, sources)
     tables = {"csv": csv, "markdown": markdown, "latex": latex}

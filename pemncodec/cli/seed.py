@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pemncodec.cli.mask_options import MaskArguments, mask_options
+from pemncodec.cli.mask_options import MASK_SECTION, MaskArguments, mask_options
 from pemncodec.cli.options import (
     find_seed_option,
     json_option,
     prefix_option,
     quiet_option,
+    seed_option,
     threads_option,
     trust_pickle_option,
 )
+from pemncodec.cli.sections import Sectioned
 from pemncodec.cli.streams import FileName, check_source, checkpoint_path, named
 from pemncodec.cli.terminal import print_json, steps, visible
 from pemncodec.cli.user_code import no_exit
@@ -27,12 +29,20 @@ if TYPE_CHECKING:
     from pemncodec.contents import SeededFill
 
 
-@click.command(short_help="Look for the seeds behind a checkpoint's weights.")
+@click.command(
+    cls=Sectioned,
+    sections={
+        **MASK_SECTION,
+        "find_seed": "Seeds behind the weights",
+        "trust_pickle": "Other options",
+    },
+    short_help="Look for the seeds behind a checkpoint's weights.",
+)
 @click.argument("source", metavar="CHECKPOINT", type=FileName())
 @mask_options
 @prefix_option
 @find_seed_option
-@click.option("--seed", type=int, help="What torch.manual_seed or np.random.seed was given.")
+@seed_option
 @trust_pickle_option
 @threads_option
 @quiet_option
@@ -48,6 +58,9 @@ def seed(
     as_json: bool,
 ) -> None:
     """Look for the seeds that torch or NumPy drew a checkpoint's weights from.
+
+    \b
+    pemn seed model.pt --keep 0.5
 
     Only weights that masks use are looked at; without masks, all of two dimensions or more. The
     exit status is 1 if nothing is found.

@@ -8,7 +8,7 @@ import click
 
 from pemncodec.architecture.manifest import FORMAT
 from pemncodec.cli.comparing import compare_files
-from pemncodec.cli.mask_options import MaskArguments, mask_options
+from pemncodec.cli.mask_options import MASK_SECTION, MaskArguments, mask_options
 from pemncodec.cli.options import (
     json_option,
     max_memory_option,
@@ -17,18 +17,19 @@ from pemncodec.cli.options import (
     threads_option,
     trust_pickle_option,
 )
+from pemncodec.cli.sections import Sectioned
 from pemncodec.cli.streams import FileName, check_sources, named, opened
 from pemncodec.cli.terminal import print_json, steps
 from pemncodec.remote.urls import shown
 
 
-@click.command()
+@click.command(cls=Sectioned, sections={**MASK_SECTION, "trust_pickle": "Other options"})
 @click.argument("source", metavar="FILE", type=FileName())
 @click.option(
     "--against",
     metavar="CHECKPOINT",
     multiple=True,
-    help="Also compare every tensor bit for bit; once for each file of one in several.",
+    help="Also compare every tensor bit for bit with this checkpoint; once for each of its files.",
 )
 @mask_options
 @prefix_option
@@ -47,7 +48,12 @@ def verify(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Decode all of a file and check every rule of the format."""
+    """Decode all of a file and check every rule of the format.
+
+    \b
+    pemn verify net.pemn
+    pemn verify net.pemn --against model.pt --keep 0.5
+    """
     given = [*mask_arguments.given(), *(["--prefix"] if prefix is not None else [])]
     if given and not against:
         raise click.UsageError(f"{' and '.join(given)}: only with --against")
