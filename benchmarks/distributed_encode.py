@@ -3,12 +3,12 @@
     python benchmarks/distributed_encode.py time
     python benchmarks/distributed_encode.py kill
 
-*time*: a checkpoint of 480 layers with two thousand million weights, half of them zeros, whose
-values repeat a random vector, at preset max; wall time of whole commands, imports included, one
-after the other. Every tensor that four processes wrote is compared with that of one. It takes 17 GB
-of memory, and 8 GB in TMPDIR. *kill*: 50 encodings of 6 layers with values of their own, of which
-one process is killed at a random moment; `--resume` then has to give the bytes of an encoding that
-nobody disturbed.
+*time*: two checkpoints at preset max, of layers whose weights are half zeros: the values of one
+repeat a random vector (RP), the other's are all its own, and stored. Wall time of whole commands,
+imports included, one after the other; each was run on a small model before. Every tensor that four
+processes wrote is compared with that of one. RP takes 17 GB of memory, and 8 GB in TMPDIR.
+*kill*: 50 encodings of 6 layers with values of their own, of which one process is killed at a
+random moment; `--resume` then has to give the bytes of an encoding that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -57,11 +57,10 @@ def write_checkpoint(path: Path, layers: int, size: int, repeated: int | None = 
 
 
 def seconds(command: Sequence[str | Path]) -> float:
-    """Wall time of a command."""
+    """Wall time of a command, which may keep compiled modules, as where packages are installed."""
+    env = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     begin = time.perf_counter()
-    subprocess.run(
-        command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    subprocess.run(command, check=True, capture_output=True, env=env | {"OMP_NUM_THREADS": "1"})
     return time.perf_counter() - begin
 
 
@@ -71,24 +70,55 @@ def main() -> None:
 
 
 @main.command("time")
-@click.option("--layers", default=480, show_default=True)
+@click.option("--layers", default=480, show_default=True, help="Of RP.")
+@click.option("--stored-layers", default=64, show_default=True, help="Of stored values.")
 @click.option("--size", default=2048, show_default=True, help="Rows and columns of each layer.")
-def time_(layers: int, size: int) -> None:
+def time_(layers: int, stored_layers: int, size: int) -> None:
     """Wall time of four processes, over that of one with one thread and with two."""
     measured_on = provenance(["torch"])
+    rows = [
+        *timed("RP", layers, size, repeated=size + 1),
+        *timed("stored values", stored_layers, size),
+    ]
+    write_table(RESULTS / "distributed_encode.csv", measured_on, rows, rows[0])
+
+
+def timed(model: str, layers: int, size: int, repeated: int | None = None) -> list[dict[str, Any]]:
+    """The rows of one model, against one process with one thread and with two."""
+
+    def tell(text: str) -> None:
+        click.echo(f"{model}: {text}", err=True)
+
     with tempfile.TemporaryDirectory() as name:
-        source, one, four = (Path(name, n) for n in ("net.safetensors", "one.pemn", "four.pemn"))
-        write_checkpoint(source, layers, size, repeated=size + 1)
-        alone = [sys.executable, "-m", "pemncodec", "encode", source, "-o", one, "-f", *OPTIONS]
-        launched = [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS),
-            "-m", "pemncodec.distributed", "encode", source, "-o", four, *OPTIONS,
-        ]  # fmt: skip
-        by_ranks = seconds([*launched, "--threads", "1"])
-        by_threads = {
-            threads: seconds([*alone, "--no-manifest", "--threads", str(threads)])
-            for threads in (1, 2)
-        }
+        small, source, one, four = (
+            Path(name, n) for n in ("small.safetensors", "net.safetensors", "one.pemn", "four.pemn")
+        )
+
+        def alone(of: Path, threads: int) -> float:
+            return seconds([
+                sys.executable, "-m", "pemncodec", "encode", of, "-o", one, "-f", *OPTIONS,
+                "--no-manifest", "--threads", str(threads),
+            ])  # fmt: skip
+
+        def by_ranks(of: Path) -> float:
+            return seconds([
+                sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS),
+                "-m", "pemncodec.distributed", "encode", of, "-o", four, "-f", *OPTIONS,
+                "--threads", "1",
+            ])  # fmt: skip
+
+        write_checkpoint(small, RANKS, 64, repeated)
+        alone(small, 1)
+        by_ranks(small)
+        write_checkpoint(source, layers, size, repeated)
+        os.sync()  # else the system writes it while the first command is timed
+        tell(f"{layers * size * size:,} weights are written")
+        together = by_ranks(source)
+        tell(f"{RANKS} processes: {together:.1f} s")
+        by_threads: dict[int, float] = {}
+        for threads in (1, 2):
+            by_threads[threads] = alone(source, threads)
+            tell(f"one process, {threads} threads: {by_threads[threads]:.1f} s")
         with (
             pemncodec.open(one) as expected,
             pemncodec.open(four.with_suffix(".pemn.index.json")) as found,
@@ -96,22 +126,24 @@ def time_(layers: int, size: int) -> None:
             assert found.keys() == expected.keys()
             for key in expected.keys():  # noqa: SIM118
                 assert np.array_equal(found.tensor(key), expected.tensor(key))
+        tell("the same tensors")
         bytes_of_ranks = sum(path.stat().st_size for path in Path(name).glob("four*"))
         rows = [
             {
+                "model": model,
                 "weights": layers * size * size,
                 "against": f"one process, {threads} thread{'s' * (threads > 1)}",
                 "seconds": round(alone_seconds, 1),
-                f"seconds of {RANKS} processes": round(by_ranks, 1),
-                "ratio": round(by_ranks / alone_seconds, 3),
+                f"seconds of {RANKS} processes": round(together, 1),
+                "ratio": round(together / alone_seconds, 3),
                 "bytes": one.stat().st_size,
                 f"bytes of {RANKS} processes": bytes_of_ranks,
             }
             for threads, alone_seconds in by_threads.items()
         ]
-    write_table(RESULTS / "distributed_encode.csv", measured_on, rows, rows[0])
     for row in rows:
         click.echo(row)
+    return rows
 
 
 @main.command()

@@ -402,3 +402,17 @@ def test_help_fits_a_terminal(name: str, command: click.Command) -> None:
         assert len(line) <= 80
         assert not line.endswith("-")  # of a name that goes on in the next line
         assert "[default: (" not in line
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from pemncodec.__main__ import main; sys.argv[1:] = ['--version']; main()",
+        "import pemncodec.distributed.__main__; assert gc.isenabled()",
+    ],
+)
+def test_no_garbage_is_looked_for_among_modules_in_the_end(code: str) -> None:
+    told = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count()));"
+    run = [sys.executable, "-c", told + code]
+    result = subprocess.run(run, check=True, capture_output=True, text=True)
+    assert int(result.stdout.splitlines()[-1]) > 10_000
