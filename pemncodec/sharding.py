@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,23 +17,18 @@ from pemncodec.format.columns import is_file_name
 from pemncodec.format.digests import digest_of
 from pemncodec.format.index import SUFFIX, shard_names
 from pemncodec.format.journal import ARCHITECTURE, ORDER, contents_digest
-from pemncodec.format.partial import (
-    PartialShards,
-    check_leftover,
-    check_nothing_to_continue,
-    is_naming,
-    open_partial,
-)
+from pemncodec.format.leftovers import check_leftover, check_nothing_to_continue, is_naming
+from pemncodec.format.partial import PartialShards, open_partial
 from pemncodec.format.partition import partition, with_shared_prototypes
 from pemncodec.format.parts import check_no_parts, named_shards, part_target
-from pemncodec.format.publishing import Place, place_of
+from pemncodec.format.places import Location, name_of
 from pemncodec.format.sections import SectionSource
 from pemncodec.format.sharded_sections import ShardedSections
 from pemncodec.format.writer import encode_contents
 from pemncodec.options import EncodeOptions
 from pemncodec.peers import Peers
 from pemncodec.proof import Report
-from pemncodec.remote.urls import is_url, last_part
+from pemncodec.remote.urls import is_url
 from pemncodec.spool import Spool
 
 _MOST: Final = 1 << 62  # bytes
@@ -57,8 +51,8 @@ class ShardPlan:
         made_with: as `Journal` has it.
     """
 
-    target: Target
-    whole: Target
+    target: Location
+    whole: Location
     parts: dict[str, Contents]
     digests: Mapping[str, str]
     weight_map: Mapping[str, str]
@@ -75,28 +69,23 @@ def check_shard_target(target: Target | BinaryIO, options: EncodeOptions) -> Non
     Raises:
         EncodeArgumentError: says what to do.
     """
-    if isinstance(target, str | os.PathLike) and not is_url(target):
-        path = Path(target)
-        if path.name.endswith(SUFFIX):
-            check_leftover(path, resume=options.resume)
-            if options.peers is None:
-                check_no_parts(path)
+    if isinstance(target, str | os.PathLike):
+        location = _location(target)
+        if name_of(location).endswith(SUFFIX):
+            check_leftover(location, resume=options.resume)
+            if options.peers is None and isinstance(location, Path):
+                check_no_parts(location)
     if options.shard_bytes is None:
         return
     if not isinstance(target, str | os.PathLike):
         raise EncodeArgumentError(
             "--shard-size (shard_size=…) writes several files: name one that ends in .pemn (-o)"
         )
-    name = _name(target)
+    name = name_of(_location(target))
     if not name.endswith(SUFFIX) or not is_file_name(shard_names(name, 1)[0]):
         raise EncodeArgumentError(
             "--shard-size (shard_size=…): shards are called after the output, whose name must end "
             f"in .pemn, not begin with a point and not be long, not {name!r:.80}"
-        )
-    if is_url(target) and options.resume:
-        raise EncodeArgumentError(
-            "--resume (resume=True) continues what is on this machine: encode into a folder here, "
-            "and upload that"
         )
 
 
@@ -129,14 +118,13 @@ def plan_shards(
         count = sum(shards for _, shards, _ in said)
         masked = sum(weights for _, _, weights in said)
     if count == 1:
-        if not is_url(target):
-            check_nothing_to_continue(Path(target))
+        check_nothing_to_continue(_location(target))
         return None
-    names = shard_names(_name(target), count)[before : before + len(parts)]
-    whole = target
+    whole = location = _location(target)
+    names = shard_names(name_of(whole), count)[before : before + len(parts)]
     if peers is not None:
-        whole = Path(target).absolute()
-        target = part_target(whole, peers.rank, peers.count)
+        assert isinstance(whole, Path)  # in a folder that all share
+        location = part_target(whole, peers.rank, peers.count)
     if options.share_prototypes:
         parts = with_shared_prototypes(parts, names)
     files = {
@@ -145,7 +133,7 @@ def plan_shards(
         for tensor in part.tensors
     }
     return ShardPlan(
-        target,
+        location,
         whole,
         dict(zip(names, parts, strict=True)),
         {name: contents_digest(part) for name, part in zip(names, parts, strict=True)},
@@ -176,22 +164,21 @@ def encode_shards(
         EncodeArgumentError: what such an encoding has left is of something else, or is not to be
             continued.
         EncodeError: the data cannot be encoded, or as `prove` raises it; nothing is kept.
-        OSError: files cannot be written; finished shards are kept, but for a URL.
+        OSError: files cannot be written; finished shards are kept.
     """
     with (
-        _place(plan.target) as (path, place),
-        open_partial(path, plan.made_with, plan.digests, resume=resume) as partial,
+        open_partial(plan.target, plan.made_with, plan.digests, resume=resume) as partial,
         _kept_or_discarded(partial, plan),
     ):
-        if partial.proven:
+        if partial.proven and isinstance(plan.target, Path):
             kept = len(plan.digests)
-            report = prove(_named(plan, path))
+            report = prove(_named(plan, plan.target))
         else:
             kept = _add_shards(partial, plan, step)
             partial.add_index(plan.weight_map, plan.manifest)
             report = prove(partial.index)
         step("writing", None)
-        partial.publish(place)
+        partial.publish()
     return _with_kept(report, plan, kept)
 
 
@@ -209,10 +196,11 @@ def encode_part(
     are only proven again. Arguments and errors are those of `encode_shards`, but for `peers`, who
     write the other parts.
     """
-    if resume and is_naming(Path(plan.whole)):
-        return _with_kept(prove(_named(plan, Path(plan.whole))), plan, len(plan.digests))
+    assert isinstance(plan.whole, Path)  # in a folder that all share
+    if resume and is_naming(plan.whole):
+        return _with_kept(prove(_named(plan, plan.whole)), plan, len(plan.digests))
     with (
-        open_partial(Path(plan.target), plan.made_with, plan.digests, resume=resume) as partial,
+        open_partial(plan.target, plan.made_with, plan.digests, resume=resume) as partial,
         _kept_or_discarded(partial, plan),
     ):
         peers.gather(None)  # what one cannot continue none does
@@ -233,18 +221,8 @@ def _with_kept(report: Report, plan: ShardPlan, kept: int) -> Report:
     return replace(report, notes=(*report.notes, note))
 
 
-def _name(target: Target) -> str:
-    return last_part(target) if is_url(target) else Path(target).name
-
-
-@contextlib.contextmanager
-def _place(target: Target) -> Iterator[tuple[Path, Place]]:
-    """A path of this machine beside which shards are made, and where they go in the end."""
-    if not is_url(target):
-        yield Path(target).absolute(), place_of(target)
-        return
-    with tempfile.TemporaryDirectory(prefix="pemn-") as folder:
-        yield Path(folder, _name(target)), place_of(target)
+def _location(target: Target) -> Location:
+    return target if is_url(target) else Path(target).absolute()
 
 
 @contextlib.contextmanager
@@ -259,7 +237,7 @@ def _kept_or_discarded(partial: PartialShards, plan: ShardPlan) -> Iterator[None
             partial.discard()
         raise
     except BaseException as error:
-        if partial.finished and not is_url(plan.target):
+        if partial.finished:
             count = len(plan.digests)
             error.add_note(f"{partial.finished} of {count} shards are kept for --resume")
         raise

@@ -28,7 +28,7 @@ from torch.distributed import TCPStore
 
 from pemncodec import sharding
 from pemncodec.distributed import command
-from pemncodec.format import partial, publishing
+from pemncodec.format import partial, places
 
 _GRACE = 30.0  # seconds: others should end by themselves, however busy the machine is
 _PLACES = {
@@ -36,7 +36,7 @@ _PLACES = {
     "encode_part": command,
     "publish": command,
     "put_shards": partial,
-    "sync_folder": publishing,  # when the first shard has its name
+    "sync_folder": places,  # when the first shard has its name
 }
 
 

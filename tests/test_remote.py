@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import pemncodec
 from pemncodec import spool
-from pemncodec.format import remote_sections
+from pemncodec.format import places, remote_sections
 from pemncodec.format.container import encode_container
 from pemncodec.remote.urls import is_url, last_part, shown
 from pemncodec.spool import Spool
@@ -574,7 +574,6 @@ def bucket() -> Iterator[str]:
         "key": "k",
         "secret": "s",
         "endpoint_url": f"http://{host}:{port}",
-        "skip_instance_cache": True,
     }
     try:
         fsspec.filesystem("s3").mkdir("bucket")
@@ -609,6 +608,42 @@ def test_s3(
     assert pemncodec.load_state_dict(f"{url}.index.json").keys() == loaded.keys()
     fails(run("inspect", url), 1, "open net.pemn.index.json")
     fails(run("encode", "x.pemn", "-o", url), 2, "net.pemn.index.json exists: -f overwrites it")
+
+
+@pytest.mark.parametrize("stopped", ["upload", "move_stored"])
+def test_s3_is_continued(
+    bucket: str, network: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: str
+) -> None:
+    import fsspec
+
+    store = fsspec.filesystem("s3")
+
+    def files(folder: str) -> dict[str, bytes]:
+        store.invalidate_cache()
+        return {name.rpartition("/")[2]: store.cat_file(name) for name in store.find(folder)}
+
+    function = getattr(places, stopped)
+    calls: list[object] = []
+
+    def once_more(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) > 3:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        function(*arguments)
+
+    pemncodec.encode(pemncodec.open(network), tmp_path / "net.pemn", shard_size=4000)
+    url = f"{bucket}/{stopped}/net.pemn"
+    with monkeypatch.context() as patch:
+        patch.setattr(places, stopped, once_more)
+        with pytest.raises(ConnectionResetError, match="by peer"):
+            pemncodec.encode(pemncodec.open(network), url, shard_size=4000)
+    assert "net.pemn.index.json" not in store.ls(f"bucket/{stopped}")
+    report = pemncodec.encode(pemncodec.open(network), url, shard_size=4000, resume=True)
+    kept = 1 if stopped == "upload" else 3
+    assert f"{kept} of 3 shards were there from an interrupted encoding" in report.notes
+    assert files(f"bucket/{stopped}") == {
+        path.name: path.read_bytes() for path in tmp_path.iterdir()
+    }
 
 
 def test_s3_notices_a_file_that_changes(

@@ -43,7 +43,7 @@ from pemncodec.format.journal import contents_digest
 from pemncodec.format.partial import open_partial, read_shard
 from pemncodec.format.partition import partition
 from pemncodec.format.parts import part_target
-from pemncodec.format.publishing import Folder
+from pemncodec.format.places import Folder
 from pemncodec.format.reader import open_file
 from pemncodec.format.writer import encode_contents
 from pemncodec.limits import Limits
@@ -651,15 +651,15 @@ def test_a_shard_that_vanishes_while_names_are_given(
 @pytest.fixture
 def naming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Path]:
     """Ends an encoding when the first of its files has got its name; the model's path."""
-    put = Folder.put
+    move = Folder.move
 
-    def put_and_end(*arguments: Any) -> None:
-        put(*arguments)
+    def move_and_end(*arguments: Any) -> None:
+        move(*arguments)
         raise Stopped
 
     def end(work: Callable[[], Any]) -> Path:
         with monkeypatch.context() as patch, contextlib.suppress(Stopped):
-            patch.setattr(Folder, "put", put_and_end)
+            patch.setattr(Folder, "move", move_and_end)
             work()
             raise AssertionError
         return tmp_path / "net.pemn"
@@ -966,38 +966,139 @@ def test_shards_of_a_store(store: Any, reference: dict[str, str]) -> None:
         assert stored(store) == reference
 
 
-def test_a_store_that_breaks_off_has_no_index_of_other_shards(
-    store: Any, monkeypatch: pytest.MonkeyPatch
+@contextlib.contextmanager
+def store_that_ends(store: Any, works: int, error: BaseException) -> Iterator[list[str]]:
+    """Of all that changes a store, `works` operations succeed; then each one fails."""
+    done: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if len(done) >= works:
+                raise error
+            done.append(name)
+            return function(*arguments, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("put_file", "cp_file", "rm_file", "makedirs", "rmdir"):
+            patch.setattr(type(store), name, counted(name, getattr(type(store), name)))
+        yield done
+
+
+def model_of_store(store: Any, folder: Path) -> dict[str, bytes] | None:
+    """The tensors of the model of a store; as `model` says."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in store.find("/"):
+        if ".partial/" not in name and not name.endswith(".tmp"):
+            (folder / name.rpartition("/")[2]).write_bytes(store.cat_file(name))
+    return model(folder)
+
+
+@pytest.mark.parametrize("renames", [True, False])
+@pytest.mark.parametrize("before", EARLIER)
+def test_whenever_it_stops_a_store_has_whole_files_and_it_can_be_continued(
+    store: Any,
+    tmp_path: Path,
+    reference: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    renames: bool,
 ) -> None:
-    put, seen = store.put_file, []
-
-    def breaking(path: str, name: str, **options: Any) -> None:
-        seen.append(name)
-        if len(seen) == broken:
-            raise ConnectionResetError("reset by peer")
-        put(path, name, **options)
-
-    monkeypatch.setattr(type(store), "put_file", lambda _, *args, **more: breaking(*args, **more))
-    for number in range(1, 5):
+    """By a process that has nothing but what is in the store."""
+    if not renames:  # but lets nobody see half a file
+        monkeypatch.setattr("pemncodec.remote.stores._WHOLE", {"memory"})
+    url: Any = "memory://folder/net.pemn"
+    works, ended, seen = 0, False, set()
+    while not ended:
         store.store.clear()
-        broken = 0
-        encode("memory://net.pemn", OTHER, OTHER_MASKS)
-        broken = number
-        seen.clear()
-        with pytest.raises(OSError, match="reset by peer"):
+        EARLIER[before](url)
+        old = model_of_store(store, tmp_path / "files")
+        with store_that_ends(store, works, Stopped()), contextlib.suppress(Stopped):
+            encode(url)
+            ended = True
+        found = model_of_store(store, tmp_path / "files")
+        seen.add("old" if found == old else "none" if found is None else "new")
+        assert found in (old, expected(), None)
+        if before != "as many shards":  # whose names are the same
+            assert found in (old, expected())
+        encode(url, resume=True)
+        assert stored(store) == reference
+        works += 1 + works // 8
+    assert seen >= {"old", "new"}
+
+
+def finished_in(store: Any) -> int:
+    journals = [name for name in store.find("/") if name.endswith("journal.json")]
+    return len(json.loads(store.cat_file(journals[0]))["shards"]) if journals else 0
+
+
+@pytest.fixture
+def left_in_store(store: Any) -> Any:
+    """A store with two of three finished shards, since when the connection is broken."""
+    broken = ConnectionResetError(errno.ECONNRESET, "reset by peer")
+    for works in itertools.count(10):
+        with (
+            store_that_ends(store, works, broken),
+            pytest.raises(OSError, match=r"reset by peer: 'memory://\.net") as caught,
+        ):
             encode("memory://net.pemn")
-        assert "net.pemn.index.json" not in stored(store)
-        assert not any(name.endswith(".tmp") for name in stored(store))
-        encode("memory://net.pemn")
-        assert "net.pemn.index.json" in stored(store)
+        if getattr(caught.value, "__notes__", None) == ["2 of 3 shards are kept for --resume"]:
+            assert finished_in(store) == 2
+            return store
+        store.store.clear()
+    raise AssertionError
 
 
-def test_what_is_continued_is_on_this_machine(store: Any) -> None:
-    with pytest.raises(
-        pemncodec.EncodeArgumentError, match="on this machine: encode into a folder"
-    ):
+def test_shards_of_a_store_are_not_made_again(
+    left_in_store: Any, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(
+        "pemncodec.sharding.encode_contents",
+        lambda *arguments: made.append(arguments) or encode_contents(*arguments),
+    )
+    (first,) = (name for name in left_in_store.find("/") if name.endswith("-00001-of-00003.pemn"))
+    whole = left_in_store.cat_file(first)
+    before = stored(left_in_store)
+    where = r"memory://\.net\.pemn\.partial"
+    for options in ({}, {"shard_size": None}):
+        with pytest.raises(pemncodec.EncodeArgumentError, match=f"2 .* --resume .*delete {where} "):
+            encode("memory://net.pemn", **options)
+    with pytest.raises(pemncodec.EncodeArgumentError, match=f"shards in {where} were made with"):
+        encode("memory://net.pemn", preset="max", resume=True)
+    with pytest.raises(pemncodec.EncodeArgumentError, match=f"shards in {where} were made of more"):
+        encode("memory://net.pemn", shard_size="1MB", resume=True)
+    assert stored(left_in_store) == before
+    report = encode("memory://net.pemn", resume=True)
+    assert "2 of 3 shards were there from an interrupted encoding" in report.notes
+    assert len(made) == 1
+    assert stored(left_in_store) == reference
+    # One that is damaged, or of another encoding, is.
+    for data in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        with store_that_ends(left_in_store, 12, Stopped()), contextlib.suppress(Stopped):
+            encode("memory://net.pemn")
+        assert finished_in(left_in_store)
+        left_in_store.pipe_file(first, data)
         encode("memory://net.pemn", resume=True)
-    assert stored(store) == {}
+        assert stored(left_in_store) == reference
+
+
+def test_a_shard_that_a_store_loses_while_names_are_given(store: Any) -> None:
+    for works in itertools.count(26):
+        with store_that_ends(store, works, Stopped()), contextlib.suppress(Stopped):
+            encode("memory://net.pemn")
+        if store.exists("/net-00002-of-00003.pemn"):
+            break
+        store.store.clear()
+    assert not store.exists("/net.pemn.index.json")
+    for folder in ("", "/.net.pemn.partial"):  # it may have both names
+        with contextlib.suppress(FileNotFoundError):
+            store.rm_file(f"{folder}/net-00002-of-00003.pemn")
+    lost = r"memory://net-00002-of-00003\.pemn is missing or damaged: to start over, delete"
+    with pytest.raises(pemncodec.EncodeArgumentError, match=lost):
+        encode("memory://net.pemn", resume=True)
 
 
 # ------------------------------------------------------------------------------ command line
@@ -1060,6 +1161,33 @@ def test_the_command_overwrites_and_continues_only_when_asked(
     assert set(files(tmp_path)) == {"model.pt", "net.pemn"}
 
 
+def test_the_command_continues_in_a_store(
+    run: Run, left_in_store: Any, tmp_path: Path, reference: dict[str, str]
+) -> None:
+    left_in_store.pipe_file("/.net.pemn.partial/of-others.txt", b"")
+    torch.save({"state_dict": STATE, "masks": MASKS}, tmp_path / "model.pt")
+    command = ["encode", "model.pt", "-o", "memory://net.pemn", "--no-manifest"]
+    command += ["--find-seed", "off", "--preset", "fast"]
+    shards = ["--shard-size", SIZE]
+    for options in ([], shards):
+        fails(run(*command, *options), 2, "--resume (resume=True) continues it; to start over")
+    result = run(*command, *shards, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert b"2 of 3 shards were there" in result.stdout
+    others = {"of-others.txt": sha256(b"").hexdigest()}
+    assert stored(left_in_store) == reference | others
+    fails(run(*command, *shards), 2, "memory://net.pemn.index.json exists: -f overwrites it")
+    fails(run(*command, *shards, "--resume"), 2, "exists: nothing is left to resume; -f over")
+    with store_that_ends(left_in_store, 16, Stopped()), contextlib.suppress(Stopped):
+        run(*command, *shards, "-f")
+    assert finished_in(left_in_store)
+    fails(run(*command, *shards, "--resume"), 2, "exists: give -f, too, if what is resumed is to")
+    result = run(*command, "-f")
+    assert result.returncode == 0, result.stderr
+    assert b"what an interrupted encoding had left is deleted" in result.stderr
+    assert set(stored(left_in_store)) == {"net.pemn", *others}
+
+
 def test_what_several_processes_left_is_told_to_one(
     run: Run, tmp_path: Path, checkpoint: list[object]
 ) -> None:
@@ -1106,7 +1234,7 @@ def test_the_command_continues_with_names(
 
 @pytest.mark.parametrize(
     ("before", "moment"),
-    [("6kB", "put"), ("1", "put"), (None, "put"), ("6kB", "remove"), ("1", "remove")],
+    [("6kB", "move"), ("1", "move"), (None, "move"), ("6kB", "remove"), ("1", "remove")],
 )
 def test_starting_over_leaves_no_shards_without_an_index(
     run: Run,
@@ -1124,7 +1252,7 @@ def test_starting_over_leaves_no_shards_without_an_index(
         function = getattr(Folder, name)
 
         def call(*arguments: Any) -> None:
-            if name == moment and "put" in calls:
+            if name == moment and "move" in calls:
                 raise Stopped
             calls.append(name)
             function(*arguments)
@@ -1132,10 +1260,10 @@ def test_starting_over_leaves_no_shards_without_an_index(
         return call
 
     with monkeypatch.context() as patch, contextlib.suppress(Stopped):
-        for name in ("put", "remove"):
+        for name in ("move", "remove"):
             patch.setattr(Folder, name, stopping(name))
         run(*checkpoint, "-f")
-    assert "put" in calls
+    assert "move" in calls
     assert run(*checkpoint[:-1], "10kB", "-f").returncode == 0
     index = decode_index((tmp_path / "net.pemn.index.json").read_bytes(), Limits())
     assert len(index.shards) == 2

@@ -49,7 +49,7 @@ from pemncodec.cli.terminal import print_json, print_report, report_json, steps
 from pemncodec.cli.user_code import load_architecture, load_object, no_exit, user_code
 from pemncodec.coders.masks import Preset
 from pemncodec.format.atomic import write_file
-from pemncodec.format.partial import has_names
+from pemncodec.format.leftovers import has_names
 from pemncodec.format.parts import discard_leftover_parts
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.remote.urls import is_url, last_part, shown
@@ -217,12 +217,13 @@ def encode(
     )
     check_sources(sources)
     output = output or target_beside(sources)
-    ours = not is_url(output) and resume and has_names(Path(output))
+    location = output if is_url(output) else Path(output)
+    ours = resume and has_names(location)
     for source in sources:
         check_output(output, source, force=force or ours, resume=resume)
     if arch is None and not no_manifest:
         _check_architecture(sources)
-    restarted = force and not resume and not is_url(output) and discard_leftover_parts(Path(output))
+    restarted = force and not resume and discard_leftover_parts(location)
     if restarted and not quiet:
         click.echo("pemn: what an interrupted encoding had left is deleted", err=True)
     suffix = Path(last_part(output) if is_url(output) else output).suffix

@@ -30,6 +30,7 @@ from pemncodec.errors import (
 from pemncodec.format.atomic import named_errors
 from pemncodec.format.index import SUFFIX, index_name
 from pemncodec.format.parts import is_interrupted
+from pemncodec.format.places import Location
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import limits_within
 from pemncodec.remote.downloads import download
@@ -76,7 +77,7 @@ def check_output(output: str, source: str, *, force: bool, resume: bool = False)
             raise click.UsageError(f"{shown(output)} is the input: give another name with -o")
         for url in (beside(output, file) for file in _files_of(last_part(output))):
             if not force and stored_bytes(url) is not None:
-                raise click.UsageError(f"{shown(url)} exists: -f overwrites it")
+                raise click.UsageError(f"{shown(url)} exists: {_to_overwrite(output, resume)}")
         return
     path = Path(output)
     if source != STDIO and path.exists() and Path(source).exists() and path.samefile(source):
@@ -85,14 +86,15 @@ def check_output(output: str, source: str, *, force: bool, resume: bool = False)
         raise click.UsageError(f"{output} is a folder")
     for file in map(path.with_name, _files_of(path.name)):
         if file.is_file() and not force:  # nothing is lost in a pipe or device
-            what_to_do = "-f overwrites it"
-            if resume and is_interrupted(path):
-                what_to_do = "give -f, too, if what is resumed is to replace it"
-            elif resume:
-                what_to_do = "nothing is left to resume; -f overwrites it"
-            raise click.UsageError(f"{file} exists: {what_to_do}")
+            raise click.UsageError(f"{file} exists: {_to_overwrite(path, resume)}")
     if not path.absolute().parent.is_dir():
         raise click.UsageError(f"there is no folder {path.parent}")
+
+
+def _to_overwrite(output: Location, resume: bool) -> str:
+    if resume and is_interrupted(output):
+        return "give -f, too, if what is resumed is to replace it"
+    return "nothing is left to resume; -f overwrites it" if resume else "-f overwrites it"
 
 
 def _files_of(name: str) -> list[str]:

@@ -36,7 +36,7 @@ from pemncodec.distributed.part import Written, encode_part, prepare, publish
 from pemncodec.distributed.ranks import Ranks
 from pemncodec.distributed.reading import read_part
 from pemncodec.format.index import SUFFIX
-from pemncodec.format.partial import has_names
+from pemncodec.format.leftovers import has_names
 from pemncodec.format.reader import open_file
 from pemncodec.options import EncodeOptions, FindSeed
 from pemncodec.remote.urls import is_url, shown

@@ -14,7 +14,7 @@ from pemncodec.distributed.exchange import Exchange, telling
 from pemncodec.encoding import Progress, encode_with
 from pemncodec.errors import EncodeError
 from pemncodec.format.index import ShardIndex, decode_index, index_name
-from pemncodec.format.partial import is_naming, partial_folder
+from pemncodec.format.leftovers import is_naming, partial_folder
 from pemncodec.format.parts import (
     check_leftover_parts,
     continue_publishing,

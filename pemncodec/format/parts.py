@@ -15,15 +15,14 @@ from typing import Any, Final
 from pemncodec.errors import EncodeArgumentError
 from pemncodec.format.index import Shard, ShardIndex, encode_index, index_name
 from pemncodec.format.journal import FinishedShard, Journal
-from pemncodec.format.partial import (
+from pemncodec.format.leftovers import (
     check_same,
     discard_leftover,
-    finished_path,
-    open_partial,
     partial_folder,
     read_journal,
 )
-from pemncodec.format.publishing import place_of
+from pemncodec.format.partial import finished_path, open_partial
+from pemncodec.format.places import Location
 from pemncodec.format.sections import ReopenedSections
 from pemncodec.format.sharded_sections import ShardedSections
 from pemncodec.limits import UNLIMITED
@@ -49,7 +48,7 @@ def check_leftover_parts(target: Path, count: int, *, resume: bool) -> None:
         EncodeArgumentError: says what to do.
     """
     counts = _counts_of_processes(target)
-    if read_journal(partial_folder(target)) is None and not counts:
+    if read_journal(target) is None and not counts:
         return
     counts = counts or ["1"]
     interrupted = _interrupted(target, counts)
@@ -73,17 +72,21 @@ def check_no_parts(target: Path) -> None:
         )
 
 
-def is_interrupted(target: Path) -> bool:
+def is_interrupted(target: Location) -> bool:
     """Whether there is something to resume."""
-    return read_journal(partial_folder(target)) is not None or bool(_counts_of_processes(target))
+    if read_journal(target) is not None:
+        return True
+    return isinstance(target, Path) and bool(_counts_of_processes(target))
 
 
-def discard_leftover_parts(target: Path) -> bool:
+def discard_leftover_parts(target: Location) -> bool:
     """Deletes what interrupted processes have left; whether there was anything.
 
     Raises:
         EncodeArgumentError: one is still at it.
     """
+    if isinstance(target, str):  # several processes share a folder of this machine
+        return discard_leftover(target)
     found = [discard_leftover(_target_of(folder)) for folder in _leftover_parts(target)]
     return discard_leftover(target) or any(found)
 
@@ -107,10 +110,9 @@ def named_shards(
     Raises:
         EncodeArgumentError: they were made of something else, or are missing or damaged.
     """
-    folder = partial_folder(target)
-    journal = read_journal(folder) or Journal({})
+    journal = read_journal(target) or Journal({})
     known = {name: journal.shards.get(name, _NONE) for name in plan}
-    check_same(folder, replace(journal, shards=known), made_with, plan)
+    check_same(target, replace(journal, shards=known), made_with, plan)
     paths = {name: finished_path(target, name, shard) for name, shard in known.items()}
     shards = {name: Shard(shard.size, shard.front_crc) for name, shard in known.items()}
 
@@ -132,7 +134,7 @@ def publish_parts(target: Path, parts: Sequence[Path], weight_map: Mapping[str, 
     Raises:
         OSError: that cannot be done; all is kept.
     """
-    journals = {part: read_journal(partial_folder(part)) for part in parts}
+    journals = {part: read_journal(part) for part in parts}
     known = {part: journal for part, journal in journals.items() if journal is not None}
     shards = {name: s.contents for journal in known.values() for name, s in journal.shards.items()}
     made_with = next(iter(known.values())).made_with
@@ -141,7 +143,7 @@ def publish_parts(target: Path, parts: Sequence[Path], weight_map: Mapping[str, 
             for name in journal.shards:
                 partial.take(name, partial_folder(part) / name)
         partial.add_index(weight_map, None)
-        partial.publish(place_of(target))
+        partial.publish()
     for part in parts:
         discard_leftover(part)
 
@@ -154,11 +156,11 @@ def continue_publishing(target: Path) -> None:
     Raises:
         OSError: as there.
     """
-    journal = read_journal(partial_folder(target))
+    journal = read_journal(target)
     assert journal is not None
     shards = {name: shard.contents for name, shard in journal.shards.items()}
     with open_partial(target, journal.made_with, shards, resume=True) as partial:
-        partial.publish(place_of(target))
+        partial.publish()
     discard_leftover_parts(target)
 
 
@@ -179,7 +181,9 @@ def _leftover_parts(target: Path) -> dict[Path, str]:
 def _counts_of_processes(target: Path) -> list[str]:
     """How many processes have made what is left of them."""
     parts = _leftover_parts(target).items()
-    return sorted({count for folder, count in parts if read_journal(folder) is not None})
+    return sorted(
+        {count for folder, count in parts if read_journal(_target_of(folder)) is not None}
+    )
 
 
 def _interrupted(target: Path, counts: Collection[str]) -> str:

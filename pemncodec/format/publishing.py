@@ -5,91 +5,17 @@ What was there before under the model's name goes: a single file, or an index wi
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from pemncodec.errors import DecodeError
-from pemncodec.format.atomic import sync_folder, write_file
+from pemncodec.format.atomic import write_file
 from pemncodec.format.index import SUFFIX, decode_index, index_name, index_of_shard
+from pemncodec.format.places import Place, name_of, place_of
 from pemncodec.limits import Limits
-from pemncodec.remote.ranges import open_ranges
-from pemncodec.remote.stores import remove_stored, stored_bytes, upload
-from pemncodec.remote.urls import beside, is_url, last_part
-
-
-class Place(Protocol):
-    """Where the files of a model are: a folder of this machine or of a store."""
-
-    def read(self, name: str) -> bytes | None:
-        """All of a file; None where there is none."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
-
-    def put(self, path: Path, name: str) -> None:
-        """Gives a file its name there, whole or not at all; it may be gone at `path` afterwards."""
-
-    def remove(self, name: str) -> None:
-        """Removes a file, if it is there."""
-
-
-class Folder:
-    """A folder of this machine; see `Place`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return (self._path / name).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def has(self, name: str) -> bool:
-        return (self._path / name).is_file()
-
-    def put(self, path: Path, name: str) -> None:
-        path.replace(self._path / name)
-        sync_folder(self._path)
-
-    def remove(self, name: str) -> None:
-        (self._path / name).unlink(missing_ok=True)
-
-
-class Store:
-    """The folder of a file of a store; see `Place`."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def read(self, name: str) -> bytes | None:
-        if not (size := stored_bytes(self._named(name))):
-            return None
-        ranges = open_ranges(self._named(name), size)
-        with contextlib.closing(ranges):
-            return ranges.head
-
-    def has(self, name: str) -> bool:
-        return stored_bytes(self._named(name)) is not None
-
-    def put(self, path: Path, name: str) -> None:
-        upload(path, self._named(name))
-
-    def remove(self, name: str) -> None:
-        remove_stored(self._named(name))
-
-    def _named(self, name: str) -> str:
-        return beside(self._url, name)
-
-
-def place_of(target: str | os.PathLike[str]) -> Place:
-    """The folder of a path or URL."""
-    if is_url(target):
-        return Store(target)
-    return Folder(Path(target).absolute().parent)
+from pemncodec.remote.urls import is_url
 
 
 def put_file(pieces: Iterable[bytes], target: str | os.PathLike[str] | BinaryIO) -> None:
@@ -101,8 +27,8 @@ def put_file(pieces: Iterable[bytes], target: str | os.PathLike[str] | BinaryIO)
     if not isinstance(target, str | os.PathLike):
         write_file(pieces, target)
         return
-    name = last_part(target) if is_url(target) else Path(target).name
-    place = place_of(target)
+    location = target if is_url(target) else Path(target)
+    name, place = name_of(location), place_of(location)
     replaced = earlier_files(place, name) if name.endswith(SUFFIX) else ()
     write_file(pieces, target)
     for file in replaced:
@@ -130,9 +56,9 @@ def earlier_files(place: Place, name: str) -> tuple[str, ...]:
 
 
 def put_shards(
-    folder: Path, name: str, shards: Collection[str], place: Place, replaced: Collection[str]
+    folder: str, name: str, shards: Collection[str], place: Place, replaced: Collection[str]
 ) -> None:
-    """Gives shards and their index the names in `place`, and removes what they replace.
+    """Gives shards and their index their names, and removes what they replace.
 
     After an interruption the same call continues.
 
@@ -140,20 +66,19 @@ def put_shards(
         folder: where they are; those that are not have their names already.
         name: NAME.pemn, as which the model is known.
         shards: names of all of its shards.
-        place: where they go.
+        place: where they go, and where the folder is.
         replaced: what `earlier_files` had found.
 
     Raises:
         OSError: from the file system or the store.
     """
     index = index_name(name)
-    if (folder / index).exists():
+    if place.has(f"{folder}/{index}"):
         if not set(shards).isdisjoint(replaced):
             place.remove(index)
-        for shard in shards:
-            if (folder / shard).exists():
-                place.put(folder / shard, shard)
-        place.put(folder / index, index)
+        for file in (*shards, index):
+            if place.has(f"{folder}/{file}"):
+                place.move(f"{folder}/{file}", file)
     for file in replaced:
         if file not in (index, *shards):
             place.remove(file)

@@ -87,9 +87,8 @@ def upload(path: Path, url: str) -> None:
     """
     check_target(url)
     system, name = _file_system(url)
-    protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
     with _translated(url):
-        if protocols <= _WHOLE:
+        if _appears_whole(system):
             system.put_file(str(path), name)
             return
         folder, slash, last = name.rpartition("/")
@@ -103,6 +102,65 @@ def upload(path: Path, url: str) -> None:
             raise
 
 
+def move_stored(url: str, new: str) -> None:
+    """Gives a file of a store another name there, as the store does it: its bytes do not travel.
+
+    An object store copies it, and removes the first one.
+
+    Raises:
+        OSError: it may have both names then, and never half of the new one.
+    """
+    system, path = _file_system(url)
+    _, new_path = _file_system(new)
+    with _translated(new):
+        if _appears_whole(system):
+            # `mv` would take * and [ in the name of a folder for patterns.
+            system.cp_file(path, new_path)
+            system.rm_file(path)
+        else:
+            system.mv(path, new_path)
+
+
+def names_stored(url: str) -> list[str]:
+    """Names of the files in the folder at a URL; none where there is no such folder.
+
+    Raises:
+        OSError: that cannot be told.
+    """
+    system, path = _file_system(url)
+    with _translated(url):
+        system.invalidate_cache()
+        try:
+            found = system.find(path, maxdepth=1)
+        except FileNotFoundError:
+            return []
+    return sorted(name.rpartition("/")[2] for name in found if name != path)
+
+
+def make_folder(url: str) -> None:
+    """Makes the folder at a URL, where a store needs one before files are put into it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    system, path = _file_system(url)
+    with _translated(url):
+        if not _appears_whole(system):
+            system.makedirs(path, exist_ok=True)
+
+
+def remove_folder(url: str) -> None:
+    """Removes the folder at a URL, which has no files, where `make_folder` has made one.
+
+    Raises:
+        OSError: the client is not there.
+    """
+    system, path = _file_system(url)
+    if not _appears_whole(system):
+        with contextlib.suppress(Exception):  # an empty folder does no harm
+            system.rmdir(path)
+
+
 def remove_stored(url: str) -> None:
     """Removes the file at a URL, if there is one.
 
@@ -112,6 +170,11 @@ def remove_stored(url: str) -> None:
     system, name = _file_system(url)
     with _translated(url), contextlib.suppress(FileNotFoundError):
         system.rm_file(name)
+
+
+def _appears_whole(system: Any) -> bool:
+    protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+    return protocols <= _WHOLE
 
 
 def _file_system(url: str) -> tuple[Any, str]:
