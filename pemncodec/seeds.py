@@ -90,13 +90,16 @@ def with_seeds(
     if options.prototypes or (options.seed_effort is None and options.seed is None):
         return layers
     seeds = [] if options.seed is None else [options.seed % (1 << 32)]
-    fills = find_seeds(layers, options.seed_effort, seeds, progress, network)
+    weights = sum(layer.values.size for layer in layers)
+    if options.peers is not None:
+        weights = sum(options.peers.gather(weights))
+    fills = find_seeds(layers, options.seed_effort, seeds, progress, network, weights)
     found = _filled(layers, fills)
     behind = _seeds_of(found)
     if options.peers is not None:
         # What is behind large layers of one part is behind small ones of the others, too.
         others = {seed for part in options.peers.gather(behind) for seed in part}.difference(behind)
-        found = _filled(found, find_seeds(found, None, sorted(others), progress))
+        found = _filled(found, find_seeds(found, None, sorted(others), progress, weights=weights))
         behind += others
     for seed in seeds:
         if seed not in behind:

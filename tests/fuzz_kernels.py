@@ -405,10 +405,27 @@ def mersenne_advance(random: Random) -> Arguments:
     return {"state": state, "blocks": random.choice((0, 1, random.randrange(20)))}
 
 
+def mersenne_rewind(random: Random) -> Arguments:
+    """A state that may come from a seed."""
+    state = np.frombuffer(random.randbytes(4 * 624), np.uint32).copy()
+    if random.random() < 0.7:
+        kernels.mersenne_seed(random.getrandbits(32), state)
+    blocks = random.choice((0, 1, random.randrange(20)))
+    kernels.mersenne_advance(state, random.randrange(20))
+    return {"state": memory(random, state.tobytes()), "blocks": blocks}
+
+
 def mersenne_words(random: Random) -> Arguments:
     state, count = memory(random, random.randbytes(4 * 624)), size_up_to(random, 5000)
     skip = random.choice((0, 623, random.randrange(624)))
     return {"state": state, "skip": skip, "out": room(random, 4 * count)}
+
+
+def match_words(random: Random) -> Arguments:
+    words = memory(random, random.randbytes(4 * size_up_to(random, 5000)))
+    table = memory(random, random.randbytes(1 << 16))
+    bits = random.choice((1, 2, 4, 8, 16))
+    return {"words": words, "bits": bits, "table": table, "out": room(random, 2 * words.size)}
 
 
 def mersenne_pull_back(random: Random) -> Arguments:
@@ -476,8 +493,9 @@ MAKERS: dict[str, Callable[[Random], Arguments]] = {
         rans_decode_first, runs_encode,
         runs_decode, mixing_encode, mixing_decode, top_k, keep_largest, magnitude_gradient,
         packed_product, column_product, signed_product, mersenne_solve, mersenne_pull_back,
-        mersenne_seeds,
-        mersenne_seed, mersenne_advance, mersenne_words, torch_normal, torch_uniform, expand_drawn,
+        mersenne_seeds, match_words,
+        mersenne_seed, mersenne_advance, mersenne_rewind, mersenne_words, torch_normal,
+        torch_uniform, expand_drawn,
         allow_large_pages,
     )
 }  # fmt: skip
@@ -498,9 +516,7 @@ FLOATS = {
 
 def check_kernel(number: int, name: str, arguments: Arguments) -> None:
     """Compares a kernel with its twin."""
-    theirs = dict(arguments)
-    if "out" in arguments:
-        theirs["out"] = arguments["out"].copy()
+    theirs = arguments | {name: arguments[name].copy() for name in written(arguments)}
     ours, expected = (
         outcome(getattr(module, name), given)
         for module, given in ((kernels, arguments), (twins, theirs))
@@ -516,7 +532,12 @@ def outcome(kernel: Callable[..., Any], arguments: Arguments) -> tuple[str, Any]
         result = kernel(**arguments)
     except ValueError as error:
         return "error", str(error)
-    return "returned", result if "out" not in arguments else (result, arguments["out"].tobytes())
+    return "returned", (result, *(arguments[name].tobytes() for name in written(arguments)))
+
+
+def written(arguments: Arguments) -> list[str]:
+    """What a kernel may write: a state moves."""
+    return [name for name in ("state", "out") if name in arguments]
 
 
 def holds_nan(name: str, arguments: Arguments) -> bool:

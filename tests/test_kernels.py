@@ -912,6 +912,43 @@ def test_mersenne_words_of_any_state_agree(
     assert np.array_equal(ours, theirs)
 
 
+@given(st.binary(min_size=2496, max_size=2496), st.integers(0, 3))
+def test_mersenne_rewind_undoes_advance(kernel: ModuleType, given: bytes, blocks: int) -> None:
+    state = np.frombuffer(given, np.uint32).copy()
+    twins.mersenne_advance(state, blocks)
+    assert kernel.mersenne_rewind(state, blocks) == -1
+    # Of the first word only the highest bit is part of a state.
+    assert np.array_equal(state[1:], np.frombuffer(given, np.uint32)[1:])
+    assert (state[0] ^ int.from_bytes(given[:4], sys.byteorder)) >> 31 == 0 or blocks == 0
+
+
+@pytest.mark.parametrize("back", [1, 226, 228, 229, 396, 397, 398, 623, 624, 625, 1248, 3001])
+def test_mersenne_rewind_stops_at_a_seed(kernel: ModuleType, back: int) -> None:
+    seeding, blocks = np.empty(624, np.uint32), -(-back // 624)
+    twins.mersenne_seed(5489, seeding)
+    words = [seeding.copy()]
+    for _ in range(blocks + 1):
+        words.append(words[-1].copy())
+        twins.mersenne_advance(words[-1], 1)
+    given = np.concatenate(words)[back : back + 624]
+    state = given.copy()
+    assert kernel.mersenne_rewind(state, blocks - 1) == -1
+    state = given.copy()
+    assert kernel.mersenne_rewind(state, blocks + 5) == back
+    assert np.array_equal(state[1:], seeding[1:])
+    assert (state[0] ^ seeding[0]) >> 31 == 0
+
+
+def test_mersenne_rewind_takes_no_part_of_a_seeding_for_one(kernel: ModuleType) -> None:
+    """What looks like the words of a seed but for one, at either end or inside."""
+    for wrong in (2, 300, 623):
+        words = np.empty(624, np.uint32)
+        twins.mersenne_seed(7, words)
+        words[wrong] ^= np.uint32(2)
+        twins.mersenne_advance(words, 1)
+        assert kernel.mersenne_rewind(words, 2) == -1
+
+
 def test_mersenne_refuses(kernel: ModuleType) -> None:
     state = bytearray(4 * 624)
     for name, arguments, message in (
@@ -921,11 +958,46 @@ def test_mersenne_refuses(kernel: ModuleType) -> None:
         ("mersenne_advance", (state[:-4], 1), "state"),
         ("mersenne_advance", (state, -1), "blocks"),
         ("mersenne_advance", (state, 2**16 + 1), "blocks"),
+        ("mersenne_rewind", (state[:-4], 1), "state"),
+        ("mersenne_rewind", (state, -1), "blocks"),
+        ("mersenne_rewind", (state, 2**16 + 1), "blocks"),
         ("mersenne_words", (state[:-1], 1, bytearray(4)), "state"),
         ("mersenne_words", (state, 624, bytearray(4)), "skip"),
         ("mersenne_words", (state, 1, bytearray(3)), "out"),
     ):
         assert outcome(kernel, name, *arguments) == ("ValueError", message)
+
+
+@given(st.sampled_from([1, 2, 4, 8, 16]), st.integers(0, 400), st.integers(0, 2**32 - 1))
+def test_words_whose_upper_bits_are_in_a_table(
+    kernel: ModuleType, bits: int, count: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    words = rng.integers(0, 1 << 32, count, np.uint32)
+    table = rng.integers(0, 256, 1 << 16, np.uint8) & rng.integers(0, 256, 1 << 16, np.uint8)
+    together, expected = 16 // bits, []
+    for at in range(count - together + 1):
+        digits = [f"{word:032b}"[:bits] for word in words[at : at + together].tolist()]
+        index = int("".join(digits), 2)
+        if table[index] & 1:
+            expected.append(at << 16 | index)
+    out = np.empty(count, np.uint64)
+    assert kernel.match_words(words, bits, table, out) == len(expected)
+    assert out[: len(expected)].tolist() == expected
+
+
+def test_matches_of_words_refuse(kernel: ModuleType) -> None:
+    words, table, out = bytes(8), bytes(1 << 16), bytearray(16)
+    for arguments, message in (
+        ((bytes(7), 1, table, out), "words"),
+        ((words, 0, table, out), "bits"),
+        ((words, 17, table, out), "bits"),
+        ((words, 3, table, out), "bits"),
+        ((words, 16, table[1:], out), "table"),
+        ((words, 16, table + b"0", out), "table"),
+        ((words, 16, table, bytearray(15)), "out"),
+    ):
+        assert outcome(kernel, "match_words", *arguments) == ("ValueError", message)
 
 
 def equations_of_a_seed(
@@ -1153,11 +1225,13 @@ def valid_calls() -> dict[str, list[object]]:
         ],
         "mersenne_seed": [1, np.zeros(624, np.uint32)],
         "mersenne_advance": [np.zeros(624, np.uint32), 2],
+        "mersenne_rewind": [np.zeros(624, np.uint32), 2],
         "mersenne_words": [np.zeros(624, np.uint32), 2, np.zeros(4, np.uint32)],
         "mersenne_pull_back": [
             np.ones(2, np.uint32), np.ones(2, np.uint32), np.zeros(1248, np.uint32)
         ],
         "mersenne_seeds": [np.ones(624 * 14, np.uint32), bytes(14), 1, 5, 6],
+        "match_words": [np.ones(9, np.uint32), 2, bytes(1 << 16), np.zeros(9, np.uint64)],
         "expand_drawn": [
             np.zeros(624, np.uint32), 2, 1, bytes(8), bytes(4), b"\xff", np.zeros(8, np.float32)
         ],
@@ -1195,9 +1269,11 @@ KEYWORDS = {
     "mersenne_solve": ["words", "masks", "parities", "out"],
     "mersenne_seed": ["seed", "out"],
     "mersenne_advance": ["state", "blocks"],
+    "mersenne_rewind": ["state", "blocks"],
     "mersenne_words": ["state", "skip", "out"],
     "mersenne_pull_back": ["words", "masks", "out"],
     "mersenne_seeds": ["masks", "parities", "places", "first", "count"],
+    "match_words": ["words", "bits", "table", "out"],
     "expand_drawn": ["state", "skip", "fused", "bounds", "scale", "mask", "out"],
     "torch_normal": ["words", "fused", "out"],
     "torch_uniform": ["words", "fused", "bounds", "out"],

@@ -38,7 +38,8 @@ from pemncodec.values.fill import prototype_values, scale_values
 from pemncodec.values.recovery import Layer, recover_prototypes
 from pemncodec.values.seed_search import FAST, THOROUGH, Effort, find_seeds
 from pemncodec.values.seeding import seed_before
-from pemncodec.values.word_search import pattern_of, search_words
+from pemncodec.values.word_patterns import pattern_of
+from pemncodec.values.word_search import search_words
 
 RNG = np.random.default_rng
 SEED = 3_405_691_582  # 32 bits, far from all that are tried

@@ -55,6 +55,19 @@ CALLED(mersenne_advance)
     return none_or_raise(error);
 }
 
+CALLED(mersenne_rewind)
+{
+    static char *names[] = {"state", "blocks", NULL};
+    Py_buffer state = {0};
+    Integer blocks = {"blocks", 0, MERSENNE_BLOCKS, 0};
+    int64_t back = -1;
+    const char *error = raised;
+    if (PARSE("O&O&:mersenne_rewind", names, writable, &state, integer, &blocks))
+        WITHOUT_GIL(error = mersenne_rewind(room_of(&state), blocks.value, &back));
+    PyBuffer_Release(&state);
+    return error == NULL ? PyLong_FromLongLong(back) : raise(error);
+}
+
 CALLED(mersenne_words)
 {
     static char *names[] = {"state", "skip", "out", NULL};
@@ -380,6 +393,21 @@ CALLED(mersenne_seeds)
     return result;
 }
 
+CALLED(match_words)
+{
+    static char *names[] = {"words", "bits", "table", "out", NULL};
+    Py_buffer words = {0}, table = {0}, out = {0};
+    Integer bits = {"bits", 1, 16, 0};
+    uint64_t count = 0;
+    const char *error = raised;
+    if (PARSE("O&O&O&O&:match_words", names, readable, &words, integer, &bits, readable, &table,
+              writable, &out))
+        WITHOUT_GIL(error = match_words(bytes_of(&words), bits.value, bytes_of(&table), room_of(&out),
+                                        &count));
+    RELEASE(&words, &table, &out);
+    return error == NULL ? PyLong_FromUnsignedLongLong(count) : raise(error);
+}
+
 /* ---- Module ---- */
 
 #define METHOD(name) \
@@ -391,8 +419,8 @@ static PyMethodDef methods[] = {
     METHOD(runs_encode), METHOD(runs_decode), METHOD(mixing_encode), METHOD(mixing_decode), METHOD(top_k),
     METHOD(keep_largest), METHOD(magnitude_gradient), METHOD(packed_product), METHOD(column_product),
     METHOD(signed_product), METHOD(mersenne_solve), METHOD(mersenne_seed), METHOD(mersenne_advance),
-    METHOD(mersenne_words), METHOD(mersenne_pull_back), METHOD(mersenne_seeds), METHOD(torch_normal),
-    METHOD(torch_uniform),
+    METHOD(mersenne_rewind), METHOD(mersenne_words), METHOD(mersenne_pull_back), METHOD(mersenne_seeds),
+    METHOD(match_words), METHOD(torch_normal), METHOD(torch_uniform),
     {0},
 };
 

@@ -54,6 +54,10 @@ const char *mersenne_seed(uint64_t seed, Room out);
 /* Moves a state on by so many times 624 words, at most MERSENNE_BLOCKS. */
 const char *mersenne_advance(Room state, uint64_t blocks);
 
+/* Moves a state back by so many times 624 words, or to the 624 words that a seed was spread to, if they
+ * are on the way: `back` is then the number of words up to there, else -1. */
+const char *mersenne_rewind(Room state, uint64_t blocks, int64_t *back);
+
 /* Fills `out` with the words that follow a state and `skip` words more, less than 624. */
 const char *mersenne_words(Bytes state, uint64_t skip, Room out);
 
@@ -139,6 +143,12 @@ const char *mersenne_pull_back(Bytes words, Bytes masks, Room out);
  * with the place in the upper half of a number of 64 bits. */
 const char *mersenne_seeds(Bytes masks, Bytes parities, uint64_t places, uint64_t first,
                            uint64_t count, Coded *coded);
+
+/* ---- word_matches.c: where weights may begin among a seed's words ---- */
+
+/* Writes where words that follow each other have an index of which `table`, 2^16 bytes, is odd: the
+ * number of the first of them, times 2^16, and the index, which takes the upper `bits` of each. */
+const char *match_words(Bytes words, uint64_t bits, Bytes table, Room out, uint64_t *count);
 
 /* ---- gradient.c: the gradient of scores ---- */
 

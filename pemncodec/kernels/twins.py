@@ -6,7 +6,12 @@ from pemncodec.kernels.generator_twin import philox4x32, quantiles
 from pemncodec.kernels.gradient_twin import magnitude_gradient
 from pemncodec.kernels.mersenne_seeds_twin import mersenne_pull_back, mersenne_seeds
 from pemncodec.kernels.mersenne_solve_twin import mersenne_solve
-from pemncodec.kernels.mersenne_twin import mersenne_advance, mersenne_seed, mersenne_words
+from pemncodec.kernels.mersenne_twin import (
+    mersenne_advance,
+    mersenne_rewind,
+    mersenne_seed,
+    mersenne_words,
+)
 from pemncodec.kernels.mixing_twin import mixing_decode, mixing_encode
 from pemncodec.kernels.pages_twin import allow_large_pages
 from pemncodec.kernels.product_twin import packed_product
@@ -15,6 +20,7 @@ from pemncodec.kernels.runs_twin import runs_decode, runs_encode
 from pemncodec.kernels.selection_twin import keep_largest, top_k
 from pemncodec.kernels.signed_product_twin import signed_product
 from pemncodec.kernels.torch_values_twin import torch_normal, torch_uniform
+from pemncodec.kernels.word_matches_twin import match_words
 
 __all__ = [
     "allow_large_pages",
@@ -24,8 +30,10 @@ __all__ = [
     "expand_normal",
     "keep_largest",
     "magnitude_gradient",
+    "match_words",
     "mersenne_advance",
     "mersenne_pull_back",
+    "mersenne_rewind",
     "mersenne_seed",
     "mersenne_seeds",
     "mersenne_solve",

@@ -18,15 +18,18 @@ import numpy as np
 
 from pemncodec import kernels
 from pemncodec.contents import SeededFill
+from pemncodec.limits import limits_within
 from pemncodec.values.draws import Draws, Equations, equations_of
 from pemncodec.values.every_seed import Place, search_seeds, telling_equations
 from pemncodec.values.initialisation import Drawn, numpy_words_before, words_before
+from pemncodec.values.mersenne import stream_of
 from pemncodec.values.numpy_legacy import is_numpy, words_each
 from pemncodec.values.recovery import Layer
 from pemncodec.values.seeding import seed_before
 from pemncodec.values.sought import Hypothesis, Sought, hypotheses, sought_tensors
 from pemncodec.values.torch_cpu import is_normal, words_of
-from pemncodec.values.word_search import Pattern, pattern_of, search_words
+from pemncodec.values.word_patterns import Pattern, pattern_of
+from pemncodec.values.word_search import search_words
 
 _STATE, _STATE_BITS = 624, 19_937
 _MOST_BITS = 60_000.0  # of draws that become equations: where words say much, some depend on others
@@ -35,7 +38,8 @@ _TELLING = 56.0  # bits of a pattern: more than words are looked at
 _AROUND = 8  # words that are drawn for a network, for each of its weights
 _ALSO_DRAWN = 1 << 16
 _BETWEEN = (0, 1, 2)  # tensors of a network, times the values of the later one
-_GIVEN_DRAWN = 1 << 27  # before weights of a seed that is given
+_GIVEN_DRAWN = 1 << 27  # before weights of a seed that is given, beside those for a network
+_STEPPED_BACK = 500_000  # words for which `Effort.solving` counts 1
 _USUAL_SEEDS = (0, 1, 42, 2, 3, 123, 1234, 2023, 2022, 2021, 2020, 2024, 2025, 3407, 1337, 12345)
 _MOST_TENSORS = 2  # that are looked for behind all seeds
 Progress = Callable[[str, float], None]
@@ -61,6 +65,7 @@ class Effort:
     Attributes:
         solving: of linear equations: for each system, with its unknowns and its words counted in
             thousands, the cube of the unknowns and thrice their product; 8,000 take about a second.
+            Words between a state that was found and its seed count, too.
         comparing: words of small seeds with what tensors say of them: 6 × 10^9 take about a second.
         seeds: how many small seeds, and usual ones.
         every: seeds that are tried at each place where the architecture's initialisation may have
@@ -84,17 +89,22 @@ def find_seeds(
     seeds: Sequence[int] = (),
     progress: Progress | None = None,
     network: Network | None = None,
+    weights: int | None = None,
 ) -> list[SeededFill | None]:
     """Where each layer's weights come from, as far as that is found.
 
     Args:
-        layers: of a network; those with a fill are passed over.
+        layers: of a network, or of a part of it; those with a fill are passed over.
         effort: how much is tried; None only looks behind the given seeds.
         seeds: that the weights may come from, tried before any other.
         progress: called with what is under way, and the share of its effort that was spent.
         network: what else torch may have drawn; without it, all seeds are not tried.
+        weights: of all layers of the network; None if `layers` are all. The more they are, the
+            further their words are looked for.
     """
-    search = _Search(layers, effort or Effort(0, 0, 0), progress or (lambda _, __: None))
+    if weights is None:
+        weights = sum(layer.values.size for layer in layers)
+    search = _Search(layers, effort or Effort(0, 0, 0), weights, progress or (lambda _, __: None))
     for seed in seeds:
         search.look_behind(seed, _GIVEN_DRAWN)
     search.solve()
@@ -108,12 +118,15 @@ def find_seeds(
 
 
 class _Search:
-    def __init__(self, layers: Sequence[Layer], effort: Effort, progress: Progress) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], effort: Effort, weights: int, progress: Progress
+    ) -> None:
         self.fills: list[SeededFill | None] = [None] * len(layers)
         self.seeds: list[int] = []
         self.effort, self._progress = effort, progress
         self._solving, self._comparing = 0.0, 0
-        self._drawn = _ALSO_DRAWN + _AROUND * sum(layer.values.size for layer in layers)
+        self._drawn = _ALSO_DRAWN + _AROUND * weights
+        self._last = limits_within(4 * weights).drawn_words  # that readers of the file will draw
         deviations = usual_deviations(layers)
         tensors = {tensor: hypotheses(tensor, deviations) for tensor in sought_tensors(layers)}
         self._weights = sum(tensor.layer.values.size for tensor in tensors)
@@ -170,7 +183,12 @@ class _Search:
         self._spend(solving=work)
         state = np.empty(_STATE, np.uint32)
         left = kernels.mersenne_solve(equations.words, equations.masks, equations.parities, state)
-        return left, None if left else seed_before(state, _GIVEN_DRAWN)
+        if left:
+            return left, None
+        most = min(_GIVEN_DRAWN + self._drawn, self._last)
+        origin = seed_before(state, most)
+        self._spend(solving=(most if origin is None else origin[1]) / _STEPPED_BACK)
+        return left, origin
 
     def try_usual_seeds(self) -> None:
         """Small seeds and popular ones, by the two tensors that tell the most.
@@ -227,7 +245,7 @@ class _Search:
     def look_behind(self, seed: int, skip: int) -> None:
         """All that is left, among the words of a seed up to those of a network after `skip`."""
         ways = [way for ways in self._left.values() for way in _patterns(ways)]
-        self._search(seed, skip + self._drawn, ways)
+        self._search(seed, min(skip + self._drawn, self._last), ways)
 
     def _search(self, seed: int, stop: int, ways: Sequence[tuple[Hypothesis, Pattern]]) -> None:
         def found(index: int, skip: int) -> set[int]:
@@ -236,10 +254,13 @@ class _Search:
                 self._changed.add(hypothesis.tensor)  # so many bits do not fit by chance
             return {i for i, (way, _) in enumerate(ways) if way.tensor in self._left}
 
+        held = stream_of(seed)  # with states on the way, while tensors are compared
         search_words(seed, stop, [pattern for _, pattern in ways], found)
+        del held
 
     def _found(self, hypothesis: Hypothesis, seed: int, skip: int) -> bool:
-        fill = hypothesis.confirmed(seed, skip)
+        within = skip + words_of(hypothesis.prototype) <= self._last
+        fill = hypothesis.confirmed(seed, skip) if within else None
         if fill is None:
             return False
         for index in hypothesis.tensor.layers:

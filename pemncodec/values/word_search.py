@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from pemncodec import kernels
-from pemncodec.values.draws import BITS, Draws
+from pemncodec.values.draws import BITS
+from pemncodec.values.pattern_tables import PatternTable, pattern_tables
+from pemncodec.values.word_patterns import Pattern
 
 _STATE = 624
 _PART = 128 * _STATE  # words that are looked at together: they stay in the cache
-_REACH = 1 << 14  # words of a tensor that are looked at
-_MOST = 64  # draws that are compared
-_FEW = 1 << 8  # words of which one is worth to be looked at by itself
+_FEW_PASSES = 3  # over all words, which take less time than to look them up in a table
 
 _Words = npt.NDArray[np.uint32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pattern:
-    """Intervals in which words lie that stand in known distances.
-
-    Attributes:
-        places: int64 [n], of the words behind the first of the tensor; the most telling first.
-        low: uint32 [n], least numbers of the intervals, times 2^8.
-        width: uint32 [n], likewise; intervals are modulo 2^32 then.
-        bits: how much all of them say. 2^bits words have the pattern once by chance.
-        turn: by how many places words are turned to the left before.
-    """
-
-    places: npt.NDArray[np.int64]
-    low: _Words
-    width: _Words
-    bits: float
-    turn: int
-
-    @property
-    def passes(self) -> int:
-        """How many intervals all words are compared with, until few are left."""
-        rare = np.cumprod((self.width.astype(np.float64) + 1) / (1 << 32))
-        return min(int(np.searchsorted(-rare, -1 / _FEW)) + 1, rare.size)
-
-
-def pattern_of(draws: Draws) -> Pattern:
-    """The most telling draws among the first words of a tensor."""
-    near = np.flatnonzero(draws.words < _REACH)
-    chosen = near[np.argsort(draws.width[near], kind="stable")[:_MOST]]
-    upper = np.uint32(32 - BITS)
-    low, width = (of[chosen].astype(np.uint32) << upper for of in (draws.low, draws.width))
-    bits = float(draws.bits[chosen].sum())
-    width |= np.uint32((1 << upper) - 1)
-    return Pattern(draws.words[chosen], low, width, bits, draws.turn)
 
 
 def search_words(
@@ -76,18 +39,24 @@ def search_words(
     words, first = np.zeros(reach + part, np.uint32), -reach
     turned, scratch = np.empty_like(words), np.empty(part, np.uint32)
     hits = np.empty((2, part), np.bool_)
+    tables = pattern_tables(patterns)
     while left and first < stop:
         words[:reach] = words[part:].copy()
         kernels.mersenne_words(state, 0, words[reach:])
         kernels.mersenne_advance(state, part // _STATE)
-        turn = -1
+        turn, starts = -1, dict[int, list[int]]()
         for index, (pattern, passes) in sorted(left.items(), key=lambda way: way[1][0].turn):
             if index not in left:
                 continue
             if turn != pattern.turn:
                 turn = pattern.turn
                 _turn_left(words, turn, turned)
-            for at in _matches(turned, pattern, passes, scratch, hits):
+                starts = _by_tables(tables, turned, part, turn, left)
+            if index in starts:
+                matches = starts[index]
+            else:
+                matches = _matches(turned, pattern, passes, scratch, hits)
+            for at in matches:
                 if 0 <= first + at < stop:
                     wanted = found(index, first + at)
                     left = {i: way for i, way in left.items() if i != index and i in wanted}
@@ -100,6 +69,22 @@ def _turn_left(words: _Words, turn: int, out: _Words) -> None:
     # The lower bits of patterns are open, so that what goes out on top need not come back there.
     if turn > 32 - BITS:
         np.bitwise_or(out, words >> np.uint32(32 - turn), out=out)
+
+
+def _by_tables(
+    tables: Sequence[PatternTable],
+    words: _Words,
+    stop: int,
+    turn: int,
+    left: Mapping[int, tuple[Pattern, int]],
+) -> dict[int, list[int]]:
+    """Where patterns begin of which so many are left that tables are worth it."""
+    starts: dict[int, list[int]] = {}
+    for table in tables:
+        passes = sum(left[member][1] for member in table.members if member in left)
+        if table.turn == turn and passes > _FEW_PASSES:
+            starts |= table.matches(words, stop, left)
+    return starts
 
 
 def _matches(

@@ -1,0 +1,159 @@
+"""Tensors among the words of a seed: far behind its first ones, and many at one time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from test_seed_search import SEED, drawn, found, layer
+
+from pemncodec import TorchPrototype
+from pemncodec.contents import Array
+from pemncodec.limits import Limits
+from pemncodec.options import EncodeOptions
+from pemncodec.seeds import with_seeds
+from pemncodec.values import seed_search, word_search
+from pemncodec.values.draws import (
+    Known,
+    Range,
+    known_weights,
+    normal_draws,
+    normal_sign_draws,
+    uniform_draws,
+    uniform_sign_draws,
+)
+from pemncodec.values.pattern_tables import pattern_tables
+from pemncodec.values.seed_search import FAST, Effort, Network
+from pemncodec.values.word_patterns import Pattern, pattern_of
+from pemncodec.values.word_search import search_words
+
+FAR = 200_000_000  # words: more than are looked at for a small network
+
+
+def far_tensors() -> list[tuple[TorchPrototype, Array]]:
+    """Two of a large network: the second is too short to be solved for."""
+    skips = {5000: FAR, 300: FAR + 123_457}
+    return [
+        (
+            TorchPrototype("normal", SEED, size, skip),
+            drawn("normal", size, 0.05, skip=skip),
+        )
+        for size, skip in skips.items()
+    ]
+
+
+def test_the_larger_a_network_the_further_back_its_seed_may_be() -> None:
+    expected, values = zip(*far_tensors(), strict=True)
+    layers = [layer(each) for each in values]
+    assert found(layers, FAST) == [None, None]
+    assert found(layers, FAST, weights=30_000_000) == list(expected)
+    assert found(layers[1:], None, seeds=[SEED], weights=30_000_000) == [expected[1]]
+
+
+def test_no_seed_is_found_that_readers_of_the_file_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words before the last value are what `Limits` bounds."""
+    values, prototype = (
+        drawn("normal", 5000, skip=90_000),
+        TorchPrototype("normal", SEED, 5000, 90_000),
+    )
+    last = 95_016  # 16 are drawn once more
+    for words, expected in ((last, prototype), (last - 1, None)):
+        monkeypatch.setattr(seed_search, "limits_within", lambda _, n=words: Limits(drawn_words=n))
+        assert found([layer(values)], Effort(8000, 0, 0)) == [expected]
+        assert found([layer(values)], None, seeds=[SEED]) == [expected]
+
+
+def test_a_part_of_a_network_is_as_far_behind_as_the_network_is_large() -> None:
+    class Others:
+        """One other process, which has most weights."""
+
+        rank, count = 0, 2
+
+        def gather(self, value: Any) -> list[Any]:
+            return [value, 30_000_000 if isinstance(value, int) else []]
+
+    expected, values = zip(*far_tensors(), strict=True)
+    options = EncodeOptions(manifest=False, preset="fast", peers=Others())
+    layers = with_seeds([layer(each) for each in values], Network(), options)
+    assert [each.fill and each.fill.prototype for each in layers] == list(expected)
+
+
+# ------------------------------------------------------------------------------ many at one time
+
+KINDS = ["normal", "uniform", "normal-signs", "uniform-signs"]
+
+
+def draws_of(kind: str, known: Known) -> Any:
+    return {
+        "normal": lambda: normal_draws(known, Range(0.8, 1.2)),
+        "uniform": lambda: uniform_draws(known, Range(-1.01, -1), Range(1, 1.01)),
+        "normal-signs": lambda: normal_sign_draws(known),
+        "uniform-signs": lambda: uniform_sign_draws(known),
+    }[kind]()
+
+
+def many(keep: float, count: int = 48) -> tuple[list[Pattern], list[int]]:
+    rng = np.random.default_rng(int(100 * keep))
+    patterns, skips = [], sorted(rng.choice(400_000, count, replace=False).tolist())
+    for number, skip in enumerate(skips):
+        kind, size = KINDS[number % len(KINDS)], 600
+        values = drawn(kind, size, seed=4, skip=skip)
+        known = known_weights(values, "float32", rng.random(size) < keep, size)
+        assert known is not None
+        patterns.append(pattern_of(draws_of(kind, known)))
+    return patterns, skips
+
+
+def places_of(patterns: list[Pattern], stop: int) -> list[tuple[int, int]]:
+    places: list[tuple[int, int]] = []
+
+    def note(index: int, skip: int) -> range:
+        places.append((index, skip))
+        return range(len(patterns))
+
+    search_words(4, stop, patterns, note)
+    return places
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 1.0])
+def test_many_tensors_are_found_in_one_pass(keep: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    patterns, skips = many(keep)
+    passes, one_by_one = [], word_search._matches
+
+    def counted(*arguments: Any) -> list[int]:
+        passes.append(arguments)
+        return one_by_one(*arguments)
+
+    monkeypatch.setattr(word_search, "_matches", counted)
+    places = places_of(patterns, 400_000)
+    assert sorted(places) == list(enumerate(skips))
+    by_tables = len(passes)
+    monkeypatch.setattr(word_search, "pattern_tables", lambda _: [])
+    assert places_of(patterns, 400_000) == places
+    # Without tables each tensor takes a pass over all words before it. Few signs say little.
+    assert by_tables < (0.9 if keep < 0.5 else 0.3) * (len(passes) - by_tables)
+    assert places_of(patterns, skips[-1]) == [each for each in places if each[1] != skips[-1]]
+
+
+def test_which_upper_bits_tell_of_a_tensor() -> None:
+    """Sixteen of one word where values are exact, else one or two of words in a row."""
+    patterns, _ = many(1.0)
+    tables = pattern_tables(patterns)
+    bits = {member: table.bits for table in tables for member in table.members}
+    assert sorted(bits) == list(range(len(patterns)))
+    assert [bits[number] for number in range(len(patterns))] == [16, 2, 2, 1] * 12
+    for table in tables:
+        members = len(table.members)
+        assert members <= table.table.sum() <= len(table.rows) <= 16 * members
+
+
+def test_tensors_that_tell_too_little_have_no_table() -> None:
+    """Few signs, far from each other: any index fits most words."""
+    values = drawn("uniform-signs", 9000, seed=4)
+    mask = np.arange(9000) % 40 == 0
+    known = known_weights(values, "float32", mask, 9000)
+    assert known is not None
+    patterns = [pattern_of(uniform_sign_draws(known))] * 5
+    assert pattern_tables(patterns) == []
+    assert places_of(patterns, 1) == [(index, 0) for index in range(5)]
