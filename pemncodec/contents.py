@@ -19,6 +19,8 @@ TorchDistribution = Literal[
     "normal", "uniform", "normal-signs", "uniform-signs", "numpy-uniform", "numpy-signs"
 ]
 TorchVariant = Literal["vector", "scalar"]
+_BLOCK = 1 << 16  # values that are made at one time: they stay in the cache
+
 DenseMode = Literal["lossless", "fp16", "bf16", "q8"]
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -193,14 +195,24 @@ class StoredPrototype:
 
     @property
     def values(self) -> Array:
-        """[length], +0.0 where no mask uses a value; made anew where `known` is given."""
-        if self.known is None:
+        """[length], +0.0 where no mask uses a value; made anew where that needs it."""
+        whole = self.length == self.given.size
+        if self.known is None or (whole and self.known.all()):
             return self.given
-        values = np.zeros(self.length, self.given.dtype)
-        for start in range(0, self.given.size, self.length):
-            part = slice(start, start + self.length)
-            known = self.known[part]
-            np.copyto(values[: known.size], self.given[part], where=known)
+        values = np.empty(self.length, self.given.dtype)
+        for start in range(0, self.length, _BLOCK):
+            part = values[start : start + _BLOCK]
+            part[:] = self.part(start, start + part.size)
+        return values
+
+    def part(self, start: int, stop: int) -> Array:
+        """`values[start:stop]`, of which a few should be made at a time; `stop` ≤ `length`."""
+        if self.known is None:
+            return self.given[start:stop]
+        values = np.zeros(stop - start, self.given.dtype)
+        for at in range(start, self.given.size, self.length):
+            known = self.known[at : at + values.size]
+            np.copyto(values[: known.size], self.given[at : at + values.size], where=known)
         return values
 
 

@@ -25,7 +25,7 @@ from pemncodec.errors import (
     UnsupportedModelError,
     named_line,
 )
-from pemncodec.format.in_turn import arrays_in_turn
+from pemncodec.format.in_turn import equal_parts, tensors_in_turn
 from pemncodec.format.info import FileInfo
 from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile
@@ -33,7 +33,7 @@ from pemncodec.format.sections import SectionSource, Source
 from pemncodec.limits import UNLIMITED
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions
-from pemncodec.tensors import array_to_tensor, same_bits
+from pemncodec.tensors import array_to_tensor, dtype_name, same_bits, tensor_to_array
 
 _ROUNDING = 1e-6  # of the largest output
 
@@ -104,7 +104,7 @@ def prove_tensors(
 
 
 def compare_file(file: PemnFile, state: MaskedState, progress: Callable[[float], None]) -> None:
-    """Compare the tensors of an open file, few of them in memory at a time; checks all of it.
+    """Compare the tensors of an open file, few values in memory at a time; checks all of it.
 
     Args:
         file: open.
@@ -117,13 +117,12 @@ def compare_file(file: PemnFile, state: MaskedState, progress: Callable[[float],
     """
     count, done = sum(tensor.numel() for tensor in state.tensors.values()), 0
     file.expect()
-    arrays = arrays_in_turn(file, state.tensors)
-    for name in state.tensors:
-        made = array_to_tensor(next(arrays), file.dtype(name))
-        if not state.has_effective(name, made):
+    values = tensors_in_turn(file, state.tensors)
+    for name, tensor in state.tensors.items():
+        parts = next(values)
+        if not (_is_alike(file, name, tensor) and equal_parts(parts, state.effective_parts(name))):
             raise EncodeError(f"{name} differs")
-        done += made.numel()
-        del made  # before the next one is made
+        done += tensor.numel()
         progress(done / max(count, 1))
     file.verify_rest()
 
@@ -226,13 +225,23 @@ def _shared_where_equal(
     own = original.state_dict()
     names = [values.row.name for values in masked]
     tensors: dict[str, Tensor] = {}
-    arrays = arrays_in_turn(file, names)
+    values = tensors_in_turn(file, names)
     for name in names:
-        made = array_to_tensor(next(arrays), file.dtype(name))
-        tensors[name] = own[name].data if name in own and same_bits(made, own[name]) else made
-        del made  # before the next one is made
+        parts, given = next(values), own.get(name)
+        if (
+            given is not None
+            and _is_alike(file, name, given)
+            and equal_parts(parts, [tensor_to_array(given, name).reshape(-1)])
+        ):
+            tensors[name] = given.data
+        else:
+            tensors[name] = array_to_tensor(file.tensor(name), file.dtype(name))
         progress(len(tensors) / len(names))
     return tensors
+
+
+def _is_alike(file: PemnFile, name: str, tensor: Tensor) -> bool:
+    return file.dtype(name) == dtype_name(tensor) and file.shape(name) == tuple(tensor.shape)
 
 
 def _in_words(network: Network, rounding: float) -> str:

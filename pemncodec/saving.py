@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 import numpy as np
 
 from pemncodec.contents import CARRIERS, Array
 from pemncodec.errors import EncodeError
-from pemncodec.format.in_turn import arrays_in_turn, bytes_of
+from pemncodec.format.in_turn import bytes_of, tensors_in_turn
 from pemncodec.format.reader import PemnFile
 
 Values = Callable[[list[str]], Iterable[Array]]
@@ -52,7 +53,7 @@ def safetensors_pieces(
     values: Values | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file of a file's state dict, a tensor at a time.
+    """The bytes of a safetensors file of a file's state dict, a tensor or a part of one at a time.
 
     Tied tensors are there under each of their names. Every section is checked by the time of the
     last piece.
@@ -71,11 +72,16 @@ def safetensors_pieces(
     yield _header(file, names)
     file.expect()
     total, done = sum(bytes_of(file, name) for name in names), 0
-    for array in values(names) if values is not None else arrays_in_turn(file, names):
-        if array.size:
-            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        done += array.nbytes
-        del array  # before the next one is made
+    parts: Iterable[Array]
+    if values is None:
+        parts = chain.from_iterable(tensors_in_turn(file, names))
+    else:
+        parts = (np.ascontiguousarray(array).reshape(-1) for array in values(names))
+    for part in parts:
+        if part.size:
+            yield part.view(np.uint8).data
+        done += part.nbytes
+        del part  # before the next one is made
         if progress is not None and total:
             progress(done / total)
     file.verify_rest()

@@ -7,12 +7,14 @@ import io
 import os
 import tempfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import IO, Final, Self
 
 _IN_MEMORY: Final = 1 << 24  # bytes; what is more goes to a temporary file
+_PIECE: Final = 1 << 20  # bytes that are read at one time
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, data: bytes) -> Spooled:
+    def add(self, data: bytes | bytearray) -> Spooled:
         """Keeps a byte string.
 
         Raises:
@@ -66,9 +68,17 @@ class Spool:
 
     def read(self, spooled: Spooled) -> bytes:
         """What was added."""
+        return self._bytes(spooled.offset, spooled.size)
+
+    def pieces(self, spooled: Spooled) -> Iterator[bytes]:
+        """What was added, a piece in memory at a time."""
+        for start in range(0, spooled.size, _PIECE):
+            yield self._bytes(spooled.offset + start, min(_PIECE, spooled.size - start))
+
+    def _bytes(self, offset: int, size: int) -> bytes:
         with self._lock:
-            self._stream.seek(spooled.offset)
-            return self._stream.read(spooled.size)
+            self._stream.seek(offset)
+            return self._stream.read(size)
 
     def close(self) -> None:
         """Forgets everything."""

@@ -1,16 +1,22 @@
-"""How many threads of this process work at the same time."""
+"""How many threads of this process work at the same time, and on how much."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import ceil
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _ROOT = Path("/")
+_BYTES_AT_ONCE = 1 << 27  # that all threads work on, unless one item has more
 _given: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
@@ -46,6 +52,35 @@ def available_threads() -> int:
         return given
     processors = _processors()
     return max(1, min([processors, *(ceil(quota) for quota in _quotas())]))
+
+
+def each(pool: Executor | None, job: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """What a job makes of each item; by the threads of a pool where there is one."""
+    return map(job, items) if pool is None else pool.map(job, items)
+
+
+def each_by_size(
+    pool: Executor,
+    job: Callable[[T, Executor | None], R],
+    items: Sequence[T],
+    sizes: Sequence[int],
+) -> Iterator[R]:
+    """What a job makes of each item, so that those under way at one time have not too many bytes.
+
+    Args:
+        pool: does the work.
+        job: gets an item, and the pool where it is to share its own work: a large item is alone.
+        items: in the order of the results.
+        sizes: bytes of each.
+    """
+    most = _BYTES_AT_ONCE // available_threads()
+    small = {
+        index: pool.submit(job, item, None)
+        for index, (item, size) in enumerate(zip(items, sizes, strict=True))
+        if size <= most
+    }
+    for index, item in enumerate(items):
+        yield small.pop(index).result() if index in small else job(item, pool)
 
 
 def _processors() -> int:

@@ -384,7 +384,9 @@ _LARGE = {
 
 @pytest.mark.parametrize("values", _LARGE.values(), ids=_LARGE)
 def test_a_sample_finds_the_best_coder_of_many_items(values: np.ndarray) -> None:
-    bodies = {c.id: c.encode(values.view(np.uint32), "float32", "usual") for c in LOSSLESS_CODERS}
+    bodies = {
+        c.id: c.encode(values.view(np.uint32), "float32", "usual", None) for c in LOSSLESS_CODERS
+    }
     best = min(len(body) for body in bodies.values() if body is not None)
     section = encode_dense([values], "float32")
     assert len(section) == 1 + best

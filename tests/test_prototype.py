@@ -24,9 +24,12 @@ from pemncodec.contents import (
     StoredPrototype,
     bits_of,
 )
+from pemncodec.values import fill as fill_module
 from pemncodec.values.fill import (
     RepeatedValues,
     SeededValues,
+    UsedValues,
+    places_of,
     prototype_values,
     scale_values,
     tensor_values,
@@ -438,6 +441,41 @@ def test_values_made_in_slices_are_those_of_the_prototype(
     expected, made = np.empty((2, count), scaled.dtype)
     RepeatedValues(scaled, offset).fill_masked(start, packed, expected)
     SeededValues(prototype, Fill(0, offset, 0.3), dtype).fill_masked(start, packed, made)
+    assert np.array_equal(bits_of(made), bits_of(expected))
+
+
+@BOTH
+@given(
+    dtype=st.sampled_from(DTYPES),
+    length=st.integers(1, 200),
+    offset=st.integers(0, 199),
+    start=st.integers(0, 12),
+    count=st.integers(0, 300),
+    slice_size=st.sampled_from([8, 64]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_values_that_masks_use_are_put_in_their_places(
+    dtype: str,
+    length: int,
+    offset: int,
+    start: int,
+    count: int,
+    slice_size: int,
+    seed: int,
+) -> None:
+    assume(offset < length)
+    rng, carrier = RNG(seed), CARRIERS[dtype]
+    values = rng.integers(1, 256, length * carrier.itemsize, dtype=np.uint8).view(carrier)
+    used = rng.random(length) < 0.7
+    mask = (rng.random(count) < 0.7) & np.resize(np.roll(used, -offset - 8 * start), count)
+    packed = np.packbits(mask, bitorder="little")
+    expected, made = np.empty((2, count), carrier)
+    RepeatedValues(values, offset).fill_masked(8 * start, packed, expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fill_module, "_SLICE", slice_size)
+        places = places_of(used)
+        UsedValues(values[used], places, offset).fill_masked(8 * start, packed, made)
+    assert places.count == np.count_nonzero(used)
     assert np.array_equal(bits_of(made), bits_of(expected))
 
 

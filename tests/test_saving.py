@@ -8,15 +8,19 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor, nn
 
 import pemncodec
 from pemncodec.errors import CorruptError, EncodeError
-from pemncodec.format.in_turn import arrays_in_turn
+from pemncodec.format import in_turn, masked_sections
+from pemncodec.format.in_turn import equal_parts, tensors_in_turn
 from pemncodec.saving import safetensors_pieces
 
 SIZE = 1 << 22
@@ -114,8 +118,55 @@ def test_few_tensors_are_in_memory_at_a_time() -> None:
 def test_arrays_come_in_the_order_that_was_asked_for() -> None:
     state = {name: torch.full((3,), float(i)) for i, name in enumerate("abcd")}
     with pemncodec.open(encoded(state, ["b", "d"])) as file:
-        found = [float(array.max()) for array in arrays_in_turn(file, list("dbacb"))]
+        found = [float(next(parts).max()) for parts in tensors_in_turn(file, list("dbacb"))]
     assert found == [3, 1, 0, 2, 1]
+
+
+@pytest.mark.parametrize("prototypes_held", [0, 1 << 20])
+def test_large_tensors_come_in_parts(prototypes_held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_turn, "_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(in_turn, "_PART", 1 << 10)
+    monkeypatch.setattr(masked_sections, "_SMALL_BYTES", prototypes_held)
+    torch.manual_seed(0)
+    state = {
+        "first": torch.randn(9),
+        "own": torch.randn(101, 99),
+        "wide": torch.randn(3001, dtype=torch.float64),
+        "dense": torch.randn(5000),
+        "repeated": torch.randn(999).repeat(17),
+        "all": torch.randn(2501),
+        "last": torch.randn(2),
+    }
+    masked = ["own", "wide", "repeated", "all", "last"]
+    state["all"][:] = torch.arange(2501)
+    data = encoded(state, masked)
+    expected = pemncodec.load_state_dict(data)
+    with pemncodec.open(data) as file:
+        found = {
+            name: [part.copy() for part in parts]
+            for name, parts in zip(state, tensors_in_turn(file, state), strict=True)
+        }
+        skipped = [next(parts) for parts in tensors_in_turn(file, ["own", "repeated", "last"])]
+    assert {name: len(parts) for name, parts in found.items()} == {
+        **dict.fromkeys(state, 1), "own": 10, "wide": 3, "repeated": 17, "all": 3,
+    }  # fmt: skip
+    for name, tensor in expected.items():
+        assert np.concatenate(found[name]).tobytes() == tensor.numpy().tobytes()
+    assert [part.size for part in skipped] == [1024, 1024, 2]
+    assert safetensors.torch.load(saved(data)).keys() == state.keys()
+
+
+@given(st.data())
+def test_parts_that_are_cut_anywhere_are_compared(data: st.DataObject) -> None:
+    values = np.arange(data.draw(st.integers(0, 30)), dtype=np.float64)
+    others = values.copy()
+    if values.size and data.draw(st.booleans()):
+        others[data.draw(st.integers(0, values.size - 1))] *= -1  # 0 and -0 differ, too
+    others = others[: data.draw(st.sampled_from([values.size, max(values.size - 1, 0)]))]
+    cuts = st.lists(st.integers(0, 30)).map(sorted)
+    first, second = np.split(values, data.draw(cuts)), np.split(others, data.draw(cuts))
+    same = values.tobytes() == others.tobytes()
+    assert equal_parts(first, second) == equal_parts(second, first) == same
 
 
 def test_damage_is_found_and_no_file_is_left(tmp_path: Path) -> None:

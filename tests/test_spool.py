@@ -31,6 +31,12 @@ def test_what_was_added_is_read_in_any_order(
         assert [spool.read(place) for place in places[::-1]] == PIECES[::-1]
         assert spool.read(spool.add(b"more")) == b"more"
         assert spool.read(places[7]) == PIECES[7]
+        whole = spool.add(bytes(range(256)) * 20)
+        assert list(spool.pieces(whole)) == [bytes(range(256)) * 20]
+        monkeypatch.setattr(spool_module, "_PIECE", 1000)
+        assert [len(piece) for piece in spool.pieces(whole)] == [1000] * 5 + [120]
+        assert b"".join(spool.pieces(whole)) == spool.read(whole)
+        assert list(spool.pieces(places[0])) == []
     assert not list(tmp_path.iterdir())
 
 

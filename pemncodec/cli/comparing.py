@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pemncodec import saving
 from pemncodec.cli.streams import checkpoint_paths, named
-from pemncodec.contents import bits_of
+from pemncodec.contents import Array
 from pemncodec.errors import EncodeError
-from pemncodec.format.in_turn import arrays_in_turn
+from pemncodec.format.in_turn import equal_parts, tensors_in_turn
 from pemncodec.format.reader import PemnFile
 from pemncodec.options import MaskChoices
 from pemncodec.remote.urls import shown
@@ -88,16 +86,20 @@ def _compare_decoded(
     names = saving.plain_names(file)
     if sorted(names) != sorted(saving.plain_names(other)):
         compare_names(names, saving.plain_names(other))
-    arrays, expected = arrays_in_turn(file, names), arrays_in_turn(other, names)
+    values, expected = tensors_in_turn(file, names), tensors_in_turn(other, names)
     for done, name in enumerate(names):
-        own = next(arrays)
+        own = next(values)
         with named(other_name):
             theirs = next(expected)
-        same = file.dtype(name) == other.dtype(name) and own.shape == theirs.shape
-        if not (same and np.array_equal(bits_of(own), bits_of(theirs))):
+        alike = file.dtype(name) == other.dtype(name) and file.shape(name) == other.shape(name)
+        if not (alike and equal_parts(own, _named(theirs, other_name))):
             raise EncodeError(f"{name} differs")
-        del own, theirs  # before the next ones are made
         progress(done / len(names))
     file.verify_rest()
     with named(other_name):
         other.verify_rest()
+
+
+def _named(parts: Iterable[Array], name: str) -> Iterator[Array]:
+    with named(name):
+        yield from parts

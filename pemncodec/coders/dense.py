@@ -8,6 +8,7 @@ coder, then what the coder wrote; the smallest of the coders is chosen per group
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from decimal import ROUND_CEILING, Context
 
 import numpy as np
@@ -60,8 +61,12 @@ def group_tensors(tensors: Iterable[DenseTensor]) -> list[list[DenseTensor]]:
 
 
 def encode_dense(
-    arrays: Sequence[Array], dtype: str, mode: DenseMode = "lossless", effort: Effort = "usual"
-) -> bytes:
+    arrays: Sequence[Array],
+    dtype: str,
+    mode: DenseMode = "lossless",
+    effort: Effort = "usual",
+    pool: Executor | None = None,
+) -> bytearray:
     """Arrays of the carrier dtype of `dtype` to one section.
 
     Args:
@@ -69,22 +74,26 @@ def encode_dense(
         dtype: of all of them.
         mode: what may be lost.
         effort: how hard to try.
+        pool: shares the work.
     """
     if mode != "lossless":
         shortening = SHORTENING_OF_MODE[mode]
         head, inner = shortening.encode(arrays)
-        section = encode_dense(inner, shortening.inner_dtype, effort=effort)
-        return bytes([shortening.id]) + head + section
+        section = encode_dense(inner, shortening.inner_dtype, effort=effort, pool=pool)
+        section[:0] = bytes([shortening.id]) + head
+        return section
     parts = [_items(array, dtype) for array in arrays]
     items = parts[0] if len(parts) == 1 else np.concatenate(parts)
     best, least, kept = RAW, items.nbytes, None
     # One after the other, since bodies may be as large as the items.
     for coder in _promising(items, dtype):
-        body = coder.encode(items, dtype, effort) if coder is not RAW else None
+        body = coder.encode(items, dtype, effort, pool) if coder is not RAW else None
         if body is not None and len(body) < least:
             best, least, kept = coder, len(body), body
         del body
-    return bytes([best.id]) + (encode_raw(items, dtype) if kept is None else kept)
+    section = encode_raw(items) if kept is None else kept
+    section.insert(0, best.id)
+    return section
 
 
 def _promising(items: Items, dtype: str) -> Iterable[LosslessCoder]:
@@ -93,13 +102,15 @@ def _promising(items: Items, dtype: str) -> Iterable[LosslessCoder]:
         return LOSSLESS_CODERS
     chunks = np.array_split(items, _CHUNKS)
     sample = np.concatenate([chunk[: _SAMPLE_ITEMS // _CHUNKS] for chunk in chunks])
-    bodies = {coder: coder.encode(sample, dtype, "guess") for coder in LOSSLESS_CODERS}
+    bodies = {coder: coder.encode(sample, dtype, "guess", None) for coder in LOSSLESS_CODERS}
     sizes = {coder: len(body) for coder, body in bodies.items() if body is not None}
     most = min(sizes.values()) + _DOUBT * sample.nbytes
     return [RAW, *(coder for coder in sizes if coder is not RAW and sizes[coder] <= most)]
 
 
-def decode_dense(section: bytes, shapes: Sequence[tuple[int, ...]], dtype: str) -> Array:
+def decode_dense(
+    section: bytes | bytearray, shapes: Sequence[tuple[int, ...]], dtype: str
+) -> Array:
     """All items of a section, one tensor after the other, in the carrier dtype of `dtype`.
 
     Raises:
@@ -110,7 +121,7 @@ def decode_dense(section: bytes, shapes: Sequence[tuple[int, ...]], dtype: str) 
     shortening = _SHORTENING_OF_ID.get(section[0])
     if shortening is None:
         return _decode_lossless(section, shapes, dtype)
-    inner = section[1:]
+    inner = bytes(section[1:])
     if dtype != "float32":
         raise CorruptError("section", f"{name} of what is not float32")
     end, restore = shortening.decode(inner, shapes)
@@ -118,19 +129,23 @@ def decode_dense(section: bytes, shapes: Sequence[tuple[int, ...]], dtype: str) 
     return restore(decode_dense(inner[end:], shapes, shortening.inner_dtype))
 
 
-def decode_affine_parts(section: bytes, shapes: Sequence[tuple[int, ...]]) -> list[AffinePart]:
+def decode_affine_parts(
+    section: bytes | bytearray, shapes: Sequence[tuple[int, ...]]
+) -> list[AffinePart]:
     """Codes and parameters of each tensor of a section that `dense_coder` calls q8.
 
     Raises:
         TruncatedError, CorruptError: as `decode_dense`.
     """
-    body = section[1:]
+    body = bytes(section[1:])
     known = decode_parameters(body, shapes)
     codes = decode_dense(body[known.end :], shapes, Q8.inner_dtype)
     return split_affine(known, codes, shapes)
 
 
-def _decode_lossless(section: bytes, shapes: Sequence[tuple[int, ...]], dtype: str) -> Array:
+def _decode_lossless(
+    section: bytes | bytearray, shapes: Sequence[tuple[int, ...]], dtype: str
+) -> Array:
     carrier, width = CARRIERS[dtype], _item_width(dtype)
     count = sum(map(numel, shapes)) * carrier.itemsize // width
     data = _LOSSLESS_OF_ID[section[0]].decode(memoryview(section)[1:], count, width).view(carrier)
@@ -158,7 +173,7 @@ def shortened(array: Array, mode: DenseMode, name: str) -> Array:
     return values
 
 
-def largest_errors(section: bytes, arrays: Sequence[Array]) -> list[float]:
+def largest_errors(section: bytes | bytearray, arrays: Sequence[Array]) -> list[float]:
     """What a section has lost of each of its arrays; 0 where it is lossless.
 
     Args:
@@ -183,12 +198,12 @@ def _rounded_up(number: float) -> float:
     return float(Context(prec=2, rounding=ROUND_CEILING).create_decimal_from_float(number))
 
 
-def is_lossless(section: bytes) -> bool:
+def is_lossless(section: bytes | bytearray) -> bool:
     """Whether a section gives back the bits that it was made of."""
     return section[0] in _LOSSLESS_OF_ID
 
 
-def dense_coder(section: bytes) -> str:
+def dense_coder(section: bytes | bytearray) -> str:
     """The name of the coder that a section names."""
     if not section:
         raise TruncatedError("truncated", "an empty dense section")

@@ -5,6 +5,8 @@ What a random vector that was tiled and then shuffled needs: the values cost not
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +20,7 @@ _BLOCK = 1 << 14  # items that are looked up at one time: they stay in the cache
 
 def encode_palette(
     items: npt.NDArray[np.unsignedinteger], effort: Effort = "usual"
-) -> bytes | None:
+) -> bytearray | None:
     """Unsigned items [n] to bytes; None when there are more than 256 distinct ones."""
     values = np.unique(items[:_BLOCK])
     if not 0 < values.size <= MAX_VALUES:
@@ -36,7 +38,9 @@ def encode_palette(
             values, found = more, np.searchsorted(more, block)
         indices[start : start + _BLOCK] = found
     little: bytes = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-    return bytes([values.size - 1]) + little + encode_planes(indices, rotate=False, effort=effort)
+    body = encode_planes(indices, rotate=False, effort=effort)
+    body[:0] = bytes([values.size - 1]) + little
+    return body
 
 
 def decode_palette(
@@ -63,7 +67,7 @@ def decode_palette(
     return items
 
 
-def _encode(items: Items, _dtype: str, effort: Effort) -> bytes | None:
+def _encode(items: Items, _dtype: str, effort: Effort, _pool: Executor | None) -> bytearray | None:
     return encode_palette(items, effort)
 
 

@@ -8,6 +8,7 @@ byte, which then holds all of a binary32 or bfloat16 exponent and compresses bet
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,7 @@ from pemncodec.coders.varint import decode_varint, encode_varint
 from pemncodec.coders.zstd import decode_zstd, encode_literals, encode_nearby, encode_zstd
 from pemncodec.coders.zstd_bits import encode_two_values
 from pemncodec.errors import CorruptError, TruncatedError
+from pemncodec.threads import each
 
 STORED, CONSTANT, ZSTD = 0, 1, 2
 _SMALL = 1 << 16  # bytes that are compressed as well as possible, whatever it gains
@@ -29,11 +31,30 @@ _DOUBT = 1 / 32  # of the entropy of independent bytes, above which there may be
 
 
 def encode_planes(
-    items: npt.NDArray[np.unsignedinteger], *, rotate: bool, effort: Effort = "usual"
-) -> bytes:
-    """Unsigned items [n] of 1, 2, 4 or 8 bytes to planes, least significant first."""
-    planes = (_plane(items, index, rotate) for index in range(items.itemsize))
-    return b"".join(_encode_plane(plane, effort) for plane in planes)
+    items: npt.NDArray[np.unsignedinteger],
+    *,
+    rotate: bool,
+    effort: Effort = "usual",
+    pool: Executor | None = None,
+) -> bytearray:
+    """Unsigned items [n] of 1, 2, 4 or 8 bytes to planes, least significant first.
+
+    Args:
+        items: to code.
+        rotate: whether each is rotated left by a bit first.
+        effort: how hard to try.
+        pool: codes several planes at the same time.
+    """
+
+    def encode(index: int) -> tuple[bytes, bytes | memoryview]:
+        return _encode_plane(_plane(items, index, rotate), effort)
+
+    body = bytearray()  # which grows in place: few planes are there twice
+    for head, content in each(pool, encode, range(items.itemsize)):
+        body += head
+        body += content
+        del content  # before the next one is made
+    return body
 
 
 def _plane(
@@ -85,29 +106,44 @@ def _rotate(items: npt.NDArray[np.unsignedinteger], bits: int) -> npt.NDArray[np
     return rotated
 
 
-def _encode_plane(plane: npt.NDArray[np.uint8], effort: Effort) -> bytes:
+def _encode_plane(plane: npt.NDArray[np.uint8], effort: Effort) -> tuple[bytes, bytes | memoryview]:
+    """What begins a plane in its body, and what comes then."""
     if plane.size and (plane == plane[0]).all():
-        return bytes([CONSTANT, plane[0]])
-    best = min(_frames(plane, effort), key=len)
-    head = encode_varint(len(best))
-    if len(head) + len(best) < plane.size:
-        return b"".join([bytes([ZSTD]), head, best])
-    return b"".join([bytes([STORED]), plane.data])
+        return bytes([CONSTANT]), plane[:1].tobytes()
+    frame = _smallest_frame(plane, effort)
+    head = bytes([ZSTD]) + encode_varint(len(frame))
+    if len(head) - 1 + len(frame) < plane.size:
+        return head, frame
+    return bytes([STORED]), plane.data
 
 
-def _frames(plane: npt.NDArray[np.uint8], effort: Effort) -> list[bytes]:
-    """Frames of a plane, of which the smallest is to be taken."""
+def _smallest_frame(plane: npt.NDArray[np.uint8], effort: Effort) -> bytes:
+    """The first of those frames of a plane that are smallest."""
     raw = plane.data
-    bits = encode_two_values(plane)
-    frames = [] if bits is None else [bits]
+    best = encode_two_values(plane)
+    for encode in _ways(plane, effort, two_values=best is not None):
+        frame = encode(raw)
+        if best is None or len(frame) < len(best):
+            best = frame
+        del frame  # they may be as large as the plane
+    assert best is not None
+    return best
+
+
+def _ways(
+    plane: npt.NDArray[np.uint8], effort: Effort, *, two_values: bool
+) -> Iterator[Callable[[memoryview], bytes]]:
+    """What makes frames of a plane: all that may make the smallest."""
     if effort == "guess":
-        return [*frames, encode_nearby(raw)]
-    if len(raw) <= _SMALL:
-        return [*frames, encode_zstd(raw)]
-    frames.append(encode_literals(raw))
-    if effort == "most":
-        return [*frames, encode_nearby(raw), encode_zstd(raw)]
-    return [*frames, *(encode(raw) for encode in _slower_ways(plane, bits is not None))]
+        yield encode_nearby
+    elif plane.size <= _SMALL:
+        yield encode_zstd
+    else:
+        yield encode_literals
+        if effort == "most":
+            yield from (encode_nearby, encode_zstd)
+        else:
+            yield from _slower_ways(plane, two_values)
 
 
 def _slower_ways(
@@ -165,16 +201,19 @@ def _decode_plane(
 _FLOATS = {"float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"}
 
 
-def _encode_rotated(items: Items, dtype: str, effort: Effort) -> bytes | None:
-    return encode_planes(items, rotate=True, effort=effort) if dtype in _FLOATS else None
+def _encode(items: Items, _dtype: str, effort: Effort, pool: Executor | None) -> bytearray:
+    return encode_planes(items, rotate=False, effort=effort, pool=pool)
 
 
-PLANES = LosslessCoder(
-    1,
-    "planes",
-    lambda items, _dtype, effort: encode_planes(items, rotate=False, effort=effort),
-    partial(decode_planes, rotate=False),
-)
+def _encode_rotated(
+    items: Items, dtype: str, effort: Effort, pool: Executor | None
+) -> bytearray | None:
+    if dtype not in _FLOATS:
+        return None
+    return encode_planes(items, rotate=True, effort=effort, pool=pool)
+
+
+PLANES = LosslessCoder(1, "planes", _encode, partial(decode_planes, rotate=False))
 ROTATED_PLANES = LosslessCoder(
     2, "rotated planes", _encode_rotated, partial(decode_planes, rotate=True)
 )

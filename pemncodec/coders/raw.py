@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+
 import numpy as np
 
 from pemncodec.coders.lossless import Effort, Items, LosslessCoder
 from pemncodec.errors import CorruptError
 
 
-def encode_raw(items: Items, _dtype: str, _effort: Effort = "usual") -> bytes:
+def encode_raw(items: Items) -> bytearray:
     """Unsigned items [n] to their bytes."""
-    return items.tobytes()
+    return bytearray(items.data)
 
 
 def decode_raw(data: bytes | memoryview, count: int, itemsize: int) -> Items:
@@ -26,4 +28,8 @@ def decode_raw(data: bytes | memoryview, count: int, itemsize: int) -> Items:
     return np.frombuffer(bytes(data), f"<u{itemsize}")  # which is aligned
 
 
-RAW = LosslessCoder(0, "raw", encode_raw, decode_raw)
+def _encode(items: Items, _dtype: str, _effort: Effort, _pool: Executor | None) -> bytearray:
+    return encode_raw(items)
+
+
+RAW = LosslessCoder(0, "raw", _encode, decode_raw)

@@ -32,7 +32,7 @@ class EncodedFile:
     def __iter__(self) -> Iterator[bytes]:
         yield self._front
         for section in self._sections:
-            yield self._spool.read(section)
+            yield from self._spool.pieces(section)
 
     def place(self, index: int) -> Place:
         return Place(index)

@@ -1,33 +1,55 @@
-"""The tensors of a file one after the other, few of them in memory at a time."""
+"""The tensors of a file one after the other, few of their values in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
 
-from pemncodec.contents import CARRIERS, Array, numel
+from pemncodec.contents import CARRIERS, Array, bits_of, numel
 from pemncodec.format.header import MaskedRow
 from pemncodec.format.reader import PemnFile
+from pemncodec.threads import available_threads
 
-_BATCH_BYTES: Final = 1 << 25  # of values that are made at one time, unless one tensor has more
+_BATCH_BYTES: Final = 1 << 25  # of values that are made at one time, of tensors that are smaller
+_PART: Final = 1 << 18  # weights of a larger tensor that are made at one time
+_PARTS_AHEAD: Final = 2  # for each thread
 
 
-def arrays_in_turn(file: PemnFile, names: Iterable[str]) -> Iterator[Array]:
-    """Values of tensors, masks applied; by several threads, and few of them in memory at a time."""
+def tensors_in_turn(file: PemnFile, names: Iterable[str]) -> Iterator[Iterator[Array]]:
+    """Values of tensors, masks applied; by several threads, and few of them in memory at a time.
+
+    Args:
+        file: open.
+        names: of the tensors.
+
+    Yields:
+        For each name its values, flat, in one part or several; what is left of them when the next
+        tensor is asked for is not made.
+    """
     batch: list[str] = []
     room = _BATCH_BYTES
     for name in names:
-        room -= bytes_of(file, name)
-        if room < 0 and batch:
-            yield from _arrays(file, batch)
-            batch, room = [], _BATCH_BYTES - bytes_of(file, name)
-        batch.append(name)
-    yield from _arrays(file, batch)
+        is_large = bytes_of(file, name) > _BATCH_BYTES
+        if batch and (is_large or bytes_of(file, name) > room):
+            yield from _small_tensors(file, batch)
+            batch, room = [], _BATCH_BYTES
+        if not is_large:
+            batch.append(name)
+            room -= bytes_of(file, name)
+        elif isinstance(file.placed_row(name), MaskedRow):
+            parts = _parts(file, name)
+            yield parts
+            parts.close()
+        else:
+            yield iter([file.tensor(name).reshape(-1)])
+    yield from _small_tensors(file, batch)
 
 
-def _arrays(file: PemnFile, names: list[str]) -> Iterator[Array]:
+def _small_tensors(file: PemnFile, names: list[str]) -> Iterator[Iterator[Array]]:
     masked = {
         name: np.empty(file.shape(name), CARRIERS[file.dtype(name)])
         for name in names
@@ -35,7 +57,39 @@ def _arrays(file: PemnFile, names: list[str]) -> Iterator[Array]:
     }
     file.read_masked(masked)
     for name in names:
-        yield masked.pop(name) if name in masked else file.tensor(name)
+        values = masked.pop(name) if name in masked else file.tensor(name)
+        yield iter([values.reshape(-1)])
+
+
+def _parts(file: PemnFile, name: str) -> Generator[Array]:
+    file.expect([name])
+    threads = available_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        _, slices = file.masked.mask_and_slices(file.masked_row(name), _PART, pool)
+        made: deque[Future[Array]] = deque()
+        for make in slices:
+            made.append(pool.submit(make))
+            if len(made) > _PARTS_AHEAD * threads:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
+
+
+def equal_parts(first: Iterable[Array], second: Iterable[Array]) -> bool:
+    """Whether flat values that come in parts, each of them cut anywhere, have the same bits."""
+    others = iter(second)
+    other = np.empty(0, np.uint8)
+    for part in first:
+        while part.size:
+            while not other.size:
+                if (following := next(others, None)) is None:
+                    return False
+                other = following
+            size = min(part.size, other.size)
+            if not np.array_equal(bits_of(part[:size]), bits_of(other[:size])):
+                return False
+            part, other = part[size:], other[size:]
+    return not other.size and not any(part.size for part in others)
 
 
 def bytes_of(file: PemnFile, name: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -33,10 +34,12 @@ from pemncodec.format.header import Header, MaskedRow
 from pemncodec.format.prototype_rows import SharedRow, StoredRow, referred_row
 from pemncodec.format.sections import Place, SectionSource, in_file, in_section
 from pemncodec.values.fill import (
-    RepeatedValues,
-    SeededValues,
+    TensorValues,
+    UsedValues,
     is_made_in_slices,
+    places_of,
     prototype_values,
+    scale_values,
     tensor_values,
     used_values,
 )
@@ -207,18 +210,21 @@ class MaskedSections:
                 with in_section(self._source.place(row.section)):
                     check_digest(row.dtype, values, row.digest)
             return values
+        used = self._used(row, index)
+        return _placed(self._decode_stored(row, int(np.count_nonzero(used))), used)
+
+    def _used(self, row: StoredRow, index: int) -> Mask:
+        """Which values of a prototype masks use, bool [length]."""
         users = self._users.get(index, [])
         # Kept for when these tensors are filled, which is next.
         self._kept_masks |= {user.name: self.packed_mask(user) for user in users}
-        used = used_values(
+        return used_values(
             row.length,
             (
                 (user.fill.offset, unpack(self._kept_masks[user.name], numel(user.shape)))
                 for user in users
             ),
         )
-        kept = self._decode_stored(row, int(np.count_nonzero(used)))
-        return _placed(kept, used)
 
     def _decode_stored(self, row: StoredRow, count: int) -> Array:
         data = self._source.read(row.section)
@@ -287,17 +293,18 @@ class MaskedSections:
         return jobs
 
     def mask_and_slices(
-        self, row: MaskedRow, size: int
+        self, row: MaskedRow, size: int, pool: Executor | None = None
     ) -> tuple[PackedMask, list[Callable[[], Array]]]:
         """The mask of a tensor, and what makes its values, of so many weights each.
 
         Args:
             row: of the tensor.
             size: of all slices but the last; a multiple of 8.
+            pool: decodes blocks of the mask at the same time.
         """
         # First, since a prototype that is stored by use needs masks, which are kept then.
         values = self.values_of(row)
-        packed, count = self._last_mask(row), numel(row.shape)
+        packed, count = self._last_mask(row, pool), numel(row.shape)
 
         def make(start: int) -> Array:
             out = np.empty(min(size, count - start), CARRIERS[row.dtype])
@@ -306,17 +313,45 @@ class MaskedSections:
 
         return packed, [partial(make, start) for start in range(0, count, size)]
 
-    def _last_mask(self, row: MaskedRow) -> PackedMask:
+    def _last_mask(self, row: MaskedRow, pool: Executor | None = None) -> PackedMask:
         """`packed_mask`, which is no longer kept if it cost no other mask to decode it."""
-        packed = self.packed_mask(row)
+        packed = self._mask_in_blocks(row, pool) if pool is not None else self.packed_mask(row)
         if len(self.sharers[self._section_of[row.name]]) == 1:
             self._kept_masks.pop(row.name, None)
         return packed
 
-    def values_of(self, row: MaskedRow) -> RepeatedValues | SeededValues:
+    def _mask_in_blocks(self, row: MaskedRow, pool: Executor) -> PackedMask:
+        """`packed_mask`, its blocks decoded at the same time where it has some."""
+        section = self._section_of[row.name]
+        data, place = self._source.read(section), self._source.place(section)
+        with in_section(place):
+            if row.name in self._kept_masks or mask_coder(data).blocks is None:
+                return self.packed_mask(row)
+            blocks = mask_blocks(data, MaskContext(row.shape))
+            decoded = pool.map(lambda block: block.decode(block.stop - block.start), blocks)
+            return np.concatenate([np.empty(0, np.uint8), *decoded])
+
+    def values_of(self, row: MaskedRow) -> TensorValues:
         """The values that a tensor takes, scaled."""
-        prototype = self._prototype(row.fill.prototype)
+        index = row.fill.prototype
+        stored = self._header.prototypes[index]
+        if isinstance(stored, StoredRow) and self._is_used_once(stored, index):
+            places = places_of(self._used(stored, index))
+            kept = self._decode_stored(stored, places.count)
+            scaled = scale_values(kept, stored.dtype, row.fill.scale, row.dtype)
+            return UsedValues(scaled, places, row.fill.offset)
+        prototype = self._prototype(index)
         return tensor_values(prototype, row.fill, row.dtype, numel(row.shape))
+
+    def _is_used_once(self, row: StoredRow, index: int) -> bool:
+        """Whether a prototype has the values that masks use alone, is large, and one tensor takes
+        hardly any of them twice: then no memory is needed for the others."""
+        return (
+            row.used == "masks"
+            and len(self._users[index]) == 1
+            and self._taken[index] < 2 * row.length
+            and row.length * CARRIERS[row.dtype].itemsize > _SMALL_BYTES
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -356,9 +391,7 @@ def _placed(kept: Array, used: Mask) -> Array:
     return values
 
 
-def _fill_block(
-    place: Place, block: MaskBlock, values: RepeatedValues | SeededValues, out: Array
-) -> None:
+def _fill_block(place: Place, block: MaskBlock, values: TensorValues, out: Array) -> None:
     """Fills a block's weights, or the first of them where `out` ends within it."""
     own = out[block.start : block.stop]
     with in_section(place):
@@ -369,7 +402,7 @@ def _fill_block(
 def _fill_all(
     decode: Callable[[], dict[str, PackedMask]],
     targets: Sequence[tuple[MaskedRow, Array]],
-    values: Sequence[RepeatedValues | SeededValues],
+    values: Sequence[TensorValues],
 ) -> None:
     decoded = decode()
     for (row, out), own in zip(targets, values, strict=True):

@@ -6,20 +6,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import repeat
+from itertools import accumulate
 
 import numpy as np
 
 from pemncodec.coders import dense, masks
 from pemncodec.coders.lossless import Effort
 from pemncodec.coders.mask_coder import MaskContext, order0_bits
-from pemncodec.contents import Array, MaskedTensor, Prototype, StoredPrototype, bits_of, numel
+from pemncodec.contents import Array, Mask, MaskedTensor, Prototype, StoredPrototype, bits_of, numel
 from pemncodec.format.contexts import prototype_buckets
 from pemncodec.format.prototype_rows import Used
 from pemncodec.spool import Spool, Spooled
+from pemncodec.threads import each, each_by_size
 from pemncodec.values.fill import used_values
 
 _SAMPLE = 1 << 12  # values
+_PART = 1 << 18  # values that are taken at one time
 _NOTHING = Spooled(0, 0, 0)
 
 
@@ -58,9 +60,9 @@ def encode_weights(
     sections: list[dict[Used, Spooled]] = []
     used: list[Used] = []
     candidates: list[int] = []
-    made = pool.map(
-        _stored_sections, prototypes, users, repeat(context), repeat(effort), repeat(spool)
-    )
+    job = partial(_stored_sections, context, effort, spool)
+    sizes = [_stored_bytes(prototype) for prototype in prototypes]
+    made = each_by_size(pool, job, list(zip(prototypes, users, strict=True)), sizes)
     for index, forms in enumerate(made):
         sections.append(forms)
         used.append(next(iter(forms)))
@@ -100,37 +102,61 @@ def encode_weights(
     return best
 
 
+def _stored_bytes(prototype: Prototype) -> int:
+    return prototype.given.nbytes if isinstance(prototype, StoredPrototype) else 0
+
+
 def _stored_sections(
-    prototype: Prototype,
-    users: Sequence[MaskedTensor],
     context: bool,
     effort: Effort,
     spool: Spool,
+    used_by: tuple[Prototype, Sequence[MaskedTensor]],
+    pool: Executor | None,
 ) -> dict[Used, Spooled]:
     """Sections of a prototype by which of its values they hold, the fewest first.
 
     That of all values is made where masks use all, and where the others may be worth it. A
     prototype of a seed, or of another file, has no section: nothing is stored, and all is known.
     """
+    prototype, users = used_by
     if not isinstance(prototype, StoredPrototype) or prototype.place is not None:
         return {"all": _NOTHING}
+    encode = partial(dense.encode_dense, dtype=prototype.dtype, effort=effort, pool=pool)
     if prototype.whole:
-        values = [prototype.values]
-        return {"all": spool.add(dense.encode_dense(values, prototype.dtype, effort=effort))}
+        return {"all": spool.add(encode([prototype.values]))}
     used = used_values(prototype.length, [(t.fill.offset, t.mask.reshape(-1)) for t in users])
+    which: list[Used] = ["all"] if used.all() else ["masks"]
+    if which == ["masks"] and context and _may_pay(prototype, used, users):
+        which.append("all")
     sections: dict[Used, Spooled] = {}
-    if not used.all():
-        values = [prototype.values[used]]
-        sections["masks"] = spool.add(dense.encode_dense(values, prototype.dtype, effort=effort))
-    if used.all() or (context and _may_pay(prototype, used, users)):
-        values = [prototype.values]
-        sections["all"] = spool.add(dense.encode_dense(values, prototype.dtype, effort=effort))
+    for form in which:
+        # Large ones: nothing is held that the coder does not need.
+        values = [_values_where(prototype, used, pool) if form == "masks" else prototype.values]
+        if form == which[-1]:
+            del used
+        sections[form] = spool.add(encode(values))
     return sections
 
 
-def _may_pay(prototype: StoredPrototype, used: Array, users: Sequence[MaskedTensor]) -> bool:
+def _values_where(prototype: StoredPrototype, used: Mask, pool: Executor | None = None) -> Array:
+    """The values of a prototype where a mask is True, one after the other."""
+    parts = [slice(start, start + _PART) for start in range(0, used.size, _PART)]
+    ends = [*accumulate(int(np.count_nonzero(used[part])) for part in parts)]
+    values = np.empty(ends[-1] if ends else 0, prototype.given.dtype)
+
+    def take(part: slice, own: Array) -> None:
+        mask = used[part]
+        own[:] = prototype.part(part.start, part.start + mask.size)[mask]
+
+    targets = np.split(values, ends[:-1])
+    for _ in each(pool, lambda index: take(parts[index], targets[index]), range(len(parts))):
+        pass
+    return values
+
+
+def _may_pay(prototype: StoredPrototype, used: Mask, users: Sequence[MaskedTensor]) -> bool:
     """Whether values that no mask uses may cost less than the masks, by a sample of the values."""
-    unused = prototype.values[~used]
+    unused = _values_where(prototype, ~used)
     if unused.size <= 4 * _SAMPLE:
         return True
     bits = bits_of(unused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from itertools import repeat
+from functools import partial
 
 import numpy as np
 
@@ -40,7 +40,7 @@ from pemncodec.format.header import (
 from pemncodec.format.prototype_rows import PrototypeRow, SharedRow, StoredRow
 from pemncodec.format.weights import encode_weights
 from pemncodec.spool import Spool, Spooled
-from pemncodec.threads import available_threads
+from pemncodec.threads import available_threads, each_by_size
 
 
 def encode_contents(
@@ -66,6 +66,7 @@ def encode_contents(
         if progress is not None:
             progress(coded / max(total, 1))
 
+    count(0)
     with ThreadPoolExecutor(available_threads()) as pool:
         return _encode(contents, count, preset, pool, spool or Spool())
 
@@ -102,7 +103,8 @@ def _encode(
                 count(numel(tensor.shape))
                 rows[tensor.name] = ConstantRow(tensor.name, tensor.dtype, tensor.shape, value)
     groups = dense.group_tensors(changing)
-    coded = pool.map(_encode_group, groups, repeat(preset), repeat(spool))
+    sizes = [sum(tensor.data.nbytes for tensor in group) for group in groups]
+    coded = each_by_size(pool, partial(_encode_group, preset, spool), groups, sizes)
     for group, (dense_section, errors) in zip(groups, coded, strict=True):
         section = add("dense", dense_section)
         for tensor, error in zip(group, errors, strict=True):
@@ -147,12 +149,12 @@ def _shared_row(prototype: StoredPrototype, place: PrototypePlace) -> SharedRow:
 
 
 def _encode_group(
-    group: Sequence[DenseTensor], preset: masks.Preset, spool: Spool
+    preset: masks.Preset, spool: Spool, group: Sequence[DenseTensor], pool: Executor | None
 ) -> tuple[Spooled, list[float]]:
     """A section of trained tensors, and how far each of them is off."""
     effort: Effort = "most" if preset == "max" else "usual"
     arrays = [tensor.data for tensor in group]
-    data = dense.encode_dense(arrays, group[0].dtype, group[0].mode, effort)
+    data = dense.encode_dense(arrays, group[0].dtype, group[0].mode, effort, pool)
     return spool.add(data), dense.largest_errors(data, arrays)
 
 

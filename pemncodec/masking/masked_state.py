@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pemncodec.contents import DenseMode, Mask, SeededFill
-from pemncodec.tensors import same_bits
+from pemncodec.contents import Array, DenseMode, Mask, SeededFill, bits_of
+from pemncodec.tensors import tensor_to_array
 
 StateDict = dict[str, Tensor]
 
@@ -51,21 +52,14 @@ class MaskedState:
         """
         return _Effective(self)
 
-    def has_effective(self, name: str, values: Tensor) -> bool:
-        """Whether the effective tensor of a name has the dtype, shape and bits of `values`.
-
-        It is made and compared part by part.
-        """
-        given = self.tensors[name]
-        if values.dtype != given.dtype or values.shape != given.shape:
-            return False
-        flat, others = given.detach().cpu().contiguous().reshape(-1), values.reshape(-1)
+    def effective_parts(self, name: str) -> Iterator[Array]:
+        """The bits of an effective tensor, flat, in its carrier's size; made part by part."""
+        flat = bits_of(tensor_to_array(self.tensors[name], name).reshape(-1))
         mask = self.masks[name].reshape(-1) if name in self.masks else None
-        parts = (slice(start, start + _PART) for start in range(0, flat.numel(), _PART))
-        return all(
-            same_bits(_used(flat[part], None if mask is None else mask[part]), others[part])
-            for part in parts
-        )
+        for start in range(0, len(flat), _PART):
+            part = flat[start : start + _PART]
+            # Not by torch, whose threads would keep those busy that make the file's values.
+            yield part if mask is None else np.where(mask[start : start + _PART], part, 0)
 
     def keeps_zeros_alone(self, name: str) -> bool:
         """Whether a mask keeps nothing but weights that are 0, and drops others."""

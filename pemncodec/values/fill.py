@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeGuard
 
 import numpy as np
@@ -166,6 +167,80 @@ class SeededValues:
             count -= stop - start
             start = stop
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """Which values of a prototype masks use.
+
+    Attributes:
+        used: uint8 [ceil(length / 8)], packed bits.
+        before: how many are used before each slice, and in all.
+        length: of the prototype.
+    """
+
+    used: PackedMask
+    before: Sequence[int]
+    length: int
+
+    @property
+    def count(self) -> int:
+        """How many are used."""
+        return self.before[-1]
+
+
+def places_of(used: Mask) -> Places:
+    """bool [length], True where some mask uses a value."""
+    counts = [int(np.count_nonzero(used[at : at + _SLICE])) for at in range(0, used.size, _SLICE)]
+    return Places(np.packbits(used, bitorder="little"), [0, *accumulate(counts)], used.size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UsedValues:
+    """The values of a masked tensor of which only those that masks use are in memory.
+
+    They are put in their places where they are needed, a slice at a time.
+
+    Attributes:
+        kept: [count], one after the other, scaled, in the tensor's carrier dtype.
+        places: where they are in the prototype.
+        offset: of the tensor's first value.
+    """
+
+    kept: Array
+    places: Places
+    offset: int
+
+    def fill_masked(self, start: int, packed_mask: PackedMask, out: Array) -> None:
+        """As `RepeatedValues.fill_masked`."""
+        for done in range(0, out.size, _SLICE):
+            part = out[done : done + _SLICE]
+            values = self._values(self.offset + start + done, part.size)
+            _expand(values, 0, packed_mask[done // 8 : (done + _SLICE) // 8], part)
+
+    def _values(self, start: int, count: int) -> Array:
+        values = np.zeros(count, self.kept.dtype)
+        done, length = 0, self.places.length
+        while done < count:
+            first = (start + done) % length
+            size = min(length - first, count - done)
+            self._place(first, values[done : done + size])
+            done += size
+        return values
+
+    def _place(self, start: int, out: Array) -> None:
+        """Writes used values from `start` on, none of them behind the prototype's last."""
+        number, byte, odd = start // _SLICE, start // 8, start % 8
+        earlier, own = self.places.used[number * _SLICE // 8 : byte], self.places.used[byte:]
+        bits = np.unpackbits(own, count=odd + out.size, bitorder="little").view(np.bool_)
+        done = self.places.before[number] + int(np.bitwise_count(earlier).sum(dtype=np.int64))
+        done += int(np.count_nonzero(bits[:odd]))
+        at = np.flatnonzero(bits[odd:])  # several times as fast as by the mask
+        out[at] = self.kept[done : done + at.size]
+
+
+TensorValues = RepeatedValues | SeededValues | UsedValues
+"""What fills a masked tensor."""
 
 
 def _expand(

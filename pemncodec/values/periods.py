@@ -11,7 +11,8 @@ the next bit is whether a value equals one of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,10 @@ def shortest_period(bits: Bits, known: Mask) -> int:
             return length
     refuted = np.zeros(size, np.bool_)  # by length
     refuted[0] = True
-    chosen = bits > _splitting_value(bits, known)
+    chosen: Callable[[Bits], Mask] = partial(np.less, _splitting_value(bits, known))
     pair: tuple[int, ...] = ()
     while True:
-        _refute_distances(refuted, known & chosen, known & ~chosen, pair)
+        _refute_distances(refuted, bits, known, chosen, pair)
         _refute_divisors(refuted)
         compared = 0
         for length in _left(refuted):
@@ -72,7 +73,8 @@ def shortest_period(bits: Bits, known: Mask) -> int:
         else:
             return size
         # The rarer value tells more: it differs from nearly all others.
-        chosen = min((bits == bits[item] for item in pair), key=np.count_nonzero)
+        rarer = min((bits[item] for item in pair), key=lambda value: _count_of(bits, value))
+        chosen = partial(np.equal, rarer)
 
 
 def fold(bits: Bits, known: Mask, length: int) -> Bits:
@@ -124,42 +126,74 @@ def _left(refuted: Mask) -> Iterator[int]:
             yield start + index
 
 
-def _refute_distances(refuted: Mask, some: Mask, others: Mask, first: Iterable[int]) -> None:
-    """Marks distances from items of the smaller of two sets, `first` first, to the other set."""
-    if np.count_nonzero(some) > np.count_nonzero(others):
-        some, others = others, some
+def _count_of(bits: Bits, value: Any) -> int:
+    return sum(int(np.count_nonzero(bits[part] == value)) for part in _parts(bits.size))
+
+
+def _parts(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
+
+
+def _refute_distances(
+    refuted: Mask, bits: Bits, known: Mask, chosen: Callable[[Bits], Mask], first: Iterable[int]
+) -> None:
+    """Marks distances from known items that are chosen to known ones that are not.
+
+    Those are taken from the smaller of the two sets, `first` first.
+    """
     size = refuted.size
+    ahead, behind = _sets(bits, known, chosen), _sets(bits[::-1], known[::-1], chosen)
+    smaller = min((0, 1), key=lambda which: _count(ahead[which]))
+    others_ahead, others_behind = _shifted(ahead[1 - smaller]), _shifted(behind[1 - smaller])
+    some = ahead[smaller]
     # Items near the ends reach most distances.
-    first_ones, last_ones = _ones(some), some.size - 1 - _ones(some[::-1])
-    ends = np.stack([first_ones, last_ones], axis=1)
-    items = [item for item in first if some[item]] + ends.reshape(-1).tolist()
-    ahead, behind = _shifted(others), _shifted(others[::-1])
+    ends = np.stack([_ones(some, size), size - 1 - _ones(behind[smaller], size)], axis=1)
+    items = [item for item in first if some[item // 8] >> item % 8 & 1] + ends.reshape(-1).tolist()
     marks = np.packbits(refuted, bitorder="little")
-    left = size - int(np.bitwise_count(marks).sum(dtype=np.int64))
+    left = size - _count(marks)
     for start in range(0, len(items), _BATCH):
         for item in items[start : start + _BATCH]:
-            for planes, at in ((ahead, item), (behind, size - 1 - item)):
+            for planes, at in ((others_ahead, item), (others_behind, size - 1 - item)):
                 reached = planes[at % 8][at // 8 :]
                 np.bitwise_or(marks[: reached.size], reached, out=marks[: reached.size])
-        before, left = left, size - int(np.bitwise_count(marks).sum(dtype=np.int64))
+        before, left = left, size - _count(marks)
         if left <= _FEW or before - left < before / 100:
             break
-    refuted |= np.unpackbits(marks, count=size, bitorder="little").view(np.bool_)
+    for part in _parts(size):
+        refuted[part] = _unpacked(marks, part)
 
 
-def _ones(plane: Mask) -> npt.NDArray[np.int64]:
+def _sets(bits: Bits, known: Mask, chosen: Callable[[Bits], Mask]) -> tuple[PackedMask, PackedMask]:
+    """Known items that are chosen, and those that are not, as packed bits."""
+    some, others = np.empty((2, (bits.size + 7) // 8), np.uint8)
+    for part in _parts(bits.size):
+        own, packed = chosen(bits[part]), slice(part.start // 8, (part.stop + 7) // 8)
+        some[packed] = np.packbits(known[part] & own, bitorder="little")
+        others[packed] = np.packbits(known[part] & ~own, bitorder="little")
+    return some, others
+
+
+def _count(packed: PackedMask) -> int:
+    return int(np.bitwise_count(packed).sum(dtype=np.int64))
+
+
+def _unpacked(packed: PackedMask, part: slice) -> Mask:
+    own = packed[part.start // 8 : (part.stop + 7) // 8]
+    return np.unpackbits(own, count=part.stop - part.start, bitorder="little").view(np.bool_)
+
+
+def _ones(packed: PackedMask, size: int) -> npt.NDArray[np.int64]:
     """Places of the first ones."""
     found = [np.empty(0, np.int64)]
-    for start in range(0, plane.size, _BLOCK):
-        found.append(start + np.flatnonzero(plane[start : start + _BLOCK]))
+    for part in _parts(size):
+        found.append(part.start + np.flatnonzero(_unpacked(packed, part)))
         if sum(map(len, found)) >= _MOST_ITEMS // 2:
             break
     return np.concatenate(found)[: _MOST_ITEMS // 2]
 
 
-def _shifted(plane: Mask) -> list[PackedMask]:
+def _shifted(packed: PackedMask) -> list[PackedMask]:
     """Packed bits, the first 0 to 7 of them dropped."""
-    packed = np.packbits(plane, bitorder="little")
     following = np.append(packed[1:], np.uint8(0))
     later = [packed >> np.uint8(n) | following << np.uint8(8 - n) for n in range(1, 8)]
     return [packed, *later]
