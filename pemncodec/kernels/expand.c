@@ -5,11 +5,11 @@
 #include "generator.h"
 #include "kernels.h"
 #include "mersenne.h"
-#include "pages.h"
 #include "parallel.h"
 #include "processor.h"
 #include "torch_values.h"
 #include "words.h"
+#include "writing.h"
 
 typedef void Masker(unsigned char *out, const unsigned char *values, const unsigned char *mask,
                     size_t groups, bool past_cache);
@@ -116,62 +116,74 @@ void prepare_kernels(void)
             }
 }
 
-enum { CHUNK_ITEMS = 1 << 16, PAST_CACHE_FROM = 1 << 20 }; /* bytes */
-
-static void expand_items(unsigned char *out, size_t count, const unsigned char *values,
-                         size_t period, size_t offset, size_t itemsize, const unsigned char *mask,
-                         Masker *masker, bool past_cache)
-{
-    unsigned char tile[1 << 14], group[8 * 16] = {0};
-    size_t filled = period * itemsize, taken;
-    if (filled <= sizeof tile / 2) { /* repeated, so that runs without a wrap are long */
-        memcpy(tile, values, filled);
-        for (size_t full = sizeof tile / filled * filled; filled < full; filled += taken) {
-            taken = smaller(filled, full - filled);
-            memcpy(tile + filled, tile, taken);
-        }
-        values = tile;
-        period = filled / itemsize;
-    }
-    for (; count > 0; count -= taken, out += taken * itemsize) {
-        size_t groups = smaller(count, period - offset) / 8;
-        taken = groups > 0 ? 8 * groups : smaller(count, 8);
-        if (groups > 0) {
-            masker(out, values + offset * itemsize, mask, groups, past_cache);
-            offset = (offset + taken) % period;
-            mask += groups;
-        } else { /* 8 items that wrap, or fewer at the end */
-            for (size_t i = 0; i < taken; i++, offset = (offset + 1) % period)
-                memcpy(group + i * itemsize, values + offset * itemsize, itemsize);
-            masker(group, group, mask++, 1, false);
-            memcpy(out, group, taken * itemsize);
-        }
-    }
-}
+enum { PART_ITEMS = 1 << 16, PAST_CACHE_FROM = 1 << 20 }; /* bytes */
 
 typedef struct {
     Masker *masker;
     Bytes values, mask;
     Room out;
-    size_t itemsize, offset;
+    size_t itemsize, offset, part; /* items of each part */
     bool past_cache;
 } Expansion;
 
-static void expand_part(void *all, size_t part)
+/* Writes `count` items from `start` on. */
+static void expand_items(const Expansion *all, unsigned char *out, size_t start, size_t count,
+                         bool past_cache)
 {
-    const Expansion *own = all;
-    size_t start = part * CHUNK_ITEMS, item = own->itemsize, period = own->values.size / item;
-    size_t count = smaller(CHUNK_ITEMS, own->out.size / item - start);
-    unsigned char *to = own->out.at + start * item;
-    populate(to, count * item); /* a chunk at a time, which is in the cache then */
-    expand_items(to, count, own->values.at, period, (own->offset + start) % period, item,
-                 own->mask.at + start / 8, own->masker, own->past_cache);
+    const unsigned char *mask = all->mask.at + start / 8;
+    unsigned char group[8 * 16] = {0};
+    size_t item = all->itemsize, period = all->values.size / item, taken;
+    size_t offset = (all->offset + start) % period;
+    for (; count > 0; count -= taken, out += taken * item) {
+        size_t groups = smaller(count, period - offset) / 8;
+        taken = groups > 0 ? 8 * groups : smaller(count, 8);
+        if (groups > 0) {
+            all->masker(out, all->values.at + offset * item, mask, groups, past_cache);
+            offset = (offset + taken) % period;
+            mask += groups;
+        } else { /* 8 items that wrap, or fewer at the end */
+            for (size_t i = 0; i < taken; i++, offset = (offset + 1) % period)
+                memcpy(group + i * item, all->values.at + offset * item, item);
+            all->masker(group, group, mask++, 1, false);
+            memcpy(out, group, taken * item);
+        }
+    }
+}
+
+static void expand_part(void *expansion, size_t part)
+{
+    const Expansion *all = expansion;
+    Writing writing;
+    size_t item = all->itemsize, start = part * all->part, taken;
+    size_t end = start + smaller(all->part, all->out.size / item - start);
+    Room own = {all->out.at + start * item, (end - start) * item};
+    start_writing(&writing, own, all->values, all->mask);
+    for (; start < end; start += taken) {
+        taken = smaller(end - start, WRITTEN_AT_ONCE / item);
+        expand_items(all, next_place(&writing), start, taken, all->past_cache && in_memory(&writing));
+        has_written(&writing, taken * item);
+    }
     finish_stores();
+}
+
+/* Repeats few values until they fill `tile`, so that runs without a wrap are long. */
+static Bytes repeated(Bytes values, unsigned char *tile, size_t size)
+{
+    size_t filled = values.size, taken;
+    if (filled > size / 2)
+        return values;
+    memcpy(tile, values.at, filled);
+    for (size_t full = size / filled * filled; filled < full; filled += taken) {
+        taken = smaller(filled, full - filled);
+        memcpy(tile + filled, tile, taken);
+    }
+    return (Bytes){tile, filled};
 }
 
 const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask, Room out,
                    bool read_next, uint64_t threads)
 {
+    unsigned char tile[1 << 14];
     Masker *masker = itemsize == 1 ? mask_1 : itemsize == 2 ? mask_2 : itemsize == 4 ? mask_4
                      : itemsize == 8 ? mask_8 : itemsize == 16 ? mask_16 : NULL;
     if (masker == NULL)
@@ -185,9 +197,13 @@ const char *expand(Bytes values, uint64_t itemsize, uint64_t offset, Bytes mask,
         return "out";
     if (mask.size != (count + 7) / 8)
         return "mask";
+    if (count == 0)
+        return NULL;
     bool past_cache = !read_next && out.size >= PAST_CACHE_FROM;
-    Expansion all = {masker, values, mask, out, item, (size_t)offset, past_cache};
-    run_parts(expand_part, &all, (count + CHUNK_ITEMS - 1) / CHUNK_ITEMS, threads);
+    size_t part = threads > 1 ? PART_ITEMS : count;
+    Expansion all = {masker, repeated(values, tile, sizeof tile), mask, out, item, (size_t)offset,
+                     part, past_cache};
+    run_parts(expand_part, &all, (count + part - 1) / part, threads);
     return NULL;
 }
 
@@ -220,13 +236,15 @@ static void choose_masked(unsigned char *out, size_t count, const uint32_t *word
 }
 
 /* As above, of the words from `start` on: a batch at a time, which never leaves the nearest cache. */
-static void generate_masked(unsigned char *out, size_t count, uint64_t seed, uint64_t stream,
-                            uint64_t start, const uint32_t *table, const unsigned char *mask)
+static void generate_masked(Room out, uint64_t seed, uint64_t stream, uint64_t start,
+                            const uint32_t *table, Bytes mask)
 {
     uint32_t words[4 + 4 * BLOCKS]; /* first the last block of the batch before */
     uint64_t block = start / 4;
-    size_t skip = (size_t)(start % 4), taken;
-    bool past_cache = 4 * count >= PAST_CACHE_FROM;
+    size_t count = out.size / 4, skip = (size_t)(start % 4), taken;
+    bool past_cache = out.size >= PAST_CACHE_FROM;
+    Writing writing;
+    start_writing(&writing, out, (Bytes){NULL, 0}, mask);
     if (skip > 0) {
         uint32_t batch[4 * BLOCKS];
         generate_words(batch, block++, stream, seed);
@@ -235,13 +253,11 @@ static void generate_masked(unsigned char *out, size_t count, uint64_t seed, uin
         skip = 4;
     for (size_t done = 0; done < count; done += taken, block += BLOCKS) {
         taken = smaller(4 * BLOCKS, count - done);
-        if (done % CHUNK_ITEMS == 0)
-            populate(out, 4 * smaller(CHUNK_ITEMS, count - done));
         generate_words(words + 4, block, stream, seed);
-        choose_masked(out, taken, words + skip, table, mask, past_cache);
+        choose_masked(next_place(&writing), taken, words + skip, table, mask.at + done / 8,
+                      past_cache && in_memory(&writing));
+        has_written(&writing, 4 * taken);
         memcpy(words, words + 4 * BLOCKS, 4 * sizeof *words);
-        out += 4 * taken;
-        mask += taken / 8;
     }
     finish_stores();
 }
@@ -260,24 +276,24 @@ const char *expand_normal(uint64_t seed, uint64_t stream, uint64_t start, Bytes 
     if (count > 0 && count - 1 > UINT64_MAX - start)
         return "start";
     memcpy(copy, table.at, sizeof copy);
-    generate_masked(out.at, count, seed, stream, start, copy, mask.at);
+    generate_masked(out, seed, stream, start, copy, mask);
     return NULL;
 }
 
 /* As above, of what torch's CPU generator draws. */
-static void draw_masked(unsigned char *out, size_t count, uint32_t *state, size_t skip,
-                        const Drawn *drawn, float scale, const unsigned char *mask)
+static void draw_masked(Room out, uint32_t *state, size_t skip, const Drawn *drawn, float scale,
+                        Bytes mask)
 {
     uint32_t words[DRAWN_AT_ONCE + MERSENNE_STATE];
     float values[DRAWN_AT_ONCE];
-    size_t known = MERSENNE_STATE - skip, needed, taken;
-    bool past_cache = 4 * count >= PAST_CACHE_FROM;
+    size_t count = out.size / 4, known = MERSENNE_STATE - skip, needed, taken;
+    bool past_cache = out.size >= PAST_CACHE_FROM;
+    Writing writing;
+    start_writing(&writing, out, (Bytes){NULL, 0}, mask);
     next_words(state, words);
     memmove(words, words + skip, 4 * known);
     for (size_t done = 0; done < count; done += taken) {
         taken = smaller(DRAWN_AT_ONCE, count - done);
-        if (done % CHUNK_ITEMS == 0)
-            populate(out, 4 * smaller(CHUNK_ITEMS, count - done));
         needed = (taken + NORMAL_GROUP - 1) / NORMAL_GROUP * NORMAL_GROUP;
         for (; known < needed; known += MERSENNE_STATE)
             next_words(state, words + known);
@@ -286,9 +302,9 @@ static void draw_masked(unsigned char *out, size_t count, uint32_t *state, size_
         memmove(words, words + needed, 4 * known);
         for (size_t i = 0; i < needed; i++)
             values[i] *= scale;
-        put_masked(out, (unsigned char *)values, mask, taken, past_cache);
-        out += 4 * taken;
-        mask += taken / 8;
+        put_masked(next_place(&writing), (unsigned char *)values, mask.at + done / 8, taken,
+                   past_cache && in_memory(&writing));
+        has_written(&writing, 4 * taken);
     }
     finish_stores();
 }
@@ -317,6 +333,6 @@ const char *expand_drawn(Bytes state, uint64_t skip, bool fused, Bytes bounds, B
         return "mask";
     memcpy(copy, state.at, sizeof copy);
     memcpy(&factor, scale.at, sizeof factor);
-    draw_masked(out.at, count, copy, (size_t)skip, &drawn, factor, mask.at);
+    draw_masked(out, copy, (size_t)skip, &drawn, factor, mask);
     return NULL;
 }

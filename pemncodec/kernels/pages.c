@@ -6,17 +6,45 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
+
+Pages whole_pages(unsigned char *out, size_t size)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), before = (page - (uintptr_t)out % page) % page;
+    Pages pages = {out, out, page};
+    if (before < size) {
+        pages.first += before;
+        pages.end = pages.first + (size - before) / page * page;
+    }
+    return pages;
+}
+
+bool is_there(const Pages *pages, unsigned char *page)
+{
+    unsigned char present = 0;
+    return mincore(page, pages->size, &present) == 0 && (present & 1);
+}
+#else
+Pages whole_pages(unsigned char *out, size_t size)
+{
+    (void)size;
+    return (Pages){out, out, 1};
+}
+
+bool is_there(const Pages *pages, unsigned char *page)
+{
+    (void)pages, (void)page;
+    return true;
+}
 #endif
 
 #if defined(MADV_POPULATE_WRITE) || defined(MADV_HUGEPAGE)
-enum { PAGE = 4096 }; /* where pages are larger, calls may fail, which does no harm */
-
-/* The last whole page tells. */
-static int was_touched(const unsigned char *out, size_t size)
+static void advise(unsigned char *out, size_t size, int advice)
 {
-    unsigned char present = 0;
-    uintptr_t last = ((uintptr_t)out + size) / PAGE * PAGE - PAGE;
-    return mincore((void *)last, PAGE, &present) == 0 && (present & 1);
+    Pages pages = whole_pages(out, size);
+    /* It costs more to populate memory that is there than to write it. The last page tells. */
+    if (pages.first < pages.end && !is_there(&pages, pages.end - pages.size))
+        madvise(pages.first, (size_t)(pages.end - pages.first), advice);
 }
 #endif
 
@@ -24,11 +52,8 @@ void populate(unsigned char *out, size_t size)
 {
 #ifdef MADV_POPULATE_WRITE
     enum { WORTHWHILE = 1 << 16 };
-    uintptr_t first = ((uintptr_t)out + PAGE - 1) / PAGE * PAGE;
-    uintptr_t last = ((uintptr_t)out + size) / PAGE * PAGE;
-    /* It costs more to populate memory that is there than to write it. */
-    if (size >= WORTHWHILE && !was_touched(out, size))
-        madvise((void *)first, last - first, MADV_POPULATE_WRITE);
+    if (size >= WORTHWHILE)
+        advise(out, size, MADV_POPULATE_WRITE);
 #else
     (void)out, (void)size;
 #endif
@@ -38,10 +63,8 @@ void allow_large_pages(unsigned char *out, size_t size)
 {
 #ifdef MADV_HUGEPAGE
     enum { WORTHWHILE = 1 << 22 };
-    uintptr_t first = ((uintptr_t)out + PAGE - 1) / PAGE * PAGE;
-    uintptr_t last = ((uintptr_t)out + size) / PAGE * PAGE;
-    if (size >= WORTHWHILE && !was_touched(out, size))
-        madvise((void *)first, last - first, MADV_HUGEPAGE);
+    if (size >= WORTHWHILE)
+        advise(out, size, MADV_HUGEPAGE);
 #else
     (void)out, (void)size;
 #endif
