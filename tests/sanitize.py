@@ -25,7 +25,7 @@ FLAGS = ["-O2", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 FLAGS += ["-fno-sanitize-recover=all"]
 
 TESTS = [f"tests/test_{name}.py" for name in ("kernels", "mixing_kernels", "mersenne_solve")]
-TESTS += ["tests/test_product_kernels.py"]
+TESTS += ["tests/test_product_kernels.py", "tests/test_new_pages.py"]
 # What runs no sanitized code (twins, other builds, other processes), what the twin is slow for, and
 # what needs an allocator that gives memory back at once.
 LEFT_OUT = "not numpy and not avx2 and not processor and not training_uses and not coded_alike"

@@ -1,4 +1,4 @@
-"""New memory that kernels fill: whatever it is, and whatever the system allows, the bytes are right."""
+"""New memory that kernels fill: its bytes are right, whatever it is and the system allows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -31,25 +32,29 @@ QUANTILES = np.random.default_rng(3).standard_normal(4096).astype(np.float32)
 STATE = np.random.default_rng(4).integers(0, 1 << 32, 624, np.uint32)
 ONE = np.ones(1, np.float32)
 
-Fill = Callable[[ModuleType, Array, int], None]
+Fill = Callable[[ModuleType, Array], None]
 
 
-def expand(kernel: ModuleType, out: Array, itemsize: int) -> None:
+def expand(kernel: ModuleType, out: Array, itemsize: int = 4) -> None:
     period = 1250 * itemsize if itemsize < 4 else 40_000  # one is repeated, the other is not
     count = out.size // itemsize
     kernel.expand(VALUES[:period], itemsize, 7, MASK[: -(-count // 8)], out, 0, 1)
 
 
-def expand_normal(kernel: ModuleType, out: Array, itemsize: int) -> None:
+def expand_normal(kernel: ModuleType, out: Array) -> None:
     kernel.expand_normal(5, 6, 7, QUANTILES, MASK[: -(-out.size // 32)], out)
 
 
-def expand_drawn(kernel: ModuleType, out: Array, itemsize: int) -> None:
+def expand_drawn(kernel: ModuleType, out: Array) -> None:
     mask = MASK[: -(-out.size // 32)]
     kernel.expand_drawn(STATE, 3, 1, np.zeros(0, np.float32), ONE, mask, out)
 
 
 FILLS: list[Fill] = [expand, expand_normal, expand_drawn]
+OF_ITEMS: list[tuple[Fill, int]] = [
+    *((partial(expand, itemsize=size), size) for size in (1, 2, 4, 8, 16)),
+    *((fill, 4) for fill in FILLS),
+]
 
 
 def new_memory(size: int, flags: int = mmap.MAP_PRIVATE) -> Array:
@@ -57,16 +62,16 @@ def new_memory(size: int, flags: int = mmap.MAP_PRIVATE) -> Array:
     return np.frombuffer(mmap.mmap(-1, size, flags=flags | mmap.MAP_ANONYMOUS), np.uint8)
 
 
-def expected(fill: Fill, size: int, itemsize: int = 4) -> Array:
+def expected(fill: Fill, size: int) -> Array:
     """What is written to memory that is there."""
     out = np.full(size, 1, np.uint8)
-    fill(native_kernels(), out, itemsize)
+    fill(native_kernels(), out)
     return out
 
 
-def check(fill: Fill, out: Array, itemsize: int = 4) -> None:
-    fill(native_kernels(), out, itemsize)
-    assert np.array_equal(out, expected(fill, out.size, itemsize))
+def check(fill: Fill, out: Array) -> None:
+    fill(native_kernels(), out)
+    assert np.array_equal(out, expected(fill, out.size))
 
 
 def page_faults(call: Callable[[], object]) -> int:
@@ -102,12 +107,13 @@ def can_make_pages() -> None:
     os.close(descriptor)
 
 
+@pytest.mark.usefixtures("can_make_pages")
 @pytest.mark.parametrize("fill", FILLS)
-def test_pages_are_made(can_make_pages: None, fill: Fill) -> None:
+def test_pages_are_made(fill: Fill) -> None:
     """The memory is filled without the page faults that stores would have; it is ordinary then."""
     out, kernel = new_memory(4 << 20), native_kernels()
-    fill(kernel, np.ones(1 << 20, np.uint8), 4)
-    assert page_faults(lambda: fill(kernel, out, 4)) < out.size // PAGE // 8
+    fill(kernel, np.ones(1 << 20, np.uint8))
+    assert page_faults(lambda: fill(kernel, out)) < out.size // PAGE // 8
     assert np.array_equal(out, expected(fill, out.size))
     assert "uffd" not in Path("/proc/self/maps").read_text()
     out[:] = 3
@@ -116,17 +122,16 @@ def test_pages_are_made(can_make_pages: None, fill: Fill) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    fill=st.sampled_from(FILLS),
-    itemsize=st.sampled_from((1, 2, 4, 8, 16)),
+    fill_items=st.sampled_from(OF_ITEMS),
     before=st.integers(0, 2 * PAGE),
-    size=st.integers(1 << 20, 5 << 18) | st.integers(0, 40).map(lambda n: n * 32 * 1024 + (1 << 20)),
+    size=st.integers(1 << 20, 5 << 18)
+    | st.integers(0, 40).map(lambda n: n * 32 * 1024 + (1 << 20)),
     behind=st.integers(0, 2 * PAGE),
     touched=st.lists(st.floats(0, 1, exclude_max=True), max_size=3),
     together=st.booleans(),
 )
 def test_any_part_of_any_memory(
-    fill: Fill,
-    itemsize: int,
+    fill_items: tuple[Fill, int],
     before: int,
     size: int,
     behind: int,
@@ -134,7 +139,7 @@ def test_any_part_of_any_memory(
     together: bool,
 ) -> None:
     """Whatever is there already; what lies around stays as it is."""
-    itemsize = itemsize if fill is expand else 4
+    fill, itemsize = fill_items
     size -= size % itemsize
     memory = new_memory(before + size + behind)
     out = memory[before : before + size]
@@ -143,7 +148,7 @@ def test_any_part_of_any_memory(
     if together and touched:
         memory[int(min(touched) * memory.size) : int(max(touched) * memory.size)] = 2
     around = memory[:before].copy(), memory[before + size :].copy()
-    check(fill, out, itemsize)
+    check(fill, out)
     assert np.array_equal(memory[:before], around[0])
     assert np.array_equal(memory[before + size :], around[1])
 
@@ -226,7 +231,7 @@ def test_many_threads_fill_parts_of_one_memory() -> None:
     reference = expected(expand, part)
 
     def fill(index: int) -> None:
-        expand(native_kernels(), memory[index * part : (index + 1) * part], 4)
+        expand(native_kernels(), memory[index * part : (index + 1) * part])
 
     threads = [threading.Thread(target=fill, args=(index % 6,), daemon=True) for index in range(12)]
     for thread in threads:
@@ -245,7 +250,7 @@ def test_parts_that_overlap() -> None:
 memory = new_memory(8 << 20)
 def fill(start):
     for out in (memory[start : start + (3 << 19)], new_memory(3 << 19)):
-        expand_normal(native_kernels(), out, 4)
+        expand_normal(native_kernels(), out)
 threads = [threading.Thread(target=fill, args=(index << 18,)) for index in range(24)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -274,20 +279,24 @@ def test_errors_leave_ordinary_memory() -> None:
     assert memory.min() == 1
 
 
+def descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
 def test_no_descriptor_is_left() -> None:
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     for fill in FILLS:
         check(fill, new_memory(1 << 21))
         half = new_memory(1 << 21)
         half[1 << 20] = 1
         check(fill, half)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize(
     "deny",
     [
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')),) * 2)",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (len(descriptors()),) * 2)",
         "filter_calls()",
     ],
 )
@@ -309,7 +318,12 @@ def filter_calls() -> None:
     """From now on `userfaultfd` ends this process."""
     number = {"x86_64": 323, "aarch64": 282}.get(os.uname().machine, 0xFFFF)
     # load the number of the call; if it is this one, kill the process; else allow it
-    codes = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7FFF0000)]
+    codes = [
+        (0x20, 0, 0, 0),
+        (0x15, 0, 1, number),
+        (0x06, 0, 0, 0x80000000),
+        (0x06, 0, 0, 0x7FFF0000),
+    ]
     program = b"".join(
         code.to_bytes(2, sys.byteorder) + bytes((yes, no)) + value.to_bytes(4, sys.byteorder)
         for code, yes, no, value in codes
@@ -334,7 +348,7 @@ memory, done = [new_memory(1 << 21) for _ in range(60)], threading.Event()
 def fill():
     for out in memory:
         out[1 << 20] = 1
-        expand_normal(native_kernels(), out, 4)
+        expand_normal(native_kernels(), out)
     done.set()
 threading.Thread(target=fill).start()
 held, closed_at_the_end = os.pipe()
