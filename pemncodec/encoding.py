@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -282,8 +283,9 @@ def _encode(
         else:
             report = encode_part(plan, prove, step, options.peers, resume=options.resume)
     else:
-        with Spool(folder_beside(target)) as spool:
-            with named_errors(name):
+        folder = folder_beside(target)
+        with Spool(folder) as spool:
+            with named_errors(tempfile.gettempdir() if folder is None else name):
                 encoded = encode_contents(
                     contents, lambda share: step("coding", share), options.preset, spool
                 )

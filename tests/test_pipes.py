@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -16,6 +19,7 @@ from conftest import ROOT, fails
 from torch import nn
 
 import pemncodec
+from pemncodec.cli import streams
 from pemncodec.errors import CorruptError, LimitError, TruncatedError
 from pemncodec.format import pipes
 from pemncodec.limits import Limits
@@ -112,6 +116,50 @@ def test_what_never_ends_is_refused(data: bytes, run: Run, tmp_path: Path, outpu
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["encode", "seed", "report", "verify", "masks"])
+@pytest.mark.parametrize("kind", ["text", "pickle", "archive", "safetensors", "pemn"])
+def test_a_checkpoint_that_never_ends_is_refused(
+    data: bytes, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, kind: str
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    (tmp_path / "net.pemn").write_bytes(data)
+    torch.save({"x": torch.zeros(2)}, archive := io.BytesIO())
+    beginnings = {
+        "text": b"y\ny\n",
+        "pickle": b"\x80\x02",
+        "archive": archive.getvalue(),
+        "safetensors": safetensors.torch.save({"x": torch.zeros(2)}),
+        "pemn": data,
+    }
+    pipe = Endless(beginnings[kind])
+    taken = []
+    read = pipe.read
+
+    def counted(size: int | None = -1) -> bytes:
+        taken.append(part := read(size))
+        return part
+
+    monkeypatch.setattr(pipe, "read", counted)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(streams, "_UNKNOWN", 2_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=6_000_000))
+    arguments = {
+        "encode": ["-", "-o", "-", "--no-manifest"],
+        "seed": ["-"],
+        "report": ["-"],
+        "verify": ["net.pemn", "--against", "-"],
+        "masks": ["net.pemn", "--masks", "-", "-o", "x.pemn", "--no-manifest"],
+    }
+    name = "encode" if command == "masks" else command
+    words = ["neither a checkpoint" if kind == "text" else "more than 3,000,000 bytes come"]
+    if kind != "text":
+        words += [f"half of what is free in {temporary}: give a file", "(TMPDIR)"]
+    fails(run(name, *arguments[command], stdin=pipe), 1, *words)
+    assert sum(map(len, taken)) < 4_100_000
+    assert not list(temporary.iterdir())
+
+
 def test_networks_are_exported_from_pipes(run: Run, tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(3, 2)).eval()
     stream, inputs = io.BytesIO(), torch.randn(2, 3)
@@ -139,7 +187,7 @@ def test_a_file_that_waits_for_standard_output_is_on_disk(
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux")
-@pytest.mark.parametrize("kind", ["spool", "pipe"])
+@pytest.mark.parametrize("kind", ["spool", "pipe", "checkpoint", "output"])
 def test_a_disk_that_is_full_is_named_and_left_empty(
     data: bytes, tmp_path: Path, kind: str
 ) -> None:
@@ -151,6 +199,10 @@ def test_a_disk_that_is_full_is_named_and_left_empty(
     arguments = ["encode", "net.pemn", "-o", "new.pemn", "--no-manifest", "--find-seed", "off"]
     if kind == "pipe":
         arguments = ["decode", "-", "-o", "x.safetensors"]
+    elif kind == "checkpoint":
+        arguments[1] = "-"
+    elif kind == "output":
+        arguments[3] = "-"
     code = f"""
 import resource, runpy, signal, sys
 from pemncodec import spool

@@ -76,6 +76,11 @@ def kind_of(path: Path) -> Kind:
     return "onnx" if path.suffix == ".onnx" else "unknown"
 
 
+def may_begin_checkpoint(head: bytes) -> bool:
+    """Whether a file that begins so may be a checkpoint: of nine bytes or more, or a whole one."""
+    return head[8:9] == b"{" or head.startswith((SIGNATURE, b"\x80", b"PK"))
+
+
 def kind_of_checkpoint(path: Path, name: str) -> Kind:
     """What a file is that may be a checkpoint.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ from pemncodec.cli.streams import (
 from pemncodec.cli.terminal import print_json, print_report, report_json, steps
 from pemncodec.cli.user_code import load_architecture, load_object, no_exit, user_code
 from pemncodec.coders.masks import Preset
-from pemncodec.format.atomic import write_file
+from pemncodec.format.atomic import named_errors, write_file
 from pemncodec.format.leftovers import has_names
 from pemncodec.format.parts import discard_leftover_parts
 from pemncodec.options import EncodeOptions, FindSeed
@@ -262,7 +263,8 @@ def encode(
             with named(shown_sources), no_exit("the model's own code"):
                 options = replace(options, **with_recorded(loaded, given))
                 target = written if output == STDIO else output
-                report = encode_with(options, loaded.source, target, step)
+                with named_errors(tempfile.gettempdir()) if target is written else nullcontext():
+                    report = encode_with(options, loaded.source, target, step)
     if output == STDIO:
         with output_target(output) as stdout:
             written.seek(0)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn
 
 import click
 
@@ -18,7 +18,7 @@ from pemncodec.checkpoints.folders import (
     files_of,
     listed_shards,
 )
-from pemncodec.checkpoints.kinds import INDICES, advice, kind_of
+from pemncodec.checkpoints.kinds import INDICES, advice, kind_of, may_begin_checkpoint
 from pemncodec.cli.terminal import visible
 from pemncodec.errors import (
     DecodeArgumentError,
@@ -28,6 +28,7 @@ from pemncodec.errors import (
     PemnError,
 )
 from pemncodec.format.atomic import named_errors
+from pemncodec.format.container import read_up_to
 from pemncodec.format.index import SUFFIX, index_name
 from pemncodec.format.parts import is_interrupted
 from pemncodec.format.places import Location
@@ -36,6 +37,9 @@ from pemncodec.limits import limits_within
 from pemncodec.remote.downloads import download
 from pemncodec.remote.stores import stored_bytes
 from pemncodec.remote.urls import beside, is_url, last_part, shown
+
+_PART: Final = 1 << 20  # bytes that are copied at one time
+_UNKNOWN: Final = 1 << 26  # bytes that are taken of what is no checkpoint
 
 STDIO = "-"
 _STANDARD = {
@@ -128,10 +132,11 @@ def checkpoint_path(source: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             # By its own name, since suffixes say what a file is.
             downloaded = Path(folder, f"checkpoint{Path(last_part(source)).suffix}")
-            download(source, downloaded)
-            if kind_of(downloaded) in INDICES:
-                for shard in listed_shards(downloaded, shown(source)):
-                    download(beside(source, shard.name), shard)
+            with named_errors(tempfile.gettempdir()):
+                download(source, downloaded)
+                if kind_of(downloaded) in INDICES:
+                    for shard in listed_shards(downloaded, shown(source)):
+                        download(beside(source, shard.name), shard)
             yield downloaded
         return
     path = Path(source)
@@ -141,10 +146,33 @@ def checkpoint_path(source: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         spooled = Path(folder) / "checkpoint"
         with contextlib.ExitStack() as stack:
-            stack.enter_context(named_errors(folder))
+            stack.enter_context(named_errors(tempfile.gettempdir()))
             piped = sys.stdin.buffer if source == STDIO else stack.enter_context(path.open("rb"))
-            shutil.copyfileobj(piped, stack.enter_context(spooled.open("wb")))
+            _take_in(piped, stack.enter_context(spooled.open("wb")), source)
         yield spooled
+
+
+def _take_in(pipe: BinaryIO, file: BinaryIO, source: str) -> None:
+    """Copies what a pipe gives, which may be without end.
+
+    Of what is no checkpoint only the beginning is taken, by which readers tell what it is.
+
+    Raises:
+        BadDataError: it is so much that the disk would soon be full.
+    """
+    head = read_up_to(pipe, _PART)
+    file.write(head)
+    free = shutil.disk_usage(Path(file.name).parent).free
+    most = free // 2 if may_begin_checkpoint(head) else _UNKNOWN
+    missing = most - len(head)
+    while missing > 0 and (part := pipe.read(min(missing, _PART))):
+        file.write(part)
+        missing -= len(part)
+    if missing <= 0 and may_begin_checkpoint(head) and pipe.read(1):
+        raise BadDataError(
+            f"{source}: more than {most:,} bytes come, half of what is free in "
+            f"{tempfile.gettempdir()}: give a file, or a folder with more room (TMPDIR)"
+        )
 
 
 @contextlib.contextmanager

@@ -64,7 +64,8 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     if is_url(target):
         with tempfile.TemporaryDirectory(prefix="pemn-") as folder:
             path = Path(folder, "whole")
-            yield path
+            with named_errors(tempfile.gettempdir()):
+                yield path
             upload(path, target)
         return
     path = Path(target)
