@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pemncodec.decoding import decode
 from pemncodec.encoding import encode
-from pemncodec.errors import EncodeArgumentError
+from pemncodec.errors import EncodeArgumentError, named_line
 from pemncodec.format.atomic import write_file
 from pemncodec.format.index import INDEX_SUFFIX, SUFFIX, decode_index, index_name
 from pemncodec.format.info import FileInfo
@@ -88,7 +88,7 @@ def from_pretrained(
     if Path(name).is_file():
         return decode(name, **options)
     download = partial(
-        hf_hub_download,
+        _download,
         name,
         revision=revision,
         cache_dir=None if cache_dir is None else Path(cache_dir),
@@ -107,6 +107,21 @@ def from_pretrained(
         error.add_note(f"The Hub was asked, since there is no folder {name!r} here.")
         raise
     return decode(path, **options)
+
+
+def _download(repository: str, **options: Any) -> str:
+    """A file of a repository, in the cache."""
+    try:
+        return str(hf_hub_download(repository, **options))
+    except (EntryNotFoundError, OSError, TypeError, ValueError):
+        raise
+    except Exception as error:  # the classes of its client, which is not the same in all versions
+        raise ConnectionAbortedError(
+            errno.ECONNABORTED,
+            f"the connection to the Hub broke ({named_line(error)}): try again later; files that "
+            "came whole are in the cache and not fetched again",
+            f"{repository}/{options['filename']}",
+        ) from error
 
 
 def _decode_either(file: str, options: Mapping[str, Any]) -> nn.Module:

@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         first, _, last = (self.headers["Range"] or "").removeprefix("bytes=").partition("-")
-        start, stop = int(first), min(int(last) + 1, len(data))
+        start, stop = int(first or 0), min(int(last or len(data)) + 1, len(data))
         asked = Asked(self.path, start, stop, self.headers["Authorization"])
         self.served.asked.append(asked)
         if self.served.answer is not None:

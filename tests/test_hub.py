@@ -6,7 +6,9 @@ import copy
 import importlib
 import io
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import pruned_net
+from file_server import FileServer, Handler, serving
 from sharded_models import contents_of, write_shards
 from torch import nn
 
@@ -194,6 +197,76 @@ def test_shards_in_a_folder_and_in_the_cache(
     assert asked == ["sub/model.pemn", "sub/model.pemn.index.json", *shards]
     with pytest.raises(huggingface_hub.errors.EntryNotFoundError, match=r"no other\.pemn"):
         from_pretrained("user/net", filename="other.pemn")
+
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A server in place of the Hub, as far as files are downloaded."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50)  # less of which is not kept
+
+    def do_head(handler: Handler) -> None:
+        path = handler.path.replace(f"/{COMMIT}/", "/main/")
+        data = handler.served.files.get(path)
+        said = {"X-Repo-Commit": COMMIT, "ETag": f'"{path.rpartition("/")[2]}"'}
+        if data is None:
+            handler.reply(404, said | {"X-Error-Code": "EntryNotFound"})
+        else:
+            handler.reply(200, said | {"Content-Length": str(len(data))})
+
+    monkeypatch.setattr(Handler, "do_HEAD", do_head, raising=False)
+    with serving() as served:
+        template = served.url("/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "ENDPOINT", served.url(""))
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield served
+
+
+def test_downloads_that_break_off_are_continued(
+    hub: FileServer, network: bytes, tmp_path: Path
+) -> None:
+    """Within a file for as long as a call lasts, and by shards after it."""
+    contents = contents_of(network)
+    names = [tensor.name for tensor in contents.tensors]
+    (tmp_path / "net").mkdir()
+    write_shards(
+        tmp_path / "net", contents, {n: i % 3 for i, n in enumerate(names)}, name="model.pemn"
+    )
+    for path in (tmp_path / "net").iterdir():
+        for revision in ("main", COMMIT):
+            hub.files[f"/user/net/resolve/{revision}/{path.name}"] = path.read_bytes()
+    working = 0
+    sent: list[int] = []
+
+    def breaks(handler: Handler, data: bytes, start: int, stop: int) -> None:
+        part = data[start : start + 100 if len(hub.asked) <= working else start]
+        sent.append(len(part))
+        said = {"Content-Length": str(stop - start)}
+        if start:
+            said["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        handler.reply(206 if start else 200, said, part)
+
+    hub.answer = breaks
+    shards = [path for path in hub.files if f"/{COMMIT}/" in path and path.endswith(".pemn")]
+    index = len(hub.files["/user/net/resolve/main/model.pemn.index.json"])
+    first = len(hub.files[min(shards)])
+    working = -(-index // 100) - (-first // 100) + 1  # and a part of the second shard
+    load = partial(from_pretrained, "user/net", cache_dir=tmp_path / "cache", token=False)
+    with pytest.raises(OSError, match=r"broke .* files that came whole are in") as raised:
+        load()
+    assert raised.value.filename == "user/net/model-00002-of-00003.pemn"
+    assert sum(sent) == index + first + 100
+    hub.asked.clear()
+    working = 1000
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(load()(images), pemncodec.decode(network)(images))
+    asked = {request.path.rpartition("/")[2] for request in hub.asked}
+    assert asked == {"model-00002-of-00003.pemn", "model-00003-of-00003.pemn"}
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
 
 
 def test_networks_are_saved_in_shards(network: bytes, tmp_path: Path) -> None:

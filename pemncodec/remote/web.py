@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import errno
 import re
+import time
 from email.message import Message
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
@@ -30,11 +31,24 @@ from pemncodec.remote.ranges import failure, no_such_file
 from pemncodec.remote.urls import redacted, shown
 
 _SECONDS: Final = 30.0  # without a byte from the server
-_ATTEMPTS: Final = 4  # for one range
+_ATTEMPTS: Final = 5  # in a row
+_LITTLE: Final = 1 << 16  # bytes, less than which are no progress
+_PAUSE: Final = 0.5  # seconds, after the first of them
+_LONGEST: Final = 60.0  # seconds that a server may ask for
 _CHUNK: Final = 1 << 20
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _EMPTY_FILE: Final = "bytes */0"
 _IN_PATHS: Final = "%/:@!$&'()*+,;=~[]"
+
+
+class _PassingError(Exception):
+    """What may be over after a while."""
+
+    def __init__(self, error: OSError, wait: float = 0.0) -> None:
+        super().__init__(error)
+        self.error = error
+        self.wait = wait  # seconds
 
 
 class WebRanges:
@@ -59,18 +73,28 @@ class WebRanges:
         self.head = self.read(0, head_bytes)
 
     def read(self, start: int, stop: int) -> bytes:
-        """As `Ranges` has it; a connection that breaks is tried again, from where it broke."""
+        """As `Ranges` has it.
+
+        What fails in passing is tried again after a pause that doubles, and a connection that
+        breaks is taken up from where it broke. That ends when several tries in a row bring little.
+        """
         data = bytearray()
-        cause = ""
-        for _ in range(_ATTEMPTS):
+        failed = 0
+        while True:
+            before, wait = len(data), 0.0
             try:
                 self._take(start + len(data), stop, data)
-                cause = "less came than the server said"
-            except (HTTPException, ConnectionError) as error:
-                cause = _named(error)
+                error = self._broken("less came than the server said")
+            except (HTTPException, ConnectionError) as cause:
+                error = self._broken(_named(cause))
+            except _PassingError as cause:
+                error, wait = cause.error, cause.wait
             if len(data) == min(stop, self.size) - start:
                 return bytes(data)
-        raise self._failed(errno.ECONNABORTED, f"the connection broke ({cause}): try again")
+            failed = 1 if len(data) - before >= _LITTLE else failed + 1
+            if failed == _ATTEMPTS:
+                raise error
+            time.sleep(max(wait, _PAUSE * 2 ** (failed - 1)))
 
     def close(self) -> None:
         self._opener.close()
@@ -94,7 +118,10 @@ class WebRanges:
                 if error.code == 416 and error.headers.get("Content-Range") == _EMPTY_FILE:
                     self._check_version(0, error.headers)
                     return
-                raise self._refused(error.code) from None
+                refused = self._refused(error.code)
+                if error.code in _PASSING:
+                    raise _PassingError(refused, _asked_wait(error.headers)) from None
+                raise refused from None
         except TimeoutError:
             raise self._slow() from None
         except URLError as error:
@@ -170,19 +197,29 @@ class WebRanges:
             return self._failed(errno.EIO, f"the server cannot answer ({said}): try again later")
         return self._failed(errno.EIO, f"the server says {said}: check the URL")
 
-    def _unreachable(self, error: URLError) -> OSError:
+    def _unreachable(self, error: URLError) -> Exception:
         reason = error.reason
         if isinstance(reason, TimeoutError):
             return self._slow()
-        if isinstance(reason, ConnectionError) and not isinstance(reason, ConnectionRefusedError):
+        passing = self._version is not None or not isinstance(reason, ConnectionRefusedError)
+        if isinstance(reason, ConnectionError) and passing:
             return reason  # to be tried again
         what = (isinstance(reason, OSError) and reason.strerror) or str(reason)
         what = redacted(what.partition("\n")[0], self._given)
         return self._failed(errno.EHOSTUNREACH, f"cannot reach the server ({what}): check the URL")
 
-    def _slow(self) -> OSError:
-        return self._failed(
+    def _slow(self) -> Exception:
+        error = self._failed(
             errno.ETIMEDOUT, f"the server sent nothing for {_SECONDS:.0f} seconds: try again later"
+        )
+        # One that has answered before may do so again.
+        return error if self._version is None else _PassingError(error)
+
+    def _broken(self, cause: str) -> OSError:
+        return self._failed(
+            errno.ECONNABORTED,
+            f"the connection broke {_ATTEMPTS} times in a row ({cause}): try again later, or "
+            "download the file by a program that continues, and give its path",
         )
 
     def _failed(self, code: int, text: str) -> OSError:
@@ -208,6 +245,12 @@ def _without_login(url: str, name: str) -> tuple[str, str | None]:
     )
     encoded = base64.b64encode(unquote(login).encode()).decode()
     return parts.geturl(), f"Basic {encoded}" if login else None
+
+
+def _asked_wait(headers: Message) -> float:
+    """The seconds that a server asks to be left alone."""
+    said = headers.get("Retry-After") or ""
+    return min(float(said), _LONGEST) if re.fullmatch(r"\d{1,9}", said) else 0.0
 
 
 def _named(error: Exception) -> str:
