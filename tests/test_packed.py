@@ -100,6 +100,7 @@ PROTOTYPES: dict[str, Any] = {
     "stored": stored("float32"),
     "stored half": stored("float16"),
     "stored constant": StoredPrototype(np.array([0.25, -0.25, -0.25], np.float32), "float32"),
+    "stored pair": StoredPrototype(np.array([0.25, -0.5, -0.5], np.float32), "float32"),
 }
 HELD = {  # what the state dict has for the prototype: dtype, and how many items
     "short seed": (torch.float32, 37),
@@ -111,6 +112,7 @@ HELD = {  # what the state dict has for the prototype: dtype, and how many items
     "stored": (torch.float32, 37),
     "stored half": (torch.float16, 37),
     "stored constant": (torch.uint8, 1),
+    "stored pair": (torch.float32, 3),
 }
 
 
@@ -197,7 +199,9 @@ def test_every_prototype_gives_the_dense_results(manifest: dict[str, Any], which
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_dtypes_of_the_file(manifest: dict[str, Any], dtype: str) -> None:
-    together = (*PROTOTYPES.values(), stored(dtype))
+    constant = torch.tensor([0.1, -0.1], dtype=getattr(torch, dtype))
+    signs = StoredPrototype(tensor_to_array(constant, ""), dtype)
+    together = (signs, *PROTOTYPES.values(), stored(dtype))
     stream = file_of(manifest, together, dtype)
     dense, packed = pemncodec.decode(stream), pemncodec.decode(stream, packed=True)
     assert packed.own.dtype == dense.own.dtype
@@ -226,6 +230,32 @@ def test_masks_of_one_kind(manifest: dict[str, Any], keep: float) -> None:
     stream = file_of(manifest, (PROTOTYPES["stored"],), keep=keep)
     dense, packed = pemncodec.decode(stream), pemncodec.decode(stream, packed=True)
     assert torch.equal(packed(TOKENS), dense(TOKENS))
+
+
+@pytest.mark.parametrize("odd_ones", [0, 1])
+def test_signed_constants_that_no_seed_makes_take_a_sign_each(odd_ones: int) -> None:
+    """A file has them only where masks use them. One other value, and all are held as they are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(61, 48))
+    mask = torch.rand(48, 61) < 0.5
+    with torch.no_grad():
+        weight = torch.empty(48, 61).bernoulli_() - 0.5
+        used = mask.nonzero()[:odd_ones]
+        weight[used[:, 0], used[:, 1]] = 3
+        model[0].weight.copy_(weight * mask)
+    written = io.BytesIO()
+    given = {"0.weight": mask}
+    inputs = torch.randn(1000, 61)
+    pemncodec.encode(model, written, masks=given, find_seed="off", example_inputs=inputs[:2])
+    dense, packed = pemncodec.decode(written), pemncodec.decode(written, packed=True)
+    state = packed.state_dict()
+    if odd_ones:
+        assert set(state) == {"0.weight", "0.bias"}
+    else:
+        assert state["0.weight.prototype"].dtype == torch.uint8
+        assert state["0.weight.prototype"].numel() == 48 * 61 // 8
+    assert torch.equal(packed(inputs), dense(inputs))
+    assert_same_module(pemncodec.unpack(packed), dense)
 
 
 def test_numpy_kernels(stream: io.BytesIO, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,7 @@ class DrawnValues:
         needed: dict[TorchPrototype, int] = {}
         for packed in prototypes.values():
             if isinstance(packed.values, TorchPrototype):
-                count = min(packed.length, packed.needed)
-                needed[packed.values] = max(count, needed.get(packed.values, 0))
+                needed[packed.values] = max(packed.needed, needed.get(packed.values, 0))
         # Of one kind together: what makes values of words does it for all of them.
         self._needed = dict(sorted(needed.items(), key=lambda item: _kind(item[0])))
         counts = {prototype: _words(prototype, n) for prototype, n in self._needed.items()}

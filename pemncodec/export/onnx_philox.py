@@ -30,8 +30,8 @@ class SeededValues:
         for packed in prototypes.values():
             source = packed.values
             if isinstance(source, SeededPrototype):
-                words = source.length + source.period
-                count = words if source.period else min(words, packed.needed)
+                period = source.period
+                count = source.length + period if period else packed.needed
                 self._counts.setdefault(source.seed, {})[source] = count
         self._words: dict[int, str] = {}
 

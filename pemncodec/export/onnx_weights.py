@@ -21,12 +21,13 @@ from pemncodec.export.packing import (
     Candidates,
     PackedPrototype,
     Packing,
-    TwoValues,
+    last_value,
     plan_packing,
     portable_by_operators,
 )
 from pemncodec.format.header import MaskedRow
 from pemncodec.format.reader import PemnFile
+from pemncodec.packed.two_values import TwoValues
 from pemncodec.values.rounding import widen
 
 _BITS_OF_BYTE: Final[Array] = np.unpackbits(
@@ -61,7 +62,7 @@ class MaskedTensors:
         self._drawn = DrawnValues(graph, packing.prototypes)
         self._most: dict[tuple[Any, ...], int] = {}
         for masked in packing.packed.values():
-            key, last = self._key(masked.row), _last(masked.row)
+            key, last = self._key(masked.row), last_value(masked.row)
             self._most[key] = max(last, self._most.get(key, 0))
 
     def add(self, name: str, under: str, axes: tuple[int, ...]) -> None:
@@ -89,12 +90,12 @@ class MaskedTensors:
     def _values(self, row: MaskedRow) -> str:
         """A tensor's values [*shape], before the mask."""
         graph, prototype = self._graph, self._packing.prototypes[row.fill.prototype]
-        values, available = self._scaled(row, prototype), min(prototype.length, prototype.needed)
-        if _last(row) > available:
+        values, available = self._scaled(row, prototype), prototype.needed
+        if last_value(row) > available:
             available *= -(-self._most[self._key(row)] // available)
             values = graph.node("Tile", values, graph.integers(available // prototype.length))
-        if (row.fill.offset, _last(row)) != (0, available):
-            values = graph.sliced(values, row.fill.offset, _last(row))
+        if (row.fill.offset, last_value(row)) != (0, available):
+            values = graph.sliced(values, row.fill.offset, last_value(row))
         return graph.node("Reshape", values, graph.integers(*row.shape))
 
     def _scaled(self, row: MaskedRow, prototype: PackedPrototype) -> str:
@@ -128,10 +129,6 @@ class MaskedTensors:
 
     def _key(self, row: MaskedRow) -> tuple[Any, ...]:
         return row.fill.prototype, row.fill.scale, self._dtype(row)
-
-
-def _last(row: MaskedRow) -> int:
-    return row.fill.offset + numel(row.shape)
 
 
 def _mask(graph: OnnxGraph, packed: Array, shape: tuple[int, ...]) -> str:

@@ -17,8 +17,9 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from pemncodec.contents import SeededPrototype, TorchPrototype, numel
-from pemncodec.export.packing import Packing, TwoValues
+from pemncodec.export.packing import Packing
 from pemncodec.format.header import MaskedRow
+from pemncodec.packed.two_values import TwoValues
 from pemncodec.tensors import array_to_tensor
 from pemncodec.values.on_device import philox_on, values_of_words
 from pemncodec.values.philox import normal_quantiles
@@ -124,7 +125,7 @@ class _Weights(nn.Module):
                     values = values.index_copy(0, places, others)
             return values
         kind, seed, stream = seeded.distribution, seeded.seed, seeded.stream
-        count = seeded.period or min(seeded.length, prototype.needed)
+        count = seeded.period or prototype.needed
         words = philox_on(_CPU, seed, 0, count, stream=stream)
         table = self._kept("quantiles") if kind == "normal" else words
         values = values_of_words(kind, words, table)

@@ -2,60 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from pemncodec.coders.packed import unpack
 from pemncodec.contents import (
     CARRIERS,
     Array,
-    PackedMask,
     Prototype,
     Seeded,
     SeededPrototype,
     StoredPrototype,
-    bits_of,
     numel,
 )
 from pemncodec.format.header import MaskedRow
 from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile
-from pemncodec.values.fill import prototype_values, used_values
+from pemncodec.packed.two_values import TwoValues, two_values
+from pemncodec.values.fill import prototype_values
 
 _OPERATOR_BYTES: Final = 1 << 14  # that make seeded values, with their table, in an ONNX file
 _TENSOR_BYTES: Final = 400  # names and operators of one packed tensor
-_SAMPLE: Final = 1000  # values that tell nearly always that there are more than two
-_FEW_KINDS: Final = 6  # in the sample, where nearly all are two
-_FEW_SHARE: Final = 256  # of values, at most one of so many is neither of the two
 
 _OPERATORS_TOO_LARGE: Final = (
     "operators that make their values of a seed would take too many bytes or too much memory"
 )
 _VALUES_OF_ITS_OWN: Final = "each weight has a value of its own, which no seed makes"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TwoValues:
-    """Values of which all but a few are one of two.
-
-    Attributes:
-        bits: uint8 [ceil(values / 8)], 1 for the second of the two.
-        count: of the values.
-        pair: [2], in the carrier dtype of the prototype.
-        places: int32, of the few: signs of random numbers are seldom 0.
-        others: these values, in the carrier dtype of the prototype.
-    """
-
-    bits: PackedMask
-    count: int
-    pair: Array
-    places: npt.NDArray[np.int32]
-    others: Array
-
 
 Values = Array | TwoValues | Seeded
 """Where the values of packed tensors come from: what a file holds, or a seed."""
@@ -76,7 +50,7 @@ class PackedPrototype:
             makes them.
         dtype: of the values.
         length: number of values before they repeat.
-        needed: how many values the largest tensor takes, from the first on.
+        needed: how many of them tensors take, from the first on.
     """
 
     values: Values
@@ -152,29 +126,34 @@ def plan_packing(
         masked = file.masked_values(name)
         if _dense_bytes(masked.row) <= _packed_bytes(masked.row):
             dense[name] = "operators would take more bytes than so few weights"
-        elif most_values is not None and _last(masked.row) > most_values:
+        elif most_values is not None and last_value(masked.row) > most_values:
             dense[name] = "so many weights would be made again in every run"
         else:
             users.setdefault(masked.row.fill.prototype, []).append(masked)
     found = {index: file.masked.prototype(index) for index in users}
-    made = by_operators({i: (own, min(own.length, _needed(users[i]))) for i, own in found.items()})
+    needed = {
+        index: min(own.length, max(last_value(masked.row) for masked in users[index]))
+        for index, own in found.items()
+    }
+    made = by_operators({index: (own, needed[index]) for index, own in found.items()})
     prototypes: dict[int, PackedPrototype] = {}
     vectors: list[KeptVector] = []
     for index, prototype in found.items():
         rows = [masked.row for masked in users[index]]
         of_seed = isinstance(prototype, Seeded)
-        values: Values = (
-            prototype
-            if index in made and isinstance(prototype, Seeded)
-            else _shortest(prototype, users[index])
-        )
-        size = _bytes_of(values) + made.get(index, 0)
+        values: Values
+        if index in made and isinstance(prototype, Seeded):
+            values, size = prototype, made[index]
+        else:
+            two = two_values(prototype, users[index], needed[index])
+            values = prototype_values(prototype)[: needed[index]] if two is None else two
+            size = values.nbytes
         if size + sum(map(_packed_bytes, rows)) >= sum(map(_dense_bytes, rows)):
             why = _OPERATORS_TOO_LARGE if of_seed else _VALUES_OF_ITS_OWN
             dense |= {row.name: why for row in rows}
             continue
         dtype = prototype.dtype if isinstance(prototype, StoredPrototype) else "float32"
-        prototypes[index] = PackedPrototype(values, dtype, prototype.length, _needed(users[index]))
+        prototypes[index] = PackedPrototype(values, dtype, prototype.length, needed[index])
         largest = max(numel(row.shape) for row in rows)
         if isinstance(values, np.ndarray) and 2 * values.size >= largest:
             names = tuple(row.name for row in rows)
@@ -193,40 +172,9 @@ def portable_by_operators(candidates: Candidates) -> dict[int, int]:
     return dict.fromkeys(seeded, 0) if 4 * sum(seeded.values()) > _OPERATOR_BYTES else {}
 
 
-def _shortest(prototype: Prototype, users: Sequence[MaskedValues]) -> Array | TwoValues:
-    """The values of a prototype that tensors need; those that no mask uses may be others."""
-    values = prototype_values(prototype)[: _needed(users)]
-    bits = bits_of(values)
-    if np.unique(bits[:_SAMPLE]).size > _FEW_KINDS:
-        return values
-    known = bits != 0  # a stored value that no mask uses is +0.0
-    if not known.all():
-        fills = ((m.row.fill.offset, unpack(m.packed_mask(), numel(m.row.shape))) for m in users)
-        known |= used_values(prototype.length, fills)[: values.size]
-    kinds, counts = np.unique(bits[known], return_counts=True)
-    if kinds.size < 2:
-        return values
-    first, second = pair = np.sort(kinds[np.argsort(counts)[-2:]])
-    places = np.flatnonzero(known & (bits != first) & (bits != second))
-    if places.size > values.size // _FEW_SHARE:
-        return values
-    packed = np.packbits(bits == second, bitorder="little")
-    which = places.astype(np.int32)
-    return TwoValues(packed, values.size, pair.view(values.dtype), which, values[places])
-
-
-def _needed(users: Sequence[MaskedValues]) -> int:
-    return max(_last(m.row) for m in users)
-
-
-def _last(row: MaskedRow) -> int:
+def last_value(row: MaskedRow) -> int:
+    """Where a tensor's values end in a prototype that is repeated as often as it takes."""
     return row.fill.offset + numel(row.shape)
-
-
-def _bytes_of(values: Values) -> int:
-    if isinstance(values, TwoValues):
-        return values.bits.nbytes + values.places.nbytes + values.others.nbytes
-    return values.nbytes if isinstance(values, np.ndarray) else 0
 
 
 def _dense_bytes(row: MaskedRow) -> int:

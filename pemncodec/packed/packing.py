@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pemncodec.contents import CARRIERS, Array, Prototype, Seeded, StoredPrototype, numel
+from pemncodec.contents import CARRIERS, Prototype, Seeded, StoredPrototype, numel
 from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.packed.masks_on_device import masks_on_device
 from pemncodec.packed.recipe import Recipe
 from pemncodec.packed.shared import Shared
+from pemncodec.packed.two_values import two_values
 from pemncodec.packed.weight import PackedWeight
 from pemncodec.tensors import array_to_tensor
 from pemncodec.values.fill import prototype_values
-from pemncodec.values.generators import generator_of, seeded_slice
+from pemncodec.values.generators import generator_of
 from pemncodec.values.rounding import widen
 
 _HELD_SHARE = 8  # a prototype whose values can be made again is held if it is so much smaller
 _SMALLER = 2  # how much smaller packed weights are at least
-_SLICE = 1 << 16  # values looked at together; a multiple of 8
 
 
 def pack_weights(
@@ -41,7 +41,7 @@ def pack_weights(
     sources: dict[str, _Source] = {}
     for together in users.values():
         count = sum(numel(values.row.shape) for values in together)
-        source = _source_of(together[0].prototype(), count)
+        source = _source_of(together[0].prototype(), together, count)
         dense = sum(
             numel(values.row.shape) * CARRIERS[values.row.dtype].itemsize for values in together
         )
@@ -76,8 +76,8 @@ class _Source:
         return replace(self, prototype=self.prototype.to(device))
 
 
-def _source_of(prototype: Prototype, taken: int) -> _Source:
-    signed = _signed_source(prototype)
+def _source_of(prototype: Prototype, users: Sequence[MaskedValues], taken: int) -> _Source:
+    signed = _signed_source(prototype, users)
     if signed is not None and signed.nbytes <= taken:
         return signed
     if isinstance(prototype, StoredPrototype):
@@ -88,33 +88,16 @@ def _source_of(prototype: Prototype, taken: int) -> _Source:
     return _Source(torch.from_numpy(prototype_values(prototype)))
 
 
-def _signed_source(prototype: Prototype) -> _Source | None:
-    """The signs of a prototype of which all values are one constant with signs; None of another."""
-    magnitude, signs = None, []
-    for values in _slices(prototype):
-        if magnitude is None:
-            magnitude = np.abs(values[:1])
-            if not (np.isfinite(magnitude[0]) and magnitude[0] > 0):
-                return None
-        if not (np.abs(values) == magnitude).all():
-            return None
-        signs.append(np.packbits(values > 0, bitorder="little"))
-    if magnitude is None:
+def _signed_source(prototype: Prototype, users: Sequence[MaskedValues]) -> _Source | None:
+    """The signs of values that are all one constant with signs; None of others."""
+    dtype = prototype.dtype if isinstance(prototype, StoredPrototype) else "float32"
+    two = two_values(prototype, users, prototype.length)
+    if two is None or two.places.size or dtype == "float64":
+        return None  # binary32, in which products are computed, does not hold all of float64
+    positive, negative = widen(two.pair, dtype)  # the bits of a negative number are larger
+    if not (positive == -negative and 0 < positive < np.inf):
         return None
-    packed = torch.from_numpy(np.concatenate(signs))
-    return _Source(packed, prototype.length, float(magnitude[0]))
-
-
-def _slices(prototype: Prototype) -> Iterator[Array]:
-    """All values of a prototype that may be signs, as binary32."""
-    if isinstance(prototype, StoredPrototype):
-        if prototype.dtype == "float64":
-            return  # one that binary32 does not hold is no product in it
-        for start in range(0, prototype.length, _SLICE):
-            yield widen(prototype.values[start : start + _SLICE], prototype.dtype)
-    elif "sign" in prototype.distribution:
-        for start in range(0, prototype.length, _SLICE):
-            yield seeded_slice(prototype, start, min(start + _SLICE, prototype.length))
+    return _Source(torch.from_numpy(~two.bits), two.count, float(positive))
 
 
 def _packed(values: MaskedValues, source: _Source, bits: Tensor, shared: Shared) -> PackedWeight:
