@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeGuard, get_args
 
 from pemncodec.coders.masks import PRESETS, Preset
 from pemncodec.contents import DenseMode, Seeded, TorchPrototype
@@ -34,6 +34,9 @@ class MaskChoices(TypedDict, total=False):
     task: int | None
     masks_from: Literal["zeros"] | None
     masks_are: str
+
+
+_NO_UNIT: Final = 1000  # bytes, fewer than which nobody means
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -171,6 +174,13 @@ class EncodeOptions:
             raise EncodeArgumentError(
                 "--shard-size (shard_size=…) must be bytes, such as 2GB, 500MB or 2GiB, not "
                 f"{self.shard_size!r:.60}"
+            )
+        plain = isinstance(self.shard_size, str) and self.shard_size.isdigit()
+        if plain and size is not None and size < _NO_UNIT:
+            given = self.shard_size
+            raise EncodeArgumentError(
+                f"--shard-size (shard_size=…): {given} is without a unit: {given}GB, {given}MB, or "
+                f"{given}B if bytes are meant"
             )
         if self.share_prototypes and size is None:
             raise EncodeArgumentError(

@@ -281,8 +281,10 @@ def compare_names(actual: Collection[str], expected: Collection[str]) -> None:
     if list(actual) != list(expected):
         missing = [name for name in expected if name not in actual]
         extra = [name for name in actual if name not in expected]
-        cause = f"missing {missing[0]}" if missing else f"unexpected {extra[0]}" if extra else ""
-        raise EncodeError(f"tensor names differ: {cause or 'other order'}")
+        word, names = ("missing", missing) if missing else ("unexpected", extra)
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        cause = f"{word} {names[0]}{more}" if names else "other order"
+        raise EncodeError(f"tensor names differ: {cause}")
 
 
 def _accuracy(

@@ -29,6 +29,7 @@ from pemncodec.options import EncodeOptions
 from pemncodec.peers import Peers
 from pemncodec.proof import Report
 from pemncodec.remote.urls import is_url
+from pemncodec.sizes import size_as_text
 from pemncodec.spool import Spool
 
 _MOST: Final = 1 << 62  # bytes
@@ -106,7 +107,7 @@ def plan_shards(
     before, count = 0, len(parts)
     made_with = {
         "pemncodec": __version__,
-        "--shard-size": str(options.shard_bytes),
+        "--shard-size": "none" if options.shard_bytes is None else size_as_text(size),
         "--preset": options.preset,
         ARCHITECTURE: digest_of(contents.manifest),
     }

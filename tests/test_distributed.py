@@ -222,3 +222,8 @@ def test_damage_and_a_missing_name(file: bytes) -> None:
         )
     with pytest.raises(pemncodec.DecodeArgumentError, match=r"no file: give PemnReader\(…\)"):
         PemnReader().read_metadata()
+
+
+def test_a_path_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.pemn"):
+        PemnReader(tmp_path / "none.pemn")

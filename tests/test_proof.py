@@ -1276,7 +1276,12 @@ def test_what_is_in_memory_may_be_decoded_whatever_its_size(
 
 @pytest.mark.parametrize(
     ("names", "cause"),
-    [("ab", "missing c"), ("abcd", "unexpected d"), ("acb", "other order")],
+    [
+        ("ab", "missing c"),
+        ("a", "missing b and 1 more"),
+        ("abcd", "unexpected d"),
+        ("acb", "other order"),
+    ],
 )
 def test_how_names_of_tensors_differ(names: str, cause: str) -> None:
     expected = {name: torch.zeros(1) for name in "abc"}

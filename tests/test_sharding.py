@@ -48,7 +48,7 @@ from pemncodec.format.reader import open_file
 from pemncodec.format.writer import encode_contents
 from pemncodec.limits import Limits
 from pemncodec.proof import prove_network
-from pemncodec.sizes import size_in_bytes
+from pemncodec.sizes import size_as_text, size_in_bytes
 
 SIZE = 6000
 State = dict[str, Tensor]
@@ -360,6 +360,18 @@ def test_sizes_that_are_none(tmp_path: Path, size: Any) -> None:
         encode(tmp_path / "net.pemn", shard_size=size)
 
 
+def test_a_size_without_a_unit_that_nobody_means(tmp_path: Path) -> None:
+    with pytest.raises(pemncodec.EncodeArgumentError, match="10 is without a unit: 10GB, 10MB"):
+        encode(tmp_path / "net.pemn", shard_size="10")
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.integers(1, 1 << 50) | st.integers(1, 9).map(lambda n: n * 10**9))
+def test_sizes_as_text(size: int) -> None:
+    assert size_in_bytes(size_as_text(size)) == size
+    assert len(size_as_text(size)) <= len(f"{size}B")
+
+
 @pytest.mark.parametrize("name", ["net", "net.bin", ".net.pemn", "a:b.pemn", "x" * 240 + ".pemn"])
 def test_names_that_shards_cannot_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(pemncodec.EncodeArgumentError, match=r"must end in \.pemn"):
@@ -552,7 +564,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "metadata": ({"metadata": {"a": "b"}}, "made of other tensors"),
     "fewer": ({"state": dict(list(STATE.items())[:-2])}, "made of other tensors"),
     "few": ({"state": dict(list(STATE.items())[:2])}, "made of more tensors"),
-    "the size": ({"shard_size": "7KB"}, "made with --shard-size 6000, not 7000"),
+    "the size": ({"shard_size": "7KB"}, "made with --shard-size 6KB, not 7KB"),
     "the preset": ({"preset": "max"}, "made with --preset fast, not max"),
 }
 
@@ -759,7 +771,7 @@ def test_a_folder_without_a_journal_holds_nothing(
 
 def test_files_in_the_folder_that_are_not_ours_stay(run: Run, tmp_path: Path) -> None:
     checkpoint_of_one(tmp_path)
-    command = ["encode", "model.pt", "--no-manifest", "-o", "net.pemn", "--shard-size", "1"]
+    command = ["encode", "model.pt", "--no-manifest", "-o", "net.pemn", "--shard-size", "1B"]
     partial, elsewhere = tmp_path / ".net.pemn.partial", tmp_path / "elsewhere"
     for folder in (partial, elsewhere):
         (folder / "sub").mkdir(parents=True)
@@ -1234,7 +1246,7 @@ def test_the_command_continues_with_names(
 
 @pytest.mark.parametrize(
     ("before", "moment"),
-    [("6kB", "move"), ("1", "move"), (None, "move"), ("6kB", "remove"), ("1", "remove")],
+    [("6kB", "move"), ("1B", "move"), (None, "move"), ("6kB", "remove"), ("1B", "remove")],
 )
 def test_starting_over_leaves_no_shards_without_an_index(
     run: Run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from pemncodec.format.index import INDEX_SUFFIX, SUFFIX
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.format.sections import Source
 from pemncodec.limits import Limits
+from pemncodec.remote.urls import is_url
 from pemncodec.saving import plain_names
 from pemncodec.tensors import array_to_tensor, dtype_name
 from pemncodec.threads import available_threads
@@ -44,7 +46,7 @@ class PemnReader(StorageReader):
         prefix: str = "",
         limits: Limits | None = None,
     ) -> None:
-        """Opens nothing yet.
+        """Opens nothing yet, but looks for a path.
 
         Args:
             source: as `pemncodec.open` takes it, the same for every rank; None takes the
@@ -52,7 +54,12 @@ class PemnReader(StorageReader):
             prefix: what names have in front in the state dict: "model." for one that is an entry
                 "model" of what is loaded.
             limits: bounds on what the file may decode to.
+
+        Raises:
+            FileNotFoundError: there is no such path; `load` would tell that in other words.
         """
+        if isinstance(source, str | os.PathLike) and not is_url(source):
+            Path(source).stat()
         self._source = source
         self._prefix = prefix
         self._limits = limits
