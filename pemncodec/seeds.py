@@ -23,7 +23,7 @@ from pemncodec.tensors import dtype_name, tensor_to_array
 from pemncodec.values.initialisation import Drawn
 from pemncodec.values.numpy_legacy import is_numpy
 from pemncodec.values.recovery import Layer
-from pemncodec.values.seed_search import Network, find_seeds
+from pemncodec.values.seed_search import GIVEN_DRAWN, Network, find_seeds
 
 _WORTH_A_NOTE = 64  # values that are stored
 Progress = Callable[[str, float], None]
@@ -89,7 +89,7 @@ def with_seeds(
     """
     if options.prototypes or (options.seed_effort is None and options.seed is None):
         return layers
-    seeds = [] if options.seed is None else [options.seed % (1 << 32)]
+    seeds = {} if options.seed is None else {options.seed % (1 << 32): GIVEN_DRAWN}
     weights = sum(layer.values.size for layer in layers)
     if options.peers is not None:
         weights = sum(options.peers.gather(weights))
@@ -98,9 +98,10 @@ def with_seeds(
     behind = _seeds_of(found)
     if options.peers is not None:
         # What is behind large layers of one part is behind small ones of the others, too.
-        others = {seed for part in options.peers.gather(behind) for seed in part}.difference(behind)
-        found = _filled(found, find_seeds(found, None, sorted(others), progress, weights=weights))
-        behind += others
+        said = [each for part in options.peers.gather([*behind.items()]) for each in part]
+        others = {seed: words for seed, words in sorted(said) if seed not in behind}
+        found = _filled(found, find_seeds(found, None, others, progress, weights=weights))
+        behind |= others
     for seed in seeds:
         if seed not in behind:
             raise PrototypeMismatchError(
@@ -117,10 +118,14 @@ def _filled(layers: Sequence[Layer], fills: Sequence[SeededFill | None]) -> list
     ]
 
 
-def _seeds_of(layers: Sequence[Layer]) -> list[int]:
-    """Of torch's generator, or of NumPy's."""
+def _seeds_of(layers: Sequence[Layer]) -> dict[int, int]:
+    """Of torch's generator, or of NumPy's, and how many words lie before the last weight."""
     prototypes = [layer.fill.prototype for layer in layers if layer.fill is not None]
-    return sorted({each.seed for each in prototypes if isinstance(each, TorchPrototype)})
+    behind: dict[int, int] = {}
+    for each in prototypes:
+        if isinstance(each, TorchPrototype):
+            behind[each.seed] = max(behind.get(each.seed, 0), each.skip)
+    return behind
 
 
 def weight_seeds(

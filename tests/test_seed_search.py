@@ -36,7 +36,7 @@ from pemncodec.values.draws import (
 )
 from pemncodec.values.fill import prototype_values, scale_values
 from pemncodec.values.recovery import Layer, recover_prototypes
-from pemncodec.values.seed_search import FAST, THOROUGH, Effort, find_seeds
+from pemncodec.values.seed_search import FAST, GIVEN_DRAWN, THOROUGH, Effort, find_seeds
 from pemncodec.values.seeding import seed_before
 from pemncodec.values.word_patterns import pattern_of
 from pemncodec.values.word_search import search_words
@@ -237,7 +237,7 @@ def test_signs_of_zero() -> None:
     values = drawn("uniform-signs", 22_000, 0.05, seed=7, skip=972_420)
     assert np.count_nonzero(values == 0) == 1
     expected = TorchPrototype("uniform-signs", 7, 22_000, 972_420)
-    assert find_seeds([layer(values)], THOROUGH, [7])[0] == SeededFill(
+    assert find_seeds([layer(values)], THOROUGH, {7: 0})[0] == SeededFill(
         expected, float(np.float32(0.05))
     )
 
@@ -276,7 +276,7 @@ def test_small_seeds_of_few_values() -> None:
 def test_a_seed_that_is_given() -> None:
     values = drawn("normal", 25, 0.3, skip=40_000_000)
     assert found([layer(values)]) == [None]
-    given = find_seeds([layer(values)], None, [7, SEED])
+    given = find_seeds([layer(values)], None, {7: GIVEN_DRAWN, SEED: GIVEN_DRAWN})
     assert given[0] is not None
     assert given[0].prototype == TorchPrototype("normal", SEED, 25, 40_000_000)
 

@@ -9,7 +9,6 @@ import pytest
 from test_seed_search import SEED, drawn, found, layer
 
 from pemncodec import TorchPrototype
-from pemncodec.contents import Array
 from pemncodec.limits import Limits
 from pemncodec.options import EncodeOptions
 from pemncodec.seeds import with_seeds
@@ -24,59 +23,75 @@ from pemncodec.values.draws import (
     uniform_sign_draws,
 )
 from pemncodec.values.pattern_tables import pattern_tables
-from pemncodec.values.seed_search import FAST, Effort, Network
+from pemncodec.values.recovery import Layer
+from pemncodec.values.seed_search import FAST, GIVEN_DRAWN, Effort, Network
 from pemncodec.values.word_patterns import Pattern, pattern_of
 from pemncodec.values.word_search import search_words
 
-FAR = 200_000_000  # words: more than are looked at for a small network
+FAR = 2_000_000_000  # words: more than are looked at for a small network
 
 
-def far_tensors() -> list[tuple[TorchPrototype, Array]]:
+def far_tensors(skip: int = FAR) -> tuple[list[TorchPrototype], list[Layer]]:
     """Two of a large network: the second is too short to be solved for."""
-    skips = {5000: FAR, 300: FAR + 123_457}
-    return [
-        (
-            TorchPrototype("normal", SEED, size, skip),
-            drawn("normal", size, 0.05, skip=skip),
-        )
-        for size, skip in skips.items()
+    expected = [
+        TorchPrototype("normal", SEED, 5000, skip),
+        TorchPrototype("normal", SEED, 300, skip + 123_457),
+    ]
+    return expected, [
+        layer(drawn("normal", each.length, 0.05, skip=each.skip)) for each in expected
     ]
 
 
 def test_the_larger_a_network_the_further_back_its_seed_may_be() -> None:
-    expected, values = zip(*far_tensors(), strict=True)
-    layers = [layer(each) for each in values]
-    assert found(layers, FAST) == [None, None]
-    assert found(layers, FAST, weights=30_000_000) == list(expected)
-    assert found(layers[1:], None, seeds=[SEED], weights=30_000_000) == [expected[1]]
+    expected, layers = far_tensors()
+    assert found(layers[:1], FAST) == [None]
+    assert found(layers[:1], FAST, weights=250_000_000) == expected[:1]
+
+
+def test_the_larger_a_network_the_further_a_seed_is_looked_at() -> None:
+    expected, layers = far_tensors(200_000_000)
+    assert found(layers, None, seeds={SEED: GIVEN_DRAWN}) == [None, None]
+    assert found(layers, None, seeds={SEED: 0}, weights=30_000_000) == expected
 
 
 def test_no_seed_is_found_that_readers_of_the_file_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """The words before the last value are what `Limits` bounds."""
-    values, prototype = (
-        drawn("normal", 5000, skip=90_000),
-        TorchPrototype("normal", SEED, 5000, 90_000),
-    )
+    prototype = TorchPrototype("normal", SEED, 5000, 90_000)
+    layers = [layer(drawn("normal", 5000, skip=90_000))]
     last = 95_016  # 16 are drawn once more
     for words, expected in ((last, prototype), (last - 1, None)):
         monkeypatch.setattr(seed_search, "limits_within", lambda _, n=words: Limits(drawn_words=n))
-        assert found([layer(values)], Effort(8000, 0, 0)) == [expected]
-        assert found([layer(values)], None, seeds=[SEED]) == [expected]
+        assert found(layers, Effort(8000, 0, 0)) == [expected]
+        assert found(layers, None, seeds={SEED: 0}) == [expected]
+
+
+class Others:
+    """Another process, which says of its part what it is told to."""
+
+    rank, count = 0, 2
+
+    def __init__(self, *said: Any) -> None:
+        self._said = iter(said)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, next(self._said)]
 
 
 def test_a_part_of_a_network_is_as_far_behind_as_the_network_is_large() -> None:
-    class Others:
-        """One other process, which has most weights."""
+    expected, layers = far_tensors()
+    options = EncodeOptions(manifest=False, preset="fast", peers=Others(250_000_000, []))
+    (found,) = with_seeds(layers[:1], Network(), options)
+    assert found.fill is not None
+    assert found.fill.prototype == expected[0]
 
-        rank, count = 0, 2
 
-        def gather(self, value: Any) -> list[Any]:
-            return [value, 30_000_000 if isinstance(value, int) else []]
-
-    expected, values = zip(*far_tensors(), strict=True)
-    options = EncodeOptions(manifest=False, preset="fast", peers=Others())
-    layers = with_seeds([layer(each) for each in values], Network(), options)
-    assert [each.fill and each.fill.prototype for each in layers] == list(expected)
+def test_a_seed_is_looked_at_as_far_as_other_processes_met_it() -> None:
+    expected, layers = far_tensors(150_000_000)
+    for words, seen in ((0, False), (150_100_000, True)):
+        peers = Others(0, [(SEED - 1, 0), (SEED, words)])
+        options = EncodeOptions(manifest=False, preset="fast", peers=peers)
+        (found,) = with_seeds(layers[1:], Network(), options)
+        assert (found.fill is not None and found.fill.prototype == expected[1]) is seen
 
 
 # ------------------------------------------------------------------------------ many at one time

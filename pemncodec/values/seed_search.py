@@ -11,8 +11,9 @@ How much is tried is counted, not timed, so that the bytes of a file do not depe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -38,7 +39,10 @@ _TELLING = 56.0  # bits of a pattern: more than words are looked at
 _AROUND = 8  # words that are drawn for a network, for each of its weights
 _ALSO_DRAWN = 1 << 16
 _BETWEEN = (0, 1, 2)  # tensors of a network, times the values of the later one
-_GIVEN_DRAWN = 1 << 27  # before weights of a seed that is given, beside those for a network
+GIVEN_DRAWN = 1 << 27
+"""Words that may lie before a network whose seed is given."""
+
+_FURTHEST_BACK = 1 << 30  # the same before weights that were solved for: 0.2 s
 _STEPPED_BACK = 500_000  # words for which `Effort.solving` counts 1
 _USUAL_SEEDS = (0, 1, 42, 2, 3, 123, 1234, 2023, 2022, 2021, 2020, 2024, 2025, 3407, 1337, 12345)
 _MOST_TENSORS = 2  # that are looked for behind all seeds
@@ -86,7 +90,7 @@ FULL = replace(THOROUGH, every=range(1 << 32))
 def find_seeds(
     layers: Sequence[Layer],
     effort: Effort | None,
-    seeds: Sequence[int] = (),
+    seeds: Mapping[int, int] = MappingProxyType({}),
     progress: Progress | None = None,
     network: Network | None = None,
     weights: int | None = None,
@@ -96,7 +100,8 @@ def find_seeds(
     Args:
         layers: of a network, or of a part of it; those with a fill are passed over.
         effort: how much is tried; None only looks behind the given seeds.
-        seeds: that the weights may come from, tried before any other.
+        seeds: that the weights may come from, tried before any other; and how many words may lie
+            before those of the network.
         progress: called with what is under way, and the share of its effort that was spent.
         network: what else torch may have drawn; without it, all seeds are not tried.
         weights: of all layers of the network; None if `layers` are all. The more they are, the
@@ -105,8 +110,8 @@ def find_seeds(
     if weights is None:
         weights = sum(layer.values.size for layer in layers)
     search = _Search(layers, effort or Effort(0, 0, 0), weights, progress or (lambda _, __: None))
-    for seed in seeds:
-        search.look_behind(seed, _GIVEN_DRAWN)
+    for seed, before in seeds.items():
+        search.look_behind(seed, before)
     search.solve()
     if not search.seeds:
         search.solve_together()
@@ -185,7 +190,7 @@ class _Search:
         left = kernels.mersenne_solve(equations.words, equations.masks, equations.parities, state)
         if left:
             return left, None
-        most = min(_GIVEN_DRAWN + self._drawn, self._last)
+        most = min(_FURTHEST_BACK + self._drawn, self._last)
         origin = seed_before(state, most)
         self._spend(solving=(most if origin is None else origin[1]) / _STEPPED_BACK)
         return left, origin
@@ -306,7 +311,7 @@ def _usual_places(way: Hypothesis, network: Network) -> list[int]:
             places += numpy_words_before(network.drawn, at, words_each(prototype))
         else:
             places += words_before(network.drawn, at, normal=is_normal(prototype))
-    return [skip for skip in dict.fromkeys(places) if skip <= _GIVEN_DRAWN]
+    return [skip for skip in dict.fromkeys(places) if skip <= GIVEN_DRAWN]
 
 
 def _places(ways: Sequence[Hypothesis], between: int) -> list[int]:
