@@ -1,7 +1,10 @@
 """Time and memory of encoding, decoding and verifying, by the size of the model: results/scale.csv.
 
     python benchmarks/scale.py [ROWS…] [--folder DIR] [-o FILE.csv]
-    python benchmarks/scale.py --print     # README's table, from the CSV; --plot draws its plot
+    python benchmarks/scale.py --print     # the table of benchmarks/README.md, from the CSV
+
+All rows in one run take a quarter of an hour and 13 GB of disk. It also draws the plot,
+results/scale.svg, which `--plot` does from the CSV alone.
 
 * *ResNet-50*: kaiming normal weights whose seed is not looked for, keep 0.5; *ResNet-18*: signed
   constants, keep 0.5. Both without a manifest.
@@ -13,15 +16,16 @@
   bool for each weight, are in a safetensors file. Beside them what safetensors and torch need to
   read and write the dense file.
 
-Every row is a process of its own, with one thread. Memory is the most that the process has beyond
-`import torch`, and beyond the model that the caller holds where it does: anonymous pages (RssAnon
-of /proc/PID/status, read every 2 ms). Pages of files are left out: the system takes them back when
-it needs them. *bound*: 1.5 times the weights and mask of the largest layer, and 300 MiB.
+Every row is a process of its own, which takes as many threads as it does by itself: *threads*.
+Memory is the most that the process has beyond `import torch`, and beyond the model that the caller
+holds where it does: anonymous pages (RssAnon of /proc/PID/status, read every 2 ms). Pages of files
+are left out: the system takes them back when it needs them. *bound*: 1.5 times the weights and mask
+of the largest layer, and 300 MiB.
 
-CPU seconds are those of the row's action, imports of this package among them: the least of two
-runs, of 1000M of one. *of which system*: a virtual machine may get each page that it has not used
-lately from its host, which takes ten times as long as a page that it has; a file of 4 GB is a
-million pages. *per weight*: CPU time for each weight, times that of 100M.
+CPU seconds are those of the row's action by all threads, imports of this package among them: the
+least of two runs, of 1000M of one. *of which system*: a virtual machine may get each page that it
+has not used lately from its host, which takes ten times as long as a page that it has; a file of
+4 GB is a million pages. *per weight*: CPU time for each weight, times that of 100M.
 """
 
 from __future__ import annotations
@@ -40,10 +44,12 @@ import click
 import numpy as np
 from provenance import ROOT, provenance, read_table, write_table
 
+from pemncodec.threads import available_threads
+
 RESULTS: Final = ROOT / "benchmarks" / "results" / "scale.csv"
 COLUMNS: Final = (
-    "model", "values", "weights", "action", "preset", "file bytes", "CPU s", "of which system",
-    "per weight", "peak MiB", "bound MiB", "peak / model", "model MiB",
+    "model", "values", "weights", "action", "preset", "threads", "file bytes", "CPU s",
+    "of which system", "per weight", "peak MiB", "bound MiB", "peak / model", "model MiB",
 )  # fmt: skip
 ENCODE, DECODE, VERIFY = "encode", "decode to safetensors", "verify"
 SAFETENSORS, TORCH = "safetensors: load, save", "torch: load, save"
@@ -51,6 +57,7 @@ VALUES: Final = ("RP", "seeds", "stored")
 MILLION: Final = 1_000_000
 LAYERS: Final = (4, 8, 16, 32, 64)  # million weights
 KEEP: Final = 0.5
+_BOUND: Final = "bound on memory"
 
 _START: Final = """
 import json, os, sys
@@ -111,7 +118,8 @@ def measure(script: str, runs: int = 2) -> dict[str, float]:
 def _run(script: str) -> dict[str, float]:
     """Runs a script that says when it starts and ends: its CPU time, and its largest memory."""
     code = _START.format(benchmarks=str(ROOT / "benchmarks")) + script
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PEMN_THREADS": "1"}
+    set_by_caller = ("OMP_NUM_THREADS", "PEMN_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in set_by_caller}
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -318,11 +326,12 @@ def shown(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
         row["model MiB"] = round(row["model MiB"])
     for other in rows:
         same = all(row.get(key) == other.get(key) for key in ("values", "action"))
-        if row["model"] != "100M" and other["model"] == "100M" and same:
+        if same and "weights" in row and row["model"] != "100M" == other["model"]:
             ratio = row["CPU s"] / row["weights"] / (float(other["CPU s"]) / other["weights"])
             row["per weight"] = f"{ratio:.2f}"
     seconds = {key: f"{row[key]:.2f}" for key in ("CPU s", "of which system")}
-    return {**row, **seconds, "peak MiB": round(row["peak MiB"])}
+    peak = round(row["peak MiB"])
+    return {**row, **seconds, "peak MiB": peak, "threads": available_threads()}
 
 
 # ------------------------------------------------------------------------------------ README
@@ -345,34 +354,48 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def plot(rows: list[dict[str, str]], path: Path) -> None:
-    """Memory and CPU time of each action by the number of weights."""
+    """Memory and CPU time of each action by the number of weights, and the bound on memory."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    rows = [row for row in rows if row["weights"]]
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
     axes = figure.subplots(1, 2)
     colors = dict(zip(VALUES, ("#c2410c", "#0f766e", "#4338ca"), strict=True))
-    for axis, column, title in zip(
-        axes, ("peak MiB", "CPU s"), ("memory, MiB", "CPU time, s"), strict=True
-    ):
-        for values, action, style in (
-            *((v, a, s) for v in VALUES for a, s in ((ENCODE, "o-"), (DECODE, "s--"))),
-            ("", SAFETENSORS, "d:"),
-            ("", TORCH, "x:"),
-        ):
-            own = [r for r in rows if (r["values"], r["action"]) == (values, action)]
-            own = [r for r in own if r["weights"]]
-            x, y = [int(r["weights"]) for r in own], [float(r[column]) for r in own]
-            name = f"{f'{values}: ' * bool(values)}{action.removesuffix(' to safetensors')}"
-            axis.plot(x, y, style, color=colors.get(values, "0.5"), markersize=4, label=name)
-        axis.set(xscale="log", yscale="log", xlabel="masked weights")
-        axis.set_title(title, fontsize=10)
+    lines: list[tuple[str, str, str]] = [
+        (values, action, style)
+        for values in VALUES
+        for action, style in ((ENCODE, "o-"), (DECODE, "s--"), (VERIFY, "^:"))
+    ]
+    lines += [("", SAFETENSORS, "D-."), ("", TORCH, "x:")]
+    columns = (("peak MiB", "peak memory beyond import torch, MiB"), ("CPU s", "CPU time, s"))
+    for axis, (column, title) in zip(axes, columns, strict=True):
+        for values, action, style in lines:
+            own = [row for row in rows if (row["values"], row["action"]) == (values, action)]
+            x, y = [int(row["weights"]) for row in own], [float(row[column]) for row in own]
+            what = action.removesuffix(" to safetensors")
+            name = f"{values}: {what}" if values else f"dense, {what}"
+            color = colors.get(values, "0.35" if action == TORCH else "0.6")
+            axis.plot(x, y, style, color=color, markersize=5, linewidth=1.5, label=name)
+        axis.set(xscale="log", yscale="log")
+        axis.set_xlabel("masked weights", fontsize=10)
+        axis.set_title(title, fontsize=11)
+        axis.set_xticks([10**7, 10**8, 10**9], ["10 million", "100 million", "1,000 million"])
+        lowest, highest = axis.get_ylim()
+        ticks = [digit * 10.0**power for power in range(-2, 5) for digit in (1, 3)]
+        axis.set_yticks([tick for tick in ticks if lowest <= tick <= highest])
+        axis.minorticks_off()
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.grid(color="0.9")
-    bounds = sorted({(int(r["weights"]), int(r["bound MiB"])) for r in rows if r["bound MiB"]})
-    axes[0].plot(*zip(*bounds, strict=True), color="0.7", label="bound")
-    axes[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(2.3, 1))
+    bounds = sorted(
+        {(int(row["weights"]), int(row["bound MiB"])) for row in rows if row["bound MiB"]}
+    )
+    axes[0].plot(*zip(*bounds, strict=True), color="black", linewidth=2.5, alpha=0.5, label=_BOUND)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
     with rc_context({"svg.hashsalt": "pemncodec"}):  # the same bytes for the same numbers
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 @click.command()
@@ -392,6 +415,8 @@ def main(
         else:
             plot(measured, output.with_suffix(".svg"))
         return
+    import matplotlib  # noqa: F401 which is missed before anything is measured
+
     measured_on = provenance(("torch", "numpy", "safetensors", "zstandard"))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -400,6 +425,8 @@ def main(
                 rows.append(shown(row, rows))
                 print(" | ".join(str(rows[-1].get(column, "")) for column in COLUMNS), flush=True)
                 write_table(output, measured_on, rows, COLUMNS)
+    if any(row.get("bound MiB") for row in rows):
+        plot(read_table(output)[1], output.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
