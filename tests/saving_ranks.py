@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from ranks import RANKS, in_processes
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -72,6 +73,16 @@ def fails(state: dict[str, Any], target: Path, words: str, **options: Any) -> No
         dcp.save(state, storage_writer=PemnWriter(target, keep=KEEP, **options))
 
 
+def by_process(state: dict[str, Any], writer: PemnWriter, group: dist.ProcessGroup) -> None:
+    """Saves from a process beside each of a group."""
+    dcp.async_save(
+        state,
+        storage_writer=writer,
+        process_group=group,
+        async_checkpointer_type=AsyncCheckpointerType.PROCESS,
+    ).result()
+
+
 def run(rank: int, folder: Path) -> None:
     state = torch.load(folder / "state.pt")
     for way in ("plain", "rows", "columns", "both", "hybrid", "fsdp"):
@@ -90,6 +101,9 @@ def run(rank: int, folder: Path) -> None:
     writer = PemnWriter(folder / "later.pemn", keep=KEEP, prefix="net.", threads=1)
     dcp.async_save(rows, storage_writer=writer).result()
 
+    writer = PemnWriter(folder / "together.pemn", keep=0.4, rule="global-magnitude")
+    dcp.save(sharded("rows", state), storage_writer=writer)
+
     # Two of the four.
     pair = dist.new_group([1, 3])
     if rank in (1, 3):
@@ -97,6 +111,10 @@ def run(rank: int, folder: Path) -> None:
         dcp.save(
             state, checkpoint_id=folder / "pair.pemn", storage_writer=writer, process_group=pair
         )
+        by_process(state, PemnWriter(folder / "process.pemn", keep=KEEP, process_group=pair), pair)
+        for target, words in (("nowhere/net.pemn", "nowhere"), ("net.pt", "must end in .pemn")):
+            with pytest.raises(CheckpointException, match=words):
+                by_process(state, PemnWriter(folder / target, keep=KEEP), pair)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,10 @@ def state() -> dict[str, Tensor]:
     return state
 
 
-def encoded(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def encoded(state: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
     """What one process makes of it."""
     stream = io.BytesIO()
-    pemncodec.encode(state, stream, keep=KEEP, manifest=False)
+    pemncodec.encode(state, stream, manifest=False, **(options or {"keep": KEEP}))
     return pemncodec.load_state_dict(stream.getvalue())
 
 
@@ -86,6 +86,9 @@ def test_four_ranks(state: dict[str, Tensor], tmp_path: Path) -> None:
     for way in ("plain", "rows", "columns", "both", "hybrid", "fsdp", "later"):
         assert_holds(tmp_path / f"{way}.pemn", expected, 4)
     assert_holds(tmp_path / "pair.pemn", expected, 2)
+    assert_holds(tmp_path / "process.pemn", expected, 2)
+    together = encoded(state, keep=0.4, rule="global-magnitude")
+    assert_holds(tmp_path / "together.pemn", together, 4)
     with pemncodec.open(tmp_path / "rows-00002-of-00004.pemn") as file:
         assert file.metadata == {"way": "rows"}
     # A tied tensor is one, in the shard of its first name.
@@ -94,7 +97,8 @@ def test_four_ranks(state: dict[str, Tensor], tmp_path: Path) -> None:
         kinds = {tensor.name: tensor.kind for tensor in shard.info().tensors}
     assert kinds["head.weight"] == "alias"
     left = {path.name.partition("-")[0].partition(".")[0] for path in tmp_path.glob("*pemn*")}
-    assert left == {"plain", "rows", "columns", "both", "hybrid", "fsdp", "later", "pair"}
+    ways = {"plain", "rows", "columns", "both", "hybrid", "fsdp", "later", "pair"}
+    assert left == ways | {"process", "together"}
 
 
 class TestOneProcess:
@@ -110,8 +114,8 @@ class TestOneProcess:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"rule": "global-magnitude", "keep": 0.5}, "the scores of all layers together"),
-            ({"rule": "bernoulli=3"}, "the scores of all layers together"),
+            ({"rule": "bernoulli=3"}, "draws for one layer after the other"),
+            ({"rule": "global"}, "there is no 'global', have magnitude"),
             ({"find_seed": "full"}, "looks at the whole network"),
             ({"preset": "best"}, "unknown preset"),
         ],
@@ -187,6 +191,9 @@ def test_encode(state: dict[str, Tensor], tmp_path: Path) -> None:
         "whole": run(4, "net.pt", "whole.pemn", *keep),
         "folder": run(2, "folder", "folder.pemn", *keep),
         "small": run(2, "net.pt", "small.pemn", *keep, "--shard-size", "3KB"),
+        "together": run(
+            3, "net.pt", "together.pemn", "--keep", "0.4", "--rule", "global-magnitude"
+        ),
         "one": run(2, "unmasked.pt", "one.pemn"),
         "keepless": run(3, "net.pt", "keepless.pemn"),
         "killed": run(4, "net.pt", "killed.pemn", *keep, killed=(2, "encode_contents")),
@@ -220,6 +227,8 @@ def test_encode(state: dict[str, Tensor], tmp_path: Path) -> None:
     assert len(masks) == len({line.rpartition(" (")[0] for line in masks})
     assert ends["folder"] == [0, 0]
     assert_holds(tmp_path / "folder.pemn", expected, 2)
+    together = encoded(state, keep=0.4, rule="global-magnitude")
+    assert_holds(tmp_path / "together.pemn", together, 3)
     shards = len(list(tmp_path.glob("small-*.pemn")))
     assert shards > 4
     assert_holds(tmp_path / "small.pemn", expected, shards)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import io
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import pemncodec
 from pemncodec.distributed.exchange import Exchange, PeerError
 from pemncodec.distributed.ownership import owners
 from pemncodec.distributed.part import in_order
 from pemncodec.encoding import encode_with
-from pemncodec.masking import MaxLayerPadding, mask_model
+from pemncodec.masking import MaxLayerPadding, TopK, mask_model
+from pemncodec.masking.one_cut import Cut, cut_together
 from pemncodec.options import EncodeOptions
 
 
@@ -63,18 +66,47 @@ class Threads:
 
 def encoded(parts: Sequence[Mapping[str, Tensor]], **options: Any) -> list[Any]:
     """The files of a network in parts, or what goes wrong; empty parts only attend."""
+    names = sorted(name for part in parts for name in part)
 
     def work(rank: int, exchange: Exchange) -> Any:
         if not parts[rank]:
             exchange.attend()
             return None
         stream = io.BytesIO()
-        asked = EncodeOptions(manifest=False, peers=exchange, **options)
+        peers = exchange.knowing(names)
+        asked = EncodeOptions(manifest=False, peers=peers, **options)
         report = encode_with(asked, dict(parts[rank]), stream)
         exchange.finish(rank)
         return stream.getvalue(), report
 
     return Threads(len(parts)).run(work)
+
+
+def assert_as_one(parts: Sequence[Mapping[str, Tensor]], **options: Any) -> None:
+    """Parts give the tensors that one process gives for all of them, and say the same of ties."""
+    whole = {name: tensor for part in parts for name, tensor in part.items()}
+    stream = io.BytesIO()
+    report = pemncodec.encode(
+        {name: whole[name] for name in sorted(whole)}, stream, manifest=False, **options
+    )
+    expected = pemncodec.load_state_dict(stream.getvalue())
+    found: dict[str, Tensor] = {}
+    tied = 0
+    for result in encoded(parts, **options):
+        if result is not None:
+            file, own = result
+            found |= pemncodec.load_state_dict(file)
+            tied += ties_in(own.notes)
+            assert own.rules == report.rules
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert tied == ties_in(report.notes)
+
+
+def ties_in(notes: Sequence[str]) -> int:
+    said = [note.partition(" ")[0] for note in notes if "scores are equal where the cut" in note]
+    return sum(int(number.replace(",", "")) for number in said)
 
 
 def scored(*names: str, size: int = 20) -> dict[str, Tensor]:
@@ -144,21 +176,62 @@ class TestOrder:
         assert in_order(parts, names) == ["a.weight", "a.bias", "b.weight"]
 
 
+FEW = [0.0, -0.0, 1.0, -1.0, 1.0 + 2**-23, 2.0**-140, -(2.0**-149), math.inf, -math.inf, 3e38]
+
+
+class TestCut:
+    @given(
+        st.lists(
+            st.tuples(
+                st.lists(st.sampled_from(FEW), max_size=6),
+                st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+                st.integers(0, 2),
+            ),
+            max_size=6,
+        ),
+        st.floats(0, 1),
+        st.booleans(),
+    )
+    def test_what_goes_is_what_a_stable_sort_has_first(
+        self, layers: list[tuple[list[float], torch.dtype, int]], share: float, magnitude: bool
+    ) -> None:
+        named = {f"l{at}": torch.tensor(v, dtype=d) for at, (v, d, _) in enumerate(layers)}
+        owner = {f"l{at}": rank for at, (_, _, rank) in enumerate(layers)}
+        rank = torch.abs if magnitude else torch.clone
+        ranks = {name: rank(tensor).double().numpy() for name, tensor in named.items()}
+
+        def work(own: int, exchange: Exchange) -> Cut:
+            return cut_together(
+                {name: tensor for name, tensor in named.items() if owner[name] == own},
+                rank,
+                lambda count: int(share * count),
+                exchange.knowing(list(named)),
+            )
+
+        cuts = Threads(3).run(work)
+        values = np.concatenate([np.empty(0), *ranks.values()])
+        gone = int(share * values.size)
+        order = np.argsort(values, kind="stable")
+        expected = np.ones(values.size, np.bool_)
+        expected[order[:gone]] = False
+        found = [cuts[owner[name]].mask(name, ranks[name]) for name in named]
+        assert np.array_equal(np.concatenate([np.empty(0, np.bool_), *found]), expected)
+        parted = 0 < gone < values.size and values[order[gone - 1]] == values[order[gone]]
+        for name in named:
+            tied = np.count_nonzero(ranks[name] == values[order[gone - 1]]) if parted else 0
+            assert cuts[owner[name]].tied[name] == tied
+
+    def test_many_values(self) -> None:
+        values = torch.randn((1 << 20) + 77, generator=torch.Generator().manual_seed(0))
+        for tensor in (values, values.double() * math.pi):
+            cut = cut_together({"a": tensor}, torch.abs, lambda count: count // 3)
+            assert cut.value == tensor.abs().sort().values[tensor.numel() // 3 - 1].numpy()
+
+
 class TestTogether:
     def test_same_tensors_as_one_process(self) -> None:
         parts = [scored("a"), scored("b"), {}, {"c.bias": torch.ones(3)}]
-        keep = {"a.*": 0.3, "b.*": 0.6}
-        whole = {name: tensor for part in parts for name, tensor in part.items()}
-        stream = io.BytesIO()
-        pemncodec.encode(whole, stream, keep=keep, manifest=False)
-        expected = pemncodec.load_state_dict(stream.getvalue())
-        found: dict[str, Tensor] = {}
-        for result in encoded(parts, keep=keep):
-            if result is not None:
-                found |= pemncodec.load_state_dict(result[0])
-        assert found.keys() == expected.keys()
-        for name, tensor in expected.items():
-            assert torch.equal(found[name], tensor)
+        assert_as_one(parts, keep={"a.*": 0.3, "b.*": 0.6})
 
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -169,6 +242,8 @@ class TestTogether:
             ({"keep": 0.5, "masks_from": "zeros"}, "no tensor of two or more dimensions holds"),
             ({"keep": 0.5, "task": 1}, "--task (task=…) is for sets"),
             ({"keep": 0.5, "scores_name": "other"}, "no X.other has the shape"),
+            ({"rule": "global-score"}, "--rule global-score ranks scores: give --keep"),
+            ({"rule": "global-score", "keep": {"*": 0.5}}, "makes one cut for all weights: give"),
             ({"keep": 0.5, "seed": 77}, "no masked layer comes from seed 77"),
             (
                 {"keep": 0.5, "prototypes": [pemncodec.SeededPrototype("normal", 5, 3)]},
@@ -186,6 +261,11 @@ class TestTogether:
         [
             ([{"a.weight": torch.ones(3, 3)}, {"b.bias": torch.ones(3)}], {}, "no masks found"),
             ([{"a.mask": torch.ones(3)}, {"b.bias": torch.ones(3)}], {"keep": 0.5}, "no scores to"),
+            (
+                [{"a.mask": torch.ones(3)}, {"b.bias": torch.ones(3)}],
+                {"keep": 0.5, "rule": "global-score"},
+                "no scores to",
+            ),
         ],
     )
     def test_no_masks(
@@ -194,6 +274,50 @@ class TestTogether:
         for result in encoded(parts, **options):
             assert isinstance(result, pemncodec.EncodeError)
             assert words in str(result)
+
+    @pytest.mark.parametrize("rule", ["global-magnitude", "global-score", "biprop-global"])
+    @pytest.mark.parametrize("keep", [0.37, 1e-20])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_one_cut(self, rule: str, keep: float, dtype: torch.dtype) -> None:
+        if rule == "biprop-global" and keep < 0.1:
+            return  # keeps no weights to use
+        parts = [scored("a", "d"), scored("b", "e"), {}, {"c.bias": torch.ones(3)}, scored("f")]
+        for part in parts:
+            for name in part:
+                if name.endswith("scores"):  # some of them equal, and of two dtypes
+                    coarse = (part[name] * 4).round() / 4
+                    part[name] = coarse.to(dtype) if name[0] < "e" else coarse
+        assert_as_one(parts, rule=rule, keep=keep, find_seed="off")
+
+    def test_layers_that_were_ranked_together_in_training(self) -> None:
+        layers = [nn.Linear(20, 30), nn.Linear(30, 9), nn.Linear(9, 8), nn.Linear(8, 8)]
+        model = mask_model(
+            nn.Sequential(*layers[:3]),
+            MaxLayerPadding(),
+            keep={"0.*": 0.7, "*": 0.2},
+            selection=TopK(scope="global"),
+            seed=3,
+        )
+        other = mask_model(nn.Sequential(layers[3]), MaxLayerPadding(), seed=4)  # a cut of its own
+        state = model.state_dict()
+        state |= {f"other.{name}": tensor for name, tensor in other.state_dict().items()}
+        for name, tensor in state.items():
+            if name.endswith("scores"):
+                state[name] = (tensor * 50).round() / 50
+        parts = [{n: t for n, t in state.items() if n[0] in own} for own in ("02", "1", "", "o")]
+        assert_as_one(parts, find_seed="off")
+        for result in encoded([parts[0], parts[2], parts[3]]):
+            assert isinstance(result, pemncodec.PemnError)
+            assert "ranked among 942 weights (scope='global'), and 672 are here" in str(result)
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_one_cut_is_for_scores_of_one_kind(self, together: bool) -> None:
+        first, second = scored("a"), scored("b")
+        second["b.popup_scores"] = second.pop("b.scores")
+        parts = [first | second, scored("c"), {}] if together else [first, second, {}]
+        for result in encoded(parts, rule="global-score", keep=0.5):
+            assert isinstance(result, pemncodec.PemnError)
+            assert "are of several kinds, scores and popup_scores" in str(result)
 
     def test_scores_whose_meaning_depends_on_others(self) -> None:
         first, second = scored("a"), scored("b")

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from pemncodec.checkpoints.ranked_scores import by_layer
-from pemncodec.checkpoints.score_rule import Kept, ScoreRule
+from pemncodec.checkpoints.score_rule import Kept, Scored, ScoreRule
 from pemncodec.contents import Mask
 from pemncodec.masking.keep import dropped_count
+from pemncodec.masking.one_cut import cut_together
 
 
-def _above_one_cut(scores: Sequence[Tensor], keeps: Sequence[float], _: float) -> list[Kept]:
+def _above_one_cut(scored: Scored, _: float) -> list[Kept]:
     """All whose magnitude is above that of the last that goes; none of those equal to it."""
-    magnitudes = torch.cat([tensor.abs().reshape(-1) for tensor in scores]).sort().values
-    if not magnitudes.numel():
-        return [Kept(tensor.numpy() > 0) for tensor in scores]
     # Where none would go, the published code indexes with −1, and so keeps none.
-    cut = magnitudes[dropped_count(magnitudes.numel(), keeps[0]) - 1]
-    return [Kept((tensor.abs() > cut).numpy()) for tensor in scores]
+    cut = cut_together(
+        scored.scores,
+        torch.abs,
+        lambda count: dropped_count(count, scored.share) or count,
+        scored.peers,
+    )
+    return [Kept(cut.above(tensor.abs().numpy())) for tensor in scored.scores.values()]
 
 
 def _binary(weight: Tensor, mask: Mask, count: int) -> Tensor:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from pemncodec.checkpoints.score_rule import Kept, ScoreRule
+from pemncodec.checkpoints.score_rule import Kept, Scored, ScoreRule
 
 
 def _each(
     stays: Callable[[Tensor, float], Tensor],
-) -> Callable[[Sequence[Tensor], Sequence[float], float], list[Kept]]:
-    def masks(scores: Sequence[Tensor], _: Sequence[float], value: float) -> list[Kept]:
-        return [Kept(stays(tensor, value).numpy()) for tensor in scores]
+) -> Callable[[Scored, float], list[Kept]]:
+    def masks(scored: Scored, value: float) -> list[Kept]:
+        return [Kept(stays(tensor, value).numpy()) for tensor in scored.scores.values()]
 
     return masks
 
 
-def _drawn(scores: Sequence[Tensor], _: Sequence[float], seed: float) -> list[Kept]:
+def _drawn(scored: Scored, seed: float) -> list[Kept]:
     generator = torch.Generator().manual_seed(int(seed))
     return [
         Kept(torch.bernoulli(tensor.sigmoid(), generator=generator).bool().numpy())
-        for tensor in scores
+        for tensor in scored.scores.values()
     ]
 
 

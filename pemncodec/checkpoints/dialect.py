@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,7 @@ from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.options import check_shares
+from pemncodec.peers import Peers
 from pemncodec.tensors import dtype_name
 
 _MASK_DTYPES = (*WEIGHT_DTYPES, "bool", "uint8", "int8", "int16", "int32", "int64")
@@ -38,8 +39,9 @@ class MaskOptions:
         task: which of several sets of scores.
         masks_from: "zeros" for masks that are 0 where the weights are.
         masks_are: where `masks` come from, in words.
-        part: whether other processes read the network's other layers: an option that fits nothing
-            here may be for these.
+        peers: the processes that read the network's other layers: an option that fits nothing here
+            may be for these.
+        ranked: the kinds of scores of which masks were made before.
 
     Raises:
         EncodeArgumentError: an option that is out of range.
@@ -53,7 +55,13 @@ class MaskOptions:
     task: int | None = None
     masks_from: Literal["zeros"] | None = None
     masks_are: str = "given by the caller"
-    part: bool = False
+    peers: Peers | None = None
+    ranked: Sequence[str] = ()
+
+    @property
+    def share(self) -> float:
+        """The share of all weights together; 1 where the caller gives none."""
+        return 1.0 if self.keep is None or isinstance(self.keep, Mapping) else float(self.keep)
 
     def __post_init__(self) -> None:
         if self.rule is not None:
@@ -74,12 +82,15 @@ class Dialect:
         by_scores: whether the masks follow from scores, by what `MaskOptions` says of them; a
             module of the dialect does that in code of its own, which no manifest describes, so that
             the plain module has to be given.
+        together: whether masks may follow from all layers of the network: where several processes
+            have them, all read, also those that have no entries of the dialect.
     """
 
     name: str
     matches: Callable[[StateDict], bool]
     read: Callable[[StateDict, MaskOptions], MaskedState]
     by_scores: bool = False
+    together: bool = False
 
 
 def binary_mask(mask: Tensor, name: str) -> Mask:

@@ -22,12 +22,14 @@ from pemncodec.checkpoints.mask_buffers import MASK_BUFFERS
 from pemncodec.checkpoints.movement_pruning import MOVEMENT_PRUNING
 from pemncodec.checkpoints.names import tied_names
 from pemncodec.checkpoints.official_scores import (
+    NAMED_SCORES,
     OFFICIAL_SCORES,
-    read_named_scores,
     scores_by_weight,
 )
 from pemncodec.checkpoints.pemncodec_masking import PEMNCODEC_MASKING
+from pemncodec.checkpoints.score_rule import Scored
 from pemncodec.checkpoints.score_rules import rule_named
+from pemncodec.checkpoints.scored_weights import kinds_of
 from pemncodec.checkpoints.supsup import SUPSUP
 from pemncodec.checkpoints.torch_prune import TORCH_PRUNE
 from pemncodec.checkpoints.unmasked import what_to_give
@@ -36,11 +38,13 @@ from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import MaskChoices
+from pemncodec.peers import Peers
 from pemncodec.tensors import dtype_name
 
 # In the order in which they read: each sees what those before it left.
 DIALECTS: tuple[Dialect, ...] = (
     PEMNCODEC_MASKING,
+    NAMED_SCORES,
     COMPRESSED_TENSORS,
     SUPSUP,
     OFFICIAL_SCORES,
@@ -115,7 +119,7 @@ def read_masks(
     task: int | None = None,
     masks_from: Literal["zeros"] | None = None,
     masks_are: str = "given by the caller",
-    part: bool = False,
+    peers: Peers | None = None,
 ) -> MaskedState:
     """Weights and masks of a state dict in any of the dialects.
 
@@ -130,7 +134,7 @@ def read_masks(
         task: which of several sets of scores.
         masks_from: "zeros" for more masks where weights are 0.
         masks_are: where `masks` come from, in words.
-        part: whether other processes read the network's other layers.
+        peers: the processes that read the network's other layers.
 
     Raises:
         EncodeArgumentError: an option is missing, needless or out of range.
@@ -145,25 +149,24 @@ def read_masks(
         task,
         masks_from,
         masks_are,
-        part,
+        peers,
     )
     dialects = dialects_of(state)
     asked_for = keep is not None or rule is not None
-    read = read_named_scores(dict(state), options)
-    ranked = [f"X.{scores_name}"] if read.masks else []
+    read = MaskedState(dict(state), {})
+    ranked: list[str] = []
     for dialect in DIALECTS:
         # Those by scores also refuse scores that fit nothing.
-        if dialect in dialects or dialect.matches(read.tensors) or dialect.by_scores:
-            found = dialect.read(read.tensors, options)
-            ranked += [dialect.name] if dialect.by_scores and found.masks else []
+        always = dialect.by_scores or (dialect.together and peers is not None)
+        if dialect in dialects or dialect.matches(read.tensors) or always:
+            found = dialect.read(read.tensors, replace(options, ranked=ranked))
+            ranked += kinds_of(found.rules.values()) if dialect.by_scores else []
             read = _joined(read, found)
-    if rule is not None and rule_named(rule).one_cut and len(ranked) > 1:
-        raise EncodeArgumentError(
-            f"--rule {rule} makes one cut for all weights, but their scores are of several kinds, "
-            f"{' and '.join(ranked)}: give masks (masks=…, --masks)"
-        )
+    if rule is not None and not ranked and peers is not None:
+        # Others may have scores, and find their cut together.
+        rule_named(rule).masks(Scored({}, {}, options.share, peers), 0.0)
     by_scores = scores_name is not None or any(dialect.by_scores for dialect in dialects)
-    if asked_for and not by_scores and not part:
+    if asked_for and not by_scores and peers is None:
         given = "keep" if keep is not None else "--rule (rule)"
         hint = "leave it out" if options.masks or masks_from else what_to_give(state)
         raise EncodeArgumentError(
@@ -171,7 +174,7 @@ def read_masks(
             if dialects
             else f"{given} is given, but there are no scores to apply it to: {hint}"
         )
-    if task is not None and SUPSUP not in dialects and not part:
+    if task is not None and SUPSUP not in dialects and peers is None:
         raise EncodeArgumentError(NO_TASKS)
     read = _joined(read, read_given_masks(read.tensors, options))
     read = _joined(read, read_zeros(read.tensors, read.masks, options))

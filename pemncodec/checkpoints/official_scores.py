@@ -76,7 +76,7 @@ def no_such_scores(called: str) -> str:
     return f"--scores-name (scores_name=…): no X.{called} has the shape of an X.weight beside it"
 
 
-def read_named_scores(state: StateDict, options: MaskOptions) -> MaskedState:
+def _read_named(state: StateDict, options: MaskOptions) -> MaskedState:
     """Scores that are called as the caller says, by the official rule or the caller's.
 
     Raises:
@@ -87,13 +87,19 @@ def read_named_scores(state: StateDict, options: MaskOptions) -> MaskedState:
     if called is None:
         return MaskedState(state, {})
     if not scores_by_weight(state, called):
-        if options.part:
+        if options.peers is not None:
             return MaskedState(state, {})
         raise EncodeArgumentError(no_such_scores(called))
     _check_all(state, called, options)
     return _read_called(state, called, options)
 
 
+NAMED_SCORES = Dialect(
+    "scores that the caller names",
+    lambda _: False,  # which the caller says
+    _read_named,
+    by_scores=True,
+)
 OFFICIAL_SCORES = Dialect(
     "scores (X.scores)",
     lambda state: bool(scores_by_weight(state, _OFFICIAL)),

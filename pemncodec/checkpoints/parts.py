@@ -13,7 +13,7 @@ from torch import Tensor
 from pemncodec.checkpoints.dialects import NO_TASKS, scores_in
 from pemncodec.checkpoints.official_scores import no_such_scores
 from pemncodec.checkpoints.score_rules import rule_named
-from pemncodec.checkpoints.scored_weights import USED_AS_THEY_ARE
+from pemncodec.checkpoints.scored_weights import USED_AS_THEY_ARE, kinds_of, several_kinds
 from pemncodec.checkpoints.supsup import SUPSUP
 from pemncodec.checkpoints.unmasked import NoMasksError, what_to_give
 from pemncodec.checkpoints.zero_masks import NO_ZEROS
@@ -34,11 +34,11 @@ def check_parts_suffice(options: EncodeOptions) -> None:
         EncodeArgumentError: an option does.
     """
     if options.rule is not None:
-        name = options.rule.partition("=")[0]
-        if rule_named(options.rule).one_cut or name == "bernoulli":
+        rule_named(options.rule)
+        if options.rule.startswith("bernoulli="):
             raise EncodeArgumentError(
-                f"--rule {options.rule} (rule=…) looks at the scores of all layers together, and "
-                f"no process has them all: {_WHOLE}, or give the masks (--masks, masks=…)"
+                f"--rule {options.rule} (rule=…) draws for one layer after the other, and no "
+                f"process has them all: {_WHOLE}, or give the masks (--masks, masks=…)"
             )
     if options.manifest:
         raise EncodeArgumentError(
@@ -80,6 +80,7 @@ def check_together(
     )
     _check_scores(scores, options)
     _check_meaning(rules)
+    _check_kinds(rules, options)
     if options.masks_from is not None and not any(rule.startswith("zeros:") for rule in rules):
         raise EncodeArgumentError(NO_ZEROS)
     if isinstance(options.keep, Mapping):
@@ -103,6 +104,16 @@ def _check_scores(scores: Collection[str], options: EncodeOptions) -> None:
         raise EncodeArgumentError(
             f"{given} is given, but there are no scores to apply it to: leave it out"
         )
+
+
+def _check_kinds(rules: Collection[str], options: EncodeOptions) -> None:
+    """One cut goes through scores of one kind."""
+    if options.rule is None or not (rule := rule_named(options.rule)).one_cut:
+        return
+    share = 1.0 if options.keep is None or isinstance(options.keep, Mapping) else options.keep
+    kinds = [kind for kind in kinds_of(rules) if rule.in_words(kind, float(share)) in rules]
+    if len(kinds) > 1:
+        raise EncodeArgumentError(several_kinds(options.rule, kinds))
 
 
 def _check_meaning(rules: Collection[str]) -> None:

@@ -11,10 +11,10 @@ def _matches(state: StateDict) -> bool:
     return any(map(is_parametrized_entry, state))
 
 
-def _read(state: StateDict, _: MaskOptions) -> MaskedState:
-    return read_parametrized(state)
+def _read(state: StateDict, options: MaskOptions) -> MaskedState:
+    return read_parametrized(state, options.peers)
 
 
 PEMNCODEC_MASKING = Dialect(
-    "masks of pemncodec.masking (X.parametrizations.weight.…)", _matches, _read
+    "masks of pemncodec.masking (X.parametrizations.weight.…)", _matches, _read, together=True
 )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pemncodec.checkpoints.score_rule import Kept, ScoreRule
+from pemncodec.checkpoints.score_rule import Kept, Scored, ScoreRule
 from pemncodec.masking.keep import dropped_count
-
-Rank = Callable[[Tensor], Tensor]
+from pemncodec.masking.one_cut import Rank, cut_together
 
 
 def keep_largest(
@@ -39,44 +38,41 @@ def keep_largest(
     return mask, equal.size if gone < equal.size else 0
 
 
-def by_layer(rank: Rank) -> Callable[[Sequence[Tensor], Sequence[float], float], list[Kept]]:
+def by_layer(rank: Rank) -> Callable[[Scored, float], list[Kept]]:
     """Of each weight the share with the largest ranks."""
 
-    def masks(scores: Sequence[Tensor], keeps: Sequence[float], _: float) -> list[Kept]:
+    def masks(scored: Scored, _: float) -> list[Kept]:
         found = []
-        for tensor, keep in zip(scores, keeps, strict=True):
+        for name, tensor in scored.scores.items():
             ranks = rank(tensor).reshape(-1).numpy()
-            mask, tied = keep_largest(ranks, dropped_count(ranks.size, keep))
+            mask, tied = keep_largest(ranks, dropped_count(ranks.size, scored.keeps[name]))
             found.append(Kept(mask.reshape(tensor.shape), tied))
         return found
 
     return masks
 
 
-def _of_network(rank: Rank) -> Callable[[Sequence[Tensor], Sequence[float], float], list[Kept]]:
+def _of_network(rank: Rank) -> Callable[[Scored, float], list[Kept]]:
     """The share of all weights together with the largest ranks."""
 
-    def masks(scores: Sequence[Tensor], keeps: Sequence[float], _: float) -> list[Kept]:
-        ranks = torch.cat([rank(tensor).reshape(-1) for tensor in scores]).numpy()
-        mask, tied = keep_largest(ranks, dropped_count(ranks.size, keeps[0]))
-        cut = ranks[mask].min() if tied else None
-        found, start = [], 0
-        for tensor in scores:
-            end = start + tensor.numel()
-            equal = 0 if cut is None else int(np.count_nonzero(ranks[start:end] == cut))
-            found.append(Kept(mask[start:end].reshape(tensor.shape), equal))
-            start = end
-        return found
+    def masks(scored: Scored, _: float) -> list[Kept]:
+        cut = cut_together(
+            scored.scores, rank, lambda count: dropped_count(count, scored.share), scored.peers
+        )
+        return [
+            Kept(cut.mask(name, rank(tensor).numpy()), cut.tied[name])
+            for name, tensor in scored.scores.items()
+        ]
 
     return masks
 
 
-def _first_of_descending(scores: Sequence[Tensor], keeps: Sequence[float], _: float) -> list[Kept]:
+def _first_of_descending(scored: Scored, _: float) -> list[Kept]:
     found = []
-    for tensor, keep in zip(scores, keeps, strict=True):
+    for name, tensor in scored.scores.items():
         # Backwards, so that of equal scores the earlier stay.
         ranks = tensor.reshape(-1).flip(0).numpy()
-        mask, tied = keep_largest(ranks, ranks.size - int(keep * ranks.size))
+        mask, tied = keep_largest(ranks, ranks.size - int(scored.keeps[name] * ranks.size))
         found.append(Kept(mask[::-1].reshape(tensor.shape).copy(), tied))
     return found
 

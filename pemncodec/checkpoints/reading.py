@@ -112,7 +112,7 @@ def read_source(
     choices = _choices(options)
     choices["masks"] = masks_by_weight(masks, other, named)
     peers = options.peers
-    state = read_masks(named, own=network, part=peers is not None, **choices)
+    state = read_masks(named, own=network, peers=peers, **choices)
     state = with_missing_ties(state, missing_ties(state.tensors, groups))
     if origin is not None:
         state = _with_origin(state, origin, known, other)

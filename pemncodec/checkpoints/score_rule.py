@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pemncodec.contents import Mask
 from pemncodec.errors import EncodeError
+from pemncodec.peers import Peers
 from pemncodec.tensors import dtype_name
 
 
@@ -26,6 +27,23 @@ class Kept:
     tied: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """Weights with scores, of which a rule makes masks.
+
+    Attributes:
+        scores: floats [*shape] by weight, in the order of the state dict.
+        keeps: the share of each that stays; 1 for rules that take none.
+        share: the share of all together, for rules with one cut.
+        peers: the processes that have the network's other weights; None where these are all.
+    """
+
+    scores: Mapping[str, Tensor]
+    keeps: Mapping[str, float]
+    share: float
+    peers: Peers | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreRule:
     """How masks follow from scores.
@@ -33,8 +51,7 @@ class ScoreRule:
     Attributes:
         words: the rule in words, behind the name of the scores and a colon; `{keep}` and `{value}`
             stand for the share of a weight and for the rule's own number.
-        masks: from the scores of all weights, floats [*shape] in the order of the state dict, the
-            share that each keeps, and the rule's own number, to what is kept of each.
+        masks: from weights with scores, and the rule's own number, to what is kept of each.
         needs_keep: whether it takes shares.
         value: the rule's own number, such as a threshold.
         one_cut: whether it ranks all weights together, and so takes one share.
@@ -43,7 +60,7 @@ class ScoreRule:
     """
 
     words: str
-    masks: Callable[[Sequence[Tensor], Sequence[float], float], list[Kept]]
+    masks: Callable[[Scored, float], list[Kept]]
     needs_keep: bool = False
     value: float = 0.0
     one_cut: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pemncodec.checkpoints.dialect import MaskOptions, MissingRuleError, check_shape
-from pemncodec.checkpoints.score_rule import ScoreRule, exact_scores
+from pemncodec.checkpoints.score_rule import Scored, ScoreRule, exact_scores
 from pemncodec.checkpoints.score_rules import RULES, rule_named
 from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
@@ -41,7 +41,7 @@ def read_scores(
 
     Args:
         state: with the scores' entries.
-        scores: name of the scores by name of their weight, in the order of `state`.
+        scores: name of the scores by name of their weight.
         options: what the caller says.
         label: what rules in words call the scores.
         default: the rule where the caller gives a share and no rule; None where there is none.
@@ -58,7 +58,7 @@ def read_scores(
         EncodeArgumentError: a rule or share that is needless, or does not fit.
         EncodeError: scores that cannot be ranked or do not fit their weight.
     """
-    weights = _wanted(list(scores), options)
+    weights = _wanted([name for name in state if name in scores], options)
     for weight in weights:
         if not (blocks and _divides(state[scores[weight]], state[weight])):
             check_shape(scores[weight], state[scores[weight]], weight, state[weight])
@@ -73,9 +73,9 @@ def read_scores(
     values: StateDict = {}
     ranked = [weight for weight in weights if weight not in binary]
     if ranked:
-        rule = _rule(ranked, options, default, missing, give)
-        found = rule.masks([exact[w] for w in ranked], [keeps[w] for w in ranked], rule.value)
-        for weight, kept in zip(ranked, found, strict=True):
+        rule = _rule(ranked, options, label, default, missing, give)
+        scored = Scored({w: exact[w] for w in ranked}, keeps, options.share, options.peers)
+        for weight, kept in zip(ranked, rule.masks(scored, rule.value), strict=True):
             masks[weight] = _of_shape(kept.mask, state[weight].shape)
             ties |= {weight: kept.tied} if kept.tied else {}
         rules |= {weight: rule.in_words(label, keeps[weight]) for weight in ranked}
@@ -89,6 +89,18 @@ def read_scores(
         rules={weight: rules[weight] for weight in scores if weight in masks},
         ties=ties,
         beside=beside,
+    )
+
+
+def kinds_of(rules: Iterable[str]) -> list[str]:
+    """What rules in words call the scores."""
+    return list(dict.fromkeys(rule.partition(": ")[0] for rule in rules))
+
+
+def several_kinds(rule: str | None, kinds: Sequence[str]) -> str:
+    return (
+        f"--rule {rule} makes one cut for all weights, but their scores are of several kinds, "
+        f"{' and '.join(kinds)}: give masks (masks=…, --masks)"
     )
 
 
@@ -163,7 +175,12 @@ def _check_binary(
 
 
 def _rule(
-    weights: Sequence[str], options: MaskOptions, default: str | None, missing: str, give: str
+    weights: Sequence[str],
+    options: MaskOptions,
+    label: str,
+    default: str | None,
+    missing: str,
+    give: str,
 ) -> ScoreRule:
     if options.rule is not None:
         rule = rule_named(options.rule)
@@ -178,6 +195,8 @@ def _rule(
         raise EncodeArgumentError(
             f"--rule {options.rule} takes no share: leave out --keep (keep=…)"
         )
+    if rule.one_cut and options.ranked:
+        raise EncodeArgumentError(several_kinds(options.rule, [*options.ranked, label]))
     if rule.one_cut and isinstance(options.keep, Mapping):
         raise EncodeArgumentError(
             f"--rule {options.rule} makes one cut for all weights: give --keep (keep=…) one number"
@@ -189,7 +208,9 @@ def _keeps(weights: list[str], options: MaskOptions) -> dict[str, float]:
     if options.keep is None or not weights:
         return dict.fromkeys(weights, 1.0)
     try:
-        found = keep_by_name(options.keep, [[name] for name in weights], part=options.part)
+        found = keep_by_name(
+            options.keep, [[name] for name in weights], part=options.peers is not None
+        )
     except ValueError as error:
         raise EncodeArgumentError(str(error)) from None
     return {name: keep_at(share, 0) for name, share in zip(weights, found, strict=True)}

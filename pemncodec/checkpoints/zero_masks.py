@@ -34,7 +34,7 @@ def read_zeros(state: StateDict, masked: Collection[str], options: MaskOptions) 
         if name in masked or name in options.masks or not has_zeros(tensor):
             continue
         masks[name] = (tensor.detach().cpu() != 0).contiguous().numpy()
-    if not masks and not options.part:
+    if not masks and options.peers is None:
         raise EncodeArgumentError(NO_ZEROS)
     return MaskedState(state, masks, rules=dict.fromkeys(masks, _RULE))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -26,19 +26,32 @@ class Exchange:
     Attributes:
         rank: which process this is.
         count: how many there are.
+        names: as `Peers` has them.
     """
 
-    def __init__(self, rank: int, count: int, send: Callable[[Any], list[Any]]) -> None:
+    def __init__(
+        self,
+        rank: int,
+        count: int,
+        send: Callable[[Any], list[Any]],
+        names: Sequence[str] = (),
+    ) -> None:
         """Sends nothing yet.
 
         Args:
             rank: which process this is.
             count: how many there are.
             send: one round: from the message of this process to those of all, by rank.
+            names: as `Peers` has them.
         """
         self.rank = rank
         self.count = count
+        self.names = names
         self._send = send
+
+    def knowing(self, names: Sequence[str]) -> Exchange:
+        """The same with the names of all entries of the network, in order."""
+        return Exchange(self.rank, self.count, self._send, names)
 
     def gather(self, value: Any) -> list[Any]:
         """What all say, but those that only attend; see `Peers`.

@@ -110,7 +110,8 @@ def encode_part(
         masks = _masks_of(part, options)
         if not part.tensors:
             return exchange.attend()
-        own = replace(options, masks=masks, peers=exchange, resume=resume)
+        peers = exchange.knowing(part.names)
+        own = replace(options, masks=masks, peers=peers, resume=resume)
         report = encode_with(own, part.tensors, target, progress)
         file_of = {tensor.name: target.name for tensor in report.info.tensors}
         if report.info.shards:

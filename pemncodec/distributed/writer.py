@@ -68,7 +68,7 @@ class PemnWriter(StorageWriter):
             masks: see `pemncodec.encode`, as all that follow up to `metadata`; whole tensors.
             masks_from: …
             keep: …
-            rule: … but for those that make one cut for all layers, and "bernoulli=SEED".
+            rule: … but for "bernoulli=SEED".
             scores_name: …
             task: …
             prefix: … such as "model." for a state that has the network as an entry "model".
@@ -108,6 +108,10 @@ class PemnWriter(StorageWriter):
         check_parts_suffice(self._options)
         self._items: dict[tuple[str, Box], WriteItem] = {}
         self._names: list[str] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a process of `async_save` gets, whose own group has the same ranks.
+        return self.__dict__ | {"_group": None}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Takes the file's name, where `save` is given it."""

@@ -13,7 +13,9 @@ from pemncodec.contents import Mask
 from pemncodec.errors import EncodeError
 from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.masking.masked_weight import Recipe
-from pemncodec.masking.selection import TopK, kept_in_each
+from pemncodec.masking.one_cut import cut_together
+from pemncodec.masking.selection import TopK, dropped_together
+from pemncodec.peers import Peers
 
 _INFIX = ".parametrizations."
 _ORIGINAL, _SCORES, _RECIPE = ".original", ".0.scores", ".0._extra_state"
@@ -24,16 +26,18 @@ def is_parametrized_entry(name: str) -> bool:
     return _INFIX in f".{name}" and name.endswith((_SCORES, _RECIPE))
 
 
-def read_parametrized(state: Mapping[str, Tensor]) -> MaskedState:
+def read_parametrized(state: Mapping[str, Tensor], peers: Peers | None = None) -> MaskedState:
     """Weights and masks of the parametrizations that `mask_model` registers.
 
     Args:
         state: names as in `state_dict`; other entries stay what they are.
+        peers: the processes that read the network's other layers; each calls this.
 
     Raises:
         EncodeError: entries that do not belong together, NaN scores.
     """
     recipes: dict[str, Recipe] = {}
+    entries: dict[str, str] = {}
     ranked: dict[str, Tensor] = {}
     memory: dict[str, int] = {}
     for name, tensor in state.items():
@@ -70,15 +74,23 @@ def read_parametrized(state: Mapping[str, Tensor]) -> MaskedState:
             recipes[weight] = Recipe.from_tensor(tensor)
         except ValueError as error:
             raise EncodeError(f"{name}: {error}") from None
+        entries[weight] = name
         ranked[weight] = recipes[weight].selection.ranked(scores)
         memory[weight] = state[entry + _SCORES].data_ptr()
     tensors = _plain_state(state, recipes)
-    masks = _masks(recipes, ranked, memory)
-    together = [name for name, recipe in recipes.items() if recipe.is_global]
-    alone = [[name] for name in recipes if isinstance(recipes[name].selection, TopK)]
-    ties: dict[str, int] = {}
-    for layers in (together, *(layer for layer in alone if layer[0] not in together)):
-        ties |= _ties({name: ranked[name] for name in layers}, masks)
+    kept, ties = _kept_together(recipes, entries, ranked, memory, peers)
+    masks = {
+        name: recipe.selection.mask(
+            ranked[name],
+            torch.tensor(kept.get(name, recipe.kept(ranked[name].numel())), device="cpu"),
+            training=False,
+        ).numpy()
+        for name, recipe in recipes.items()
+    }
+    for weight, own in recipes.items():
+        if isinstance(own.selection, TopK) and not own.is_global:
+            tied = _tied(ranked[weight], masks[weight])
+            ties |= {weight: tied} if tied else {}
     return MaskedState(
         tensors,
         {name: masks[name] for name in tensors if name in masks},
@@ -88,18 +100,13 @@ def read_parametrized(state: Mapping[str, Tensor]) -> MaskedState:
     )
 
 
-def _ties(ranked: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> dict[str, int]:
-    """How many scores of each layer are equal where the cut goes between them."""
-    scores = {name: _as_array(values) for name, values in ranked.items()}
-    kept = [values[np.flatnonzero(masks[name])] for name, values in scores.items()]
-    if not any(values.size for values in kept):
-        return {}
-    cut = min(values.min() for values in kept if values.size)
-    reaching = sum(np.count_nonzero(values >= cut) for values in scores.values())
-    if reaching == sum(values.size for values in kept):
-        return {}
-    counts = {name: int(np.count_nonzero(values == cut)) for name, values in scores.items()}
-    return {name: count for name, count in counts.items() if count}
+def _tied(ranked: Tensor, mask: Mask) -> int:
+    """How many scores of a layer are equal where the cut goes between them."""
+    scores = _as_array(ranked)
+    kept = scores[np.flatnonzero(mask)]
+    if not kept.size or np.count_nonzero(scores >= kept.min()) == kept.size:
+        return 0
+    return int(np.count_nonzero(scores == kept.min()))
 
 
 def _as_array(values: Tensor) -> npt.NDArray[np.floating]:
@@ -108,34 +115,46 @@ def _as_array(values: Tensor) -> npt.NDArray[np.floating]:
     return (flat.float() if flat.dtype == torch.bfloat16 else flat).numpy()
 
 
-def _masks(
-    recipes: Mapping[str, Recipe], ranked: Mapping[str, Tensor], memory: Mapping[str, int]
-) -> dict[str, Mask]:
-    kept = {name: recipe.kept(ranked[name].numel()) for name, recipe in recipes.items()}
+def _kept_together(
+    recipes: Mapping[str, Recipe],
+    entries: Mapping[str, str],
+    ranked: Mapping[str, Tensor],
+    memory: Mapping[str, int],
+    peers: Peers | None,
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Of layers that are ranked together, how many weights stay, and how many scores are tied."""
     together = [name for name, recipe in recipes.items() if recipe.is_global]
     # A weight with two names counts once.
     once = {memory[name]: name for name in reversed(together)}
     layers = [name for name in together if once[memory[name]] == name]
-    if layers:
-        count = sum(ranked[name].numel() for name in layers)
-        for name in layers:
-            if recipes[name].together != count:
-                whole = "give the whole model that was masked"
-                if count > recipes[name].together:
-                    whole = "give that model alone, tied weights as one tensor, not as copies"
-                raise EncodeError(
-                    f"{name} is ranked among {recipes[name].together:,} weights (scope='global'), "
-                    f"and {count:,} are here: {whole}"
-                )
-        counts = kept_in_each([ranked[n] for n in layers], [recipes[n].ratio for n in layers])
-        count_of = dict(zip(layers, counts.tolist(), strict=True))
-        kept |= {name: count_of[once[memory[name]]] for name in together}
-    return {
-        name: recipe.selection.mask(
-            ranked[name], torch.tensor(kept[name], device="cpu"), training=False
-        ).numpy()
-        for name, recipe in recipes.items()
-    }
+    ratios = [recipes[name].ratio for name in layers]
+    sizes = [ranked[name].numel() for name in layers]
+    if peers is not None:
+        said = peers.gather([ratios, sizes])
+        ratios, sizes = ([value for own in said for value in own[at]] for at in (0, 1))
+    count = sum(sizes)
+    for name in layers:
+        if recipes[name].together != count:
+            whole = "give the whole model that was masked"
+            if count > recipes[name].together:
+                whole = "give that model alone, tied weights as one tensor, not as copies"
+            raise EncodeError(
+                f"{name} is ranked among {recipes[name].together:,} weights (scope='global'), "
+                f"and {count:,} are here: {whole}"
+            )
+    if not count:
+        return {}, {}
+    gone = dropped_together(ratios, sizes)
+    by_entry = {entries[name]: ranked[name] for name in layers}
+    cut = cut_together(by_entry, lambda values: values, lambda _: gone, peers)
+    kept: dict[str, int] = {}
+    tied: dict[str, int] = {}
+    for name in together:
+        first = once[memory[name]]
+        mask = cut.mask(entries[first], _as_array(ranked[first]))
+        kept[name] = int(np.count_nonzero(mask))
+        tied |= {name: cut.tied[entries[first]]} if cut.tied[entries[first]] else {}
+    return kept, tied
 
 
 def _plain_name(entry: str) -> str:

@@ -190,12 +190,15 @@ def kept_in_each(ranked: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
         int64 [layers].
     """
     values = [tensor.detach().reshape(-1) for tensor in ranked]
-    total = sum(value.numel() for value in values)
-    share = ratios[0]
-    if len(set(ratios)) > 1:
-        share = math.fsum(r * v.numel() for r, v in zip(ratios, values, strict=True)) / total
-    kept = torch.tensor(total - dropped_count(total, share), device=values[0].device)
+    sizes = [value.numel() for value in values]
+    kept = torch.tensor(sum(sizes) - dropped_together(ratios, sizes), device=values[0].device)
     mask = top_k_mask(torch.cat(values), kept)
-    return torch.stack(
-        [part.sum() for part in torch.split(mask, [value.numel() for value in values])]
-    )
+    return torch.stack([part.sum() for part in torch.split(mask, sizes)])
+
+
+def dropped_together(ratios: Sequence[float], sizes: Sequence[int]) -> int:
+    """How many weights go of layers that are ranked together, by keep ratio and size of each."""
+    total, share = sum(sizes), ratios[0]
+    if len(set(ratios)) > 1:
+        share = math.fsum(r * size for r, size in zip(ratios, sizes, strict=True)) / total
+    return dropped_count(total, share)
