@@ -168,6 +168,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "cli/comparing": ("memory", "origin", "cli"),
     "cli/user_code": ("user_code",),
     "masking/mask_bits": ("memory",),
+    "masking/one_cut": ("parts", "score_rules"),
     "packed/devices": ("triton", "device", "packed_layers"),
     "packed/masks_on_device": ("triton", "device"),
     "packed/triton_kernels": ("triton",),
