@@ -13,14 +13,15 @@ results/scale.svg, which `--plot` does from the CSV alone.
 * *10M*, *100M*, *1000M*: layers of 4 to 64 million weights, half of them masked out at random, of
   one random vector (*RP*) or with normal values of their own, which torch drew after one
   `manual_seed` that is looked for (*seeds*), or which are stored (*stored*). Weights and masks, a
-  bool for each weight, are in a safetensors file. Beside them what safetensors and torch need to
-  read and write the dense file.
+  bool for each weight, are in a safetensors file; *scores*: as *RP*, but with a score for each
+  weight, of which `--keep 0.5` makes the masks. Beside them what safetensors and torch need to read
+  and write the dense file.
 
 Every row is a process of its own, which takes as many threads as it does by itself: *threads*.
 Memory is the most that the process has beyond `import torch`, and beyond the model that the caller
 holds where it does: anonymous pages (RssAnon of /proc/PID/status, read every 2 ms). Pages of files
 are left out: the system takes them back when it needs them. *bound*: 1.5 times the weights and mask
-of the largest layer, and 300 MiB.
+(or scores) of the largest layer, and 300 MiB.
 
 CPU seconds are those of the row's action by all threads, imports of this package among them: the
 least of two runs, of 1000M of one. *of which system*: a virtual machine may get each page that it
@@ -53,7 +54,7 @@ COLUMNS: Final = (
 )  # fmt: skip
 ENCODE, DECODE, VERIFY = "encode", "decode to safetensors", "verify"
 SAFETENSORS, TORCH = "safetensors: load, save", "torch: load, save"
-VALUES: Final = ("RP", "seeds", "stored")
+VALUES: Final = ("RP", "seeds", "stored", "scores")
 MILLION: Final = 1_000_000
 LAYERS: Final = (4, 8, 16, 32, 64)  # million weights
 KEEP: Final = 0.5
@@ -151,8 +152,9 @@ def write_masked(path: Path, sizes: list[int], values: str) -> None:
     for index, size in enumerate(sizes):
         shape = [size // 1000, 1000]
         for name, dtype, width in (
-            (f"{index}.weight_orig", "F32", 4),
-            (f"{index}.weight_mask", "BOOL", 1),
+            ((f"{index}.weight", "F32", 4), (f"{index}.scores", "F32", 4))
+            if values == "scores"
+            else ((f"{index}.weight_orig", "F32", 4), (f"{index}.weight_mask", "BOOL", 1))
         ):
             entries[name] = {
                 "dtype": dtype,
@@ -165,14 +167,17 @@ def write_masked(path: Path, sizes: list[int], values: str) -> None:
     with path.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
         for size in sizes:
-            if values == "RP":
+            if values in ("RP", "scores"):
                 own = np.resize(vector, size)
             elif values == "seeds":
                 own = torch.empty(size).normal_().numpy()
             else:
                 own = rng.standard_normal(size, np.float32)
             own.tofile(stream)
-            (rng.random(size, np.float32) < KEEP).tofile(stream)
+            if values == "scores":
+                rng.standard_normal(size, np.float32).tofile(stream)
+            else:
+                (rng.random(size, np.float32) < KEEP).tofile(stream)
 
 
 def sizes_of(million: int) -> list[int]:
@@ -236,11 +241,12 @@ def command(*arguments: object) -> str:
     return _COMMAND.format(arguments=[str(argument) for argument in arguments])
 
 
-def encoding(source: Path, output: Path, preset: str, *, find_seed: bool = False) -> str:
-    effort = "auto" if find_seed else "off"
+def encoding(source: Path, output: Path, preset: str, values: str) -> str:
+    effort = "auto" if values == "seeds" else "off"
+    keep = ("--keep", KEEP) if values == "scores" else ()
     return command(
         "encode", source, "-o", output, "-f", "-q", "--no-manifest", "--find-seed", effort,
-        "--preset", preset,
+        "--preset", preset, *keep,
     )  # fmt: skip
 
 
@@ -249,7 +255,7 @@ def network_rows(folder: Path, name: str) -> Iterator[dict[str, Any]]:
     source, output = write_networks(folder, name), folder / "net.pemn"
     values = "stored" if name == "ResNet-50" else "signs"
     for preset in ("fast", "max"):
-        row = measure(encoding(source, output, preset))
+        row = measure(encoding(source, output, preset, values))
         yield {"model": name, "values": values, "action": "encode", "preset": preset,
                "file bytes": output.stat().st_size, **row}  # fmt: skip
 
@@ -285,19 +291,21 @@ def synthetic_rows(folder: Path, million: int) -> Iterator[dict[str, Any]]:
     dense, again = folder / "dense.safetensors", folder / "again"
     sizes = sizes_of(million)
     row = {"model": f"{million}M", "weights": sum(sizes), "model MiB": 4 * sum(sizes) / 2**20}
-    bound = {"bound MiB": round(1.5 * 5 * max(sizes) / 2**20 + 300)}
     runs = 1 if million >= 1000 else 2
     for values in VALUES:
         write_masked(source, sizes, values)
-        encoded = measure(encoding(source, output, "fast", find_seed=values == "seeds"), runs)
+        encoded = measure(encoding(source, output, "fast", values), runs)
         size = output.stat().st_size
-        own = {**row, **bound, "values": values}
+        inputs = max(sizes) * (8 if values == "scores" else 5)  # bytes
+        own = {**row, "bound MiB": round(1.5 * inputs / 2**20 + 300), "values": values}
         yield {**own, "action": ENCODE, "preset": "fast", "file bytes": size, **encoded}
         source.unlink()
+        if values == "scores":  # the file is like that of RP
+            continue
         decoded = measure(command("decode", output, "-f", "-q", "-o", dense), runs)
         yield {**own, "action": DECODE, **decoded}
         yield {**own, "action": VERIFY, **measure(command("verify", output, "-q"), runs)}
-        if values != VALUES[-1]:
+        if values != "stored":
             dense.unlink()
     paths = {"dense": str(dense), "output": str(again)}
     yield {**row, "action": SAFETENSORS, **measure(_SAFETENSORS.format(**paths), runs)}
@@ -343,6 +351,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
     lines = ["| | " + " | ".join(models) + " |", "|---|" + "---:|" * len(models)]
     found = {(row["model"], row["values"], row["action"]): row for row in rows}
     kinds = [(values, action) for values in VALUES for action in (ENCODE, DECODE, VERIFY)]
+    kinds = [kind for kind in kinds if any((name, *kind) in found for name in models)]
     for values, action in [*kinds, ("", SAFETENSORS), ("", TORCH)]:
         own = [found.get((model, values, action)) for model in models]
         cells = [
@@ -362,7 +371,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     rows = [row for row in rows if row["weights"]]
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     axes = figure.subplots(1, 2)
-    colors = dict(zip(VALUES, ("#c2410c", "#0f766e", "#4338ca"), strict=True))
+    colors = dict(zip(VALUES, ("#c2410c", "#0f766e", "#4338ca", "#a16207"), strict=True))
     lines: list[tuple[str, str, str]] = [
         (values, action, style)
         for values in VALUES
@@ -373,6 +382,8 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     for axis, (column, title) in zip(axes, columns, strict=True):
         for values, action, style in lines:
             own = [row for row in rows if (row["values"], row["action"]) == (values, action)]
+            if not own:
+                continue
             x, y = [int(row["weights"]) for row in own], [float(row[column]) for row in own]
             what = action.removesuffix(" to safetensors")
             name = f"{values}: {what}" if values else f"dense, {what}"
@@ -389,7 +400,11 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.grid(color="0.9")
     bounds = sorted(
-        {(int(row["weights"]), int(row["bound MiB"])) for row in rows if row["bound MiB"]}
+        {
+            (int(row["weights"]), int(row["bound MiB"]))
+            for row in rows
+            if row["bound MiB"] and row["values"] != "scores"  # whose inputs are larger
+        }
     )
     axes[0].plot(*zip(*bounds, strict=True), color="black", linewidth=2.5, alpha=0.5, label=_BOUND)
     handles, labels = axes[0].get_legend_handles_labels()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import io
+import json
+import mmap
+import os
+import platform
 import shutil
+import subprocess
+import sys
+import tempfile
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
 
 import pemncodec
-from pemncodec import encoding, spool
+from pemncodec import mapped_masks, spool
 from pemncodec import threads as threads_module
 from pemncodec.checkpoints.files import load_checkpoint
 from pemncodec.cli.comparing import compare_files
@@ -25,9 +29,7 @@ from pemncodec.cli.streams import BadDataError
 from pemncodec.contents import StoredPrototype, TorchPrototype
 from pemncodec.errors import CorruptError
 from pemncodec.format import in_turn
-from pemncodec.masking import RandomPadding, mask_model
-from pemncodec.masking.mask_bits import MaskBits
-from pemncodec.masking.masked_state import MaskedState
+from pemncodec.mapped_masks import mapped
 from pemncodec.saving import safetensors_pieces
 from pemncodec.values.fill import prototype_values
 from pemncodec.values.recovery import Layer, SeededBlocks, comes_from
@@ -72,6 +74,9 @@ def test_stored_values_are_in_memory_a_layer_at_a_time(
     monkeypatch.setattr(threads_module, "_BYTES_AT_ONCE", 1 << 16)
     state = load_checkpoint(checkpoint)
     assert isinstance(state, dict)
+    # What is imported on the way is not counted.
+    one = {"weight_orig": torch.ones(2, 2), "weight_mask": torch.eye(2)}
+    pemncodec.encode(one, file, manifest=False)
     with at_most(most * SIZE):
         pemncodec.encode(
             state, file, manifest=False, preset="fast", find_seed="off", threads=threads
@@ -97,46 +102,47 @@ def test_values_of_a_prototype_are_those_that_are_known() -> None:
     assert nothing.values.tobytes() == bytes(28)
 
 
-def test_masks_are_bits_unless_somebody_holds_them() -> None:
-    rng = np.random.default_rng(0)
-    held = torch.from_numpy(rng.random((3, 7, 11)) < 0.5)
-    made = {"b": rng.random((9, 13)) < 0.5, "c": rng.random(0) < 0.5, "d": held.numpy() ^ True}
-    masks = MaskBits({"a": held[1].numpy(), **made}, [held, torch.zeros(5)])
-    assert list(masks) == ["a", *made]
-    assert len(masks) == 4
-    assert "b" in masks
-    assert "e" not in masks
-    assert np.shares_memory(masks["a"], held.numpy())
-    for name, mask in made.items():
-        assert np.array_equal(masks[name], mask)
-        assert masks[name].dtype == np.bool_
+@pytest.mark.parametrize("count", [0, 1, mapped_masks._LARGE - 1, mapped_masks._LARGE, 3 << 20])
+def test_large_masks_are_in_files(count: int) -> None:
+    mask = np.random.default_rng(count).random(2 * count) < 0.5
+    for given in (mask[:count], mask[::2], mask[: count // 8 * 8].reshape(-1, 8).T):
+        kept = mapped(given)
+        assert np.array_equal(kept, given)
+        assert kept.shape == given.shape
+        assert kept.dtype == np.bool_
+        assert (kept is given) == (given.size < mapped_masks._LARGE)
+        torch.from_numpy(kept)[:] = False  # warns of what is not writable
 
 
-def test_masks_around_a_given_tensor_are_bits() -> None:
-    memory = np.zeros((3, 64), np.bool_)  # one after the other
-    below, given, above = memory
-    masks = MaskBits({"below": below, "given": given, "above": above}, [torch.from_numpy(given)])
-    held = {name: np.shares_memory(masks[name], memory) for name in masks}
-    assert held == {"below": False, "given": True, "above": False}
-    last = MaskBits({"last": given[-1:], "next": above[:1]}, [torch.from_numpy(given)])
-    assert np.shares_memory(last["last"], memory)
-    assert not np.shares_memory(last["next"], memory)
+def test_masks_stay_in_memory_where_no_file_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.ones(mapped_masks._LARGE, np.bool_)
+    monkeypatch.setattr(tempfile, "tempdir", "/no such folder")
+    assert mapped(mask) is mask
+    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", lambda *_, **__: Path("/dev/full").write_bytes(b"1"))
+        assert mapped(mask) is mask
 
 
-def test_masks_of_scores_are_bits_while_networks_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Mapping[str, Any]] = []
-    real = encoding.prove_network
+@pytest.fixture(scope="module")
+def more_memory() -> dict[str, float]:
+    """Bytes for each weight of further layers, by the kind of masks."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("memory_of_masks.py")],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
 
-    def proof(encoded: Any, state: MaskedState, *rest: Any) -> Any:
-        seen.append(state.masks)
-        return real(encoded, state, *rest)
 
-    monkeypatch.setattr(encoding, "prove_network", proof)
-    model = mask_model(nn.Sequential(nn.Linear(8, 8)), RandomPadding(length=16), keep=0.5, seed=0)
-    pemncodec.encode(model, io.BytesIO())
-    (masks,) = seen
-    assert isinstance(masks, MaskBits)
-    assert not np.shares_memory(masks["0.weight"], masks["0.weight"])
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's settings, and /proc")
+@pytest.mark.parametrize(
+    "kind",
+    ["scores", "short scores", "one cut", "thresholds", "recipes", "recipes of one cut", "zeros"],
+)
+def test_masks_are_made_a_layer_at_a_time(kind: str, more_memory: dict[str, float]) -> None:
+    assert more_memory[kind] < 0.5
 
 
 @pytest.mark.parametrize("other", ["model.safetensors", "copy.pemn"])

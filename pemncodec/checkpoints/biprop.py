@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from pemncodec.masking.keep import dropped_count
 from pemncodec.masking.one_cut import cut_together
 
 
-def _above_one_cut(scored: Scored, _: float) -> list[Kept]:
+def _above_one_cut(scored: Scored, _: float) -> Iterator[Kept]:
     """All whose magnitude is above that of the last that goes; none of those equal to it."""
     # Where none would go, the published code indexes with −1, and so keeps none.
     cut = cut_together(
@@ -21,7 +23,8 @@ def _above_one_cut(scored: Scored, _: float) -> list[Kept]:
         lambda count: dropped_count(count, scored.share) or count,
         scored.peers,
     )
-    return [Kept(cut.above(tensor.abs().numpy())) for tensor in scored.scores.values()]
+    for tensor in scored.scores.values():
+        yield Kept(cut.above(tensor.abs().numpy()))
 
 
 def _binary(weight: Tensor, mask: Mask, count: int) -> Tensor:

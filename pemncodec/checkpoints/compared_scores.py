@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,19 +12,18 @@ from pemncodec.checkpoints.score_rule import Kept, Scored, ScoreRule
 
 def _each(
     stays: Callable[[Tensor, float], Tensor],
-) -> Callable[[Scored, float], list[Kept]]:
-    def masks(scored: Scored, value: float) -> list[Kept]:
-        return [Kept(stays(tensor, value).numpy()) for tensor in scored.scores.values()]
+) -> Callable[[Scored, float], Iterator[Kept]]:
+    def masks(scored: Scored, value: float) -> Iterator[Kept]:
+        for tensor in scored.scores.values():
+            yield Kept(stays(tensor, value).numpy())
 
     return masks
 
 
-def _drawn(scored: Scored, seed: float) -> list[Kept]:
+def _drawn(scored: Scored, seed: float) -> Iterator[Kept]:
     generator = torch.Generator().manual_seed(int(seed))
-    return [
-        Kept(torch.bernoulli(tensor.sigmoid(), generator=generator).bool().numpy())
-        for tensor in scored.scores.values()
-    ]
+    for tensor in scored.scores.values():
+        yield Kept(torch.bernoulli(tensor.sigmoid(), generator=generator).bool().numpy())
 
 
 ABOVE = ScoreRule("weights whose score is above {value} stay", _each(lambda s, t: s > t))

@@ -17,6 +17,7 @@ from pemncodec.checkpoints.dialect import Dialect, MaskOptions
 from pemncodec.contents import Mask
 from pemncodec.errors import EncodeError
 from pemncodec.limits import Limits
+from pemncodec.mapped_masks import mapped
 from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.tensors import dtype_name
 
@@ -75,7 +76,7 @@ def _mask(module: str, shape: Tensor, bits: Tensor) -> Mask:
             f"{tuple(bits.shape)}"
         )
     unpacked = np.unpackbits(bits.detach().cpu().numpy(), axis=-1, count=columns, bitorder="little")
-    return unpacked.astype(np.bool_)
+    return mapped(unpacked.view(np.bool_))
 
 
 def _plain(name: str, state: StateDict) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pemncodec.checkpoints.score_rules import rule_named
 from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
+from pemncodec.mapped_masks import mapped
 from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.options import check_shares
 from pemncodec.peers import Peers
@@ -105,8 +106,9 @@ def binary_mask(mask: Tensor, name: str) -> Mask:
     if plain.dtype != torch.bool:
         if not ((plain == 0) | (plain == 1)).all():
             raise EncodeError(f"{name}: a mask holds only 0 and 1")
-        plain = plain == 1
-    return plain.numpy()
+        return mapped((plain == 1).numpy())
+    mask_itself: Mask = plain.numpy()
+    return mask_itself
 
 
 def is_binary(tensor: Tensor) -> bool:

@@ -164,7 +164,7 @@ def read_masks(
             read = _joined(read, found)
     if rule is not None and not ranked and peers is not None:
         # Others may have scores, and find their cut together.
-        rule_named(rule).masks(Scored({}, {}, options.share, peers), 0.0)
+        list(rule_named(rule).masks(Scored({}, {}, options.share, peers), 0.0))
     by_scores = scores_name is not None or any(dialect.by_scores for dialect in dialects)
     if asked_for and not by_scores and peers is None:
         given = "keep" if keep is not None else "--rule (rule)"

@@ -21,6 +21,7 @@ from pemncodec.errors import EncodeError
 from pemncodec.format.header import DenseRow, MaskedRow
 from pemncodec.format.reader import PemnFile, open_file
 from pemncodec.limits import UNLIMITED
+from pemncodec.mapped_masks import mapped
 from pemncodec.tensors import array_to_tensor, same_bits, tensor_to_array
 
 if TYPE_CHECKING:  # pemncodec.masking imports torch.compile, which decoding has no need of
@@ -196,7 +197,7 @@ def read_origin(file: PemnFile) -> Origin:
         array = masked[name] if name in masked else file.tensor(name)
         state[name] = array_to_tensor(array, row.dtype)
         if isinstance(row, MaskedRow):
-            masks[name] = file.mask(name)
+            masks[name] = mapped(file.mask(name))
             prototype = file.header.prototypes[row.fill.prototype]
             if isinstance(prototype, Seeded) and row.fill.offset == 0:
                 fills[name] = SeededFill(prototype, row.fill.scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -38,43 +38,37 @@ def keep_largest(
     return mask, equal.size if gone < equal.size else 0
 
 
-def by_layer(rank: Rank) -> Callable[[Scored, float], list[Kept]]:
+def by_layer(rank: Rank) -> Callable[[Scored, float], Iterator[Kept]]:
     """Of each weight the share with the largest ranks."""
 
-    def masks(scored: Scored, _: float) -> list[Kept]:
-        found = []
+    def masks(scored: Scored, _: float) -> Iterator[Kept]:
         for name, tensor in scored.scores.items():
             ranks = rank(tensor).reshape(-1).numpy()
             mask, tied = keep_largest(ranks, dropped_count(ranks.size, scored.keeps[name]))
-            found.append(Kept(mask.reshape(tensor.shape), tied))
-        return found
+            yield Kept(mask.reshape(tensor.shape), tied)
 
     return masks
 
 
-def _of_network(rank: Rank) -> Callable[[Scored, float], list[Kept]]:
+def _of_network(rank: Rank) -> Callable[[Scored, float], Iterator[Kept]]:
     """The share of all weights together with the largest ranks."""
 
-    def masks(scored: Scored, _: float) -> list[Kept]:
+    def masks(scored: Scored, _: float) -> Iterator[Kept]:
         cut = cut_together(
             scored.scores, rank, lambda count: dropped_count(count, scored.share), scored.peers
         )
-        return [
-            Kept(cut.mask(name, rank(tensor).numpy()), cut.tied[name])
-            for name, tensor in scored.scores.items()
-        ]
+        for name, tensor in scored.scores.items():
+            yield Kept(cut.mask(name, rank(tensor).numpy()), cut.tied[name])
 
     return masks
 
 
-def _first_of_descending(scored: Scored, _: float) -> list[Kept]:
-    found = []
+def _first_of_descending(scored: Scored, _: float) -> Iterator[Kept]:
     for name, tensor in scored.scores.items():
         # Backwards, so that of equal scores the earlier stay.
         ranks = tensor.reshape(-1).flip(0).numpy()
         mask, tied = keep_largest(ranks, ranks.size - int(scored.keeps[name] * ranks.size))
-        found.append(Kept(mask[::-1].reshape(tensor.shape).copy(), tied))
-    return found
+        yield Kept(mask[::-1].reshape(tensor.shape).copy(), tied)
 
 
 def _as_it_is(scores: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ from pemncodec.errors import EncodeArgumentError, EncodeError
 from pemncodec.format.columns import is_name
 from pemncodec.format.reader import PemnFile
 from pemncodec.limits import Limits
-from pemncodec.masking.mask_bits import MaskBits
 from pemncodec.masking.masked_state import MaskedState
 from pemncodec.options import EncodeOptions, MaskChoices
 from pemncodec.peers import Peers
@@ -128,8 +127,7 @@ def read_source(
                 f"the mask of {name} keeps only weights that are 0, and drops the others: a mask "
                 "is 1 (True) where a weight is used"
             )
-    # Those that follow from scores would take a byte a weight until the file is proven.
-    return replace(state, masks=MaskBits(state.masks, named.values()))
+    return state
 
 
 def with_recorded(loaded: Checkpoint, given: MaskChoices) -> MaskChoices:

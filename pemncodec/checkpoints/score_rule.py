@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,8 @@ class ScoreRule:
     Attributes:
         words: the rule in words, behind the name of the scores and a colon; `{keep}` and `{value}`
             stand for the share of a weight and for the rule's own number.
-        masks: from weights with scores, and the rule's own number, to what is kept of each.
+        masks: from weights with scores, and the rule's own number, to what is kept of each, one
+            after the other.
         needs_keep: whether it takes shares.
         value: the rule's own number, such as a threshold.
         one_cut: whether it ranks all weights together, and so takes one share.
@@ -60,7 +61,7 @@ class ScoreRule:
     """
 
     words: str
-    masks: Callable[[Scored, float], list[Kept]]
+    masks: Callable[[Scored, float], Iterator[Kept]]
     needs_keep: bool = False
     value: float = 0.0
     one_cut: bool = False
@@ -82,8 +83,13 @@ def exact_scores(scores: Tensor, name: str) -> Tensor:
         raise EncodeError(f"{name}: scores of dtype {dtype_name(scores)}, expected floats")
     if scores.layout != torch.strided or scores.is_meta:
         raise EncodeError(f"{name}: expected a dense tensor")
-    # Short floats have no operators of their own.
-    exact = scores.detach().cpu().to(torch.float64 if scores.itemsize == 8 else torch.float32)
+    exact = comparable(scores)
     if exact.isnan().any():
         raise EncodeError(f"{name}: the scores hold NaN")
-    return exact.contiguous()
+    return exact
+
+
+def comparable(scores: Tensor) -> Tensor:
+    """The same numbers in C order on the CPU; short floats, which have no operators, as float32."""
+    wide = torch.float64 if scores.itemsize == 8 else torch.float32
+    return scores.detach().cpu().to(wide).contiguous()

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from pemncodec.checkpoints.dialect import MaskOptions, MissingRuleError, check_shape
-from pemncodec.checkpoints.score_rule import Scored, ScoreRule, exact_scores
+from pemncodec.checkpoints.score_rule import Scored, ScoreRule, comparable, exact_scores
 from pemncodec.checkpoints.score_rules import RULES, rule_named
 from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError, EncodeError
+from pemncodec.mapped_masks import mapped
 from pemncodec.masking.keep import dropped_count, keep_at, keep_by_name
+from pemncodec.masking.lazy_mapping import LazyMapping
 from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.tensors import dtype_name
 
@@ -62,21 +64,23 @@ def read_scores(
     for weight in weights:
         if not (blocks and _divides(state[scores[weight]], state[weight])):
             check_shape(scores[weight], state[scores[weight]], weight, state[weight])
-    exact = {weight: exact_scores(state[scores[weight]], scores[weight]) for weight in weights}
+        exact_scores(state[scores[weight]], scores[weight])
+    exact = LazyMapping(weights, lambda weight: comparable(state[scores[weight]]))
     keeps = _keeps(weights, options)
     binary = _already_masks(exact) if options.rule is None else []
     if options.keep is not None:
-        _check_binary({weight: exact[weight] for weight in binary}, keeps, scores)
-    masks = {w: _of_shape(exact[w].numpy() == 1, state[w].shape) for w in binary}
+        _check_binary(binary, exact, keeps, scores)
+    masks = {w: mapped(_of_shape(exact[w].numpy() == 1, state[w].shape)) for w in binary}
     rules = dict.fromkeys(binary, f"{label}: {USED_AS_THEY_ARE}")
     ties: dict[str, int] = {}
     values: StateDict = {}
     ranked = [weight for weight in weights if weight not in binary]
     if ranked:
         rule = _rule(ranked, options, label, default, missing, give)
-        scored = Scored({w: exact[w] for w in ranked}, keeps, options.share, options.peers)
+        those = LazyMapping(ranked, exact.__getitem__)
+        scored = Scored(those, keeps, options.share, options.peers)
         for weight, kept in zip(ranked, rule.masks(scored, rule.value), strict=True):
-            masks[weight] = _of_shape(kept.mask, state[weight].shape)
+            masks[weight] = mapped(_of_shape(kept.mask, state[weight].shape))
             ties |= {weight: kept.tied} if kept.tied else {}
         rules |= {weight: rule.in_words(label, keeps[weight]) for weight in ranked}
         values = _values(rule, {weight: state[weight] for weight in ranked}, masks, keeps)
@@ -155,20 +159,27 @@ def _wanted(weights: list[str], options: MaskOptions) -> list[str]:
 
 def _already_masks(scores: Mapping[str, Tensor]) -> list[str]:
     """Names of scores that are 0 and 1: one by one, or all of a network's."""
-    ones = {name: tensor == 1 for name, tensor in scores.items()}
-    binary = [name for name in scores if ((scores[name] == 0) | ones[name]).all()]
-    both = [name for name in binary if ones[name].any() and not ones[name].all()]
+    binary, both = [], []
+    for name, tensor in scores.items():
+        ones = tensor == 1
+        if ((tensor == 0) | ones).all():
+            binary.append(name)
+            both += [name] if ones.any() and not ones.all() else []
     return binary if both and len(binary) == len(scores) else both
 
 
 def _check_binary(
-    binary: Mapping[str, Tensor], keeps: Mapping[str, float], scores: Mapping[str, str]
+    binary: Sequence[str],
+    exact: Mapping[str, Tensor],
+    keeps: Mapping[str, float],
+    scores: Mapping[str, str],
 ) -> None:
-    for weight, tensor in binary.items():
-        count = int(np.count_nonzero(tensor.numpy()))
-        if count != tensor.numel() - dropped_count(tensor.numel(), keeps[weight]):
+    for weight in binary:
+        ones = exact[weight].numpy()
+        count = int(np.count_nonzero(ones))
+        if count != ones.size - dropped_count(ones.size, keeps[weight]):
             raise EncodeArgumentError(
-                f"{scores[weight]} are 0 and 1 already and keep {count:,} of {tensor.numel():,} "
+                f"{scores[weight]} are 0 and 1 already and keep {count:,} of {ones.size:,} "
                 f"weights, not the share {keeps[weight]}: leave out --keep (keep=…), or give "
                 "--rule magnitude to rank them"
             )

@@ -9,6 +9,7 @@ import torch
 from pemncodec.checkpoints.dialect import MaskOptions
 from pemncodec.contents import WEIGHT_DTYPES, Mask
 from pemncodec.errors import EncodeArgumentError
+from pemncodec.mapped_masks import mapped
 from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.tensors import dtype_name
 
@@ -33,7 +34,7 @@ def read_zeros(state: StateDict, masked: Collection[str], options: MaskOptions) 
     for name, tensor in state.items():
         if name in masked or name in options.masks or not has_zeros(tensor):
             continue
-        masks[name] = (tensor.detach().cpu() != 0).contiguous().numpy()
+        masks[name] = mapped((tensor.detach().cpu() != 0).numpy())
     if not masks and options.peers is None:
         raise EncodeArgumentError(NO_ZEROS)
     return MaskedState(state, masks, rules=dict.fromkeys(masks, _RULE))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pemncodec.contents import Array, DenseMode, Mask, SeededFill, bits_of
+from pemncodec.masking.lazy_mapping import LazyMapping
 from pemncodec.tensors import tensor_to_array
 
 StateDict = dict[str, Tensor]
@@ -50,7 +51,14 @@ class MaskedState:
         Tensors are made each time they are asked for. Every name by itself, ties not considered, so
         that comparing with it proves them too.
         """
-        return _Effective(self)
+        return LazyMapping(self.tensors, self._effective)
+
+    def _effective(self, name: str) -> Tensor:
+        shape = self.tensors[name].shape
+        # Flat first: a dimension of size 1 may keep a stride that makes kernels round anew.
+        tensor = self.tensors[name].detach().cpu().contiguous().reshape(-1)
+        mask = self.masks[name].reshape(-1) if name in self.masks else None
+        return _used(tensor, mask).reshape(shape)
 
     def effective_parts(self, name: str) -> Iterator[Array]:
         """The bits of an effective tensor, flat, in its carrier's size; made part by part."""
@@ -85,25 +93,6 @@ class MaskedState:
         }
         kept = {name: how for name, how in self.shortened.items() if name not in tensors}
         return replace(self, tensors=new, shortened=kept)
-
-
-class _Effective(Mapping[str, Tensor]):
-    def __init__(self, state: MaskedState) -> None:
-        self._state = state
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._state.tensors)
-
-    def __len__(self) -> int:
-        return len(self._state.tensors)
-
-    def __getitem__(self, name: str) -> Tensor:
-        state = self._state
-        shape = state.tensors[name].shape
-        # Flat first: a dimension of size 1 may keep a stride that makes kernels round anew.
-        tensor = state.tensors[name].detach().cpu().contiguous().reshape(-1)
-        mask = state.masks[name].reshape(-1) if name in state.masks else None
-        return _used(tensor, mask).reshape(shape)
 
 
 def _used(tensor: Tensor, mask: Mask | None) -> Tensor:

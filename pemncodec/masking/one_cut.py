@@ -75,9 +75,10 @@ def cut_together(
     def said(value: Any) -> list[Any]:
         return [value] if peers is None else peers.gather(value)
 
-    own = sum(tensor.numel() for tensor in layers.values())
-    wide = sum(tensor.dtype == torch.float64 for tensor in layers.values())
-    count, wide = map(sum, zip(*said([own, wide]), strict=True))
+    own = [(tensor.numel(), tensor.dtype == torch.float64) for tensor in layers.values()]
+    sizes_and_wide = [pair for each in said(own) for pair in each]
+    count = sum(size for size, _ in sizes_and_wide)
+    wide = any(is_wide for _, is_wide in sizes_and_wide)
     gone = dropped(count) if count else 0
     if not gone:
         return Cut(None, dict.fromkeys(layers, 0), dict.fromkeys(layers, 0))

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pemncodec.contents import Mask
 from pemncodec.errors import EncodeError
+from pemncodec.mapped_masks import mapped
+from pemncodec.masking.lazy_mapping import LazyMapping
 from pemncodec.masking.masked_state import MaskedState, StateDict
 from pemncodec.masking.masked_weight import Recipe
 from pemncodec.masking.one_cut import cut_together
@@ -38,7 +40,7 @@ def read_parametrized(state: Mapping[str, Tensor], peers: Peers | None = None) -
     """
     recipes: dict[str, Recipe] = {}
     entries: dict[str, str] = {}
-    ranked: dict[str, Tensor] = {}
+    scores_of: dict[str, Tensor] = {}
     memory: dict[str, int] = {}
     for name, tensor in state.items():
         if not is_parametrized_entry(name):
@@ -65,31 +67,29 @@ def read_parametrized(state: Mapping[str, Tensor], peers: Peers | None = None) -
         scores, values = state[entry + _SCORES].detach().cpu(), state[entry + _ORIGINAL]
         if scores.shape != values.shape or not scores.is_floating_point():
             raise EncodeError(f"{entry}{_SCORES} does not fit {entry}{_ORIGINAL}")
-        if scores.itemsize == 1:
-            scores = scores.float()  # exact; short floats have no operators of their own
         # The sum is NaN where a score is, and cheaper than a look at each.
-        if scores.sum().isnan() and scores.isnan().any():
+        numbers = _with_operators(scores)
+        if numbers.sum().isnan() and numbers.isnan().any():
             raise EncodeError(f"{entry}{_SCORES} holds NaN")
         try:
             recipes[weight] = Recipe.from_tensor(tensor)
         except ValueError as error:
             raise EncodeError(f"{name}: {error}") from None
         entries[weight] = name
-        ranked[weight] = recipes[weight].selection.ranked(scores)
+        scores_of[weight] = scores
         memory[weight] = state[entry + _SCORES].data_ptr()
+    ranked = LazyMapping(
+        recipes, lambda name: recipes[name].selection.ranked(_with_operators(scores_of[name]))
+    )
     tensors = _plain_state(state, recipes)
     kept, ties = _kept_together(recipes, entries, ranked, memory, peers)
-    masks = {
-        name: recipe.selection.mask(
-            ranked[name],
-            torch.tensor(kept.get(name, recipe.kept(ranked[name].numel())), device="cpu"),
-            training=False,
-        ).numpy()
-        for name, recipe in recipes.items()
-    }
+    masks: dict[str, Mask] = {}
     for weight, own in recipes.items():
+        ranks = ranked[weight]
+        count = torch.tensor(kept.get(weight, own.kept(ranks.numel())), device="cpu")
+        masks[weight] = mapped(own.selection.mask(ranks, count, training=False).numpy())
         if isinstance(own.selection, TopK) and not own.is_global:
-            tied = _tied(ranked[weight], masks[weight])
+            tied = _tied(ranks, masks[weight])
             ties |= {weight: tied} if tied else {}
     return MaskedState(
         tensors,
@@ -98,6 +98,11 @@ def read_parametrized(state: Mapping[str, Tensor], peers: Peers | None = None) -
         rules={name: f"pemncodec.masking: {recipe.rule}" for name, recipe in recipes.items()},
         ties=ties,
     )
+
+
+def _with_operators(scores: Tensor) -> Tensor:
+    """The same numbers, as floats that can be compared."""
+    return scores.float() if scores.itemsize == 1 else scores
 
 
 def _tied(ranked: Tensor, mask: Mask) -> int:
@@ -145,7 +150,8 @@ def _kept_together(
     if not count:
         return {}, {}
     gone = dropped_together(ratios, sizes)
-    by_entry = {entries[name]: ranked[name] for name in layers}
+    weight_of = {entries[name]: name for name in layers}
+    by_entry = LazyMapping([entries[n] for n in layers], lambda entry: ranked[weight_of[entry]])
     cut = cut_together(by_entry, lambda values: values, lambda _: gone, peers)
     kept: dict[str, int] = {}
     tied: dict[str, int] = {}
