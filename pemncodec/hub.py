@@ -30,7 +30,7 @@ from pemncodec.remote.urls import is_url, last_part
 
 try:
     from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 except ModuleNotFoundError as error:
     if error.name != "huggingface_hub":  # but one that it needs
         raise
@@ -39,6 +39,8 @@ except ModuleNotFoundError as error:
 FILE_NAME: Final = "model.pemn"
 CARD_NAME: Final = "README.md"
 _SHARDS: Final = "model-*-of-*.pemn"
+# Of its client, which is not the same in all versions; hf_xet has no class of its own.
+_BREAKS: Final = (*HfHubHTTPError.__bases__, RuntimeError)
 
 _PARTS: Final = {
     "header": "header: names, shapes, seeds",
@@ -113,9 +115,11 @@ def _download(repository: str, **options: Any) -> str:
     """A file of a repository, in the cache."""
     try:
         return str(hf_hub_download(repository, **options))
-    except (EntryNotFoundError, OSError, TypeError, ValueError):
+    except (OSError, RecursionError, NotImplementedError):
         raise
-    except Exception as error:  # the classes of its client, which is not the same in all versions
+    except Exception as error:
+        if not isinstance(error, _BREAKS):
+            raise
         raise ConnectionAbortedError(
             errno.ECONNABORTED,
             f"the connection to the Hub broke ({named_line(error)}): try again later; files that "

@@ -269,6 +269,28 @@ def test_downloads_that_break_off_are_continued(
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
 
 
+@pytest.mark.parametrize(
+    ("error", "broke"),
+    [
+        (RuntimeError("Data processing error: CAS service error"), True),
+        (RecursionError("maximum recursion depth exceeded"), False),
+        (AttributeError("no attribute"), False),
+        (KeyError("etag"), False),
+        (PermissionError("cache"), False),
+    ],
+)
+def test_what_is_a_broken_connection(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, broke: bool
+) -> None:
+    def fails(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr("pemncodec.hub.hf_hub_download", fails)
+    with pytest.raises(ConnectionAbortedError if broke else type(error)) as raised:
+        from_pretrained("user/net")
+    assert (raised.value is error) is not broke
+
+
 def test_networks_are_saved_in_shards(network: bytes, tmp_path: Path) -> None:
     module = pemncodec.decode(network)
     info = save_pretrained(module, tmp_path / "a" / "net", shard_size=4000)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import base64
 import copy
+import errno
 import io
 import json
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection, HTTPResponse
+from itertools import count
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -354,6 +360,78 @@ def test_a_server_that_breaks_off_again_and_again(
     assert server.sent == len(checkpoint.getvalue())
 
 
+AWAY = (
+    OSError(errno.ENETUNREACH, "Network is unreachable"),
+    OSError(errno.EHOSTUNREACH, "No route to host"),
+    socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+    ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+    ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol"),
+    ssl.SSLError(ssl.SSL_ERROR_SSL, "bad record mac"),
+)
+FORGED = ssl.SSLCertVerificationError(ssl.SSL_ERROR_SSL, "certificate has expired")
+
+
+def failing(function: Callable[..., Any], error: OSError, first: int, last: int) -> Any:
+    """A function whose calls from `first` to `last` fail."""
+    calls = count(1)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if first <= next(calls) <= last:
+            raise error
+        return function(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("error", AWAY, ids=str)
+@pytest.mark.parametrize("place", ["connecting", "waiting", "body"])
+def test_a_network_that_is_away_for_a_moment(
+    server: FileServer,
+    large: tuple[bytes, dict[str, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    error: OSError,
+) -> None:
+    server.files["/net.pemn"] = large[0]
+    ranges = web.WebRanges(server.url("/net.pemn"), 1000)
+    where, name = {
+        "connecting": (socket, "create_connection"),
+        "waiting": (HTTPConnection, "getresponse"),
+        "body": (HTTPResponse, "read"),
+    }[place]
+    real = getattr(where, name)
+    monkeypatch.setattr(where, name, failing(real, error, 1, 4))
+    assert ranges.read(500, 3000) == large[0][500:3000]
+    monkeypatch.setattr(where, name, failing(real, error, 1, 5))
+    with pytest.raises(OSError, match="broke 5 times in a row") as raised:
+        ranges.read(500, 3000)
+    assert error.strerror in str(raised.value)
+    assert raised.value.filename == ranges.name
+
+
+@pytest.mark.parametrize("error", [*AWAY, FORGED], ids=str)
+def test_a_server_that_never_answered_is_not_waited_for(
+    server: FileServer, network: bytes, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    server.files["/net.pemn"] = network
+    monkeypatch.setattr(socket, "create_connection", failing(socket.create_connection, error, 1, 1))
+    with pytest.raises(OSError, match=r"cannot reach the server .*: check the URL") as raised:
+        pemncodec.open(server.url("/net.pemn"))
+    assert error.strerror in str(raised.value)
+
+
+def test_a_certificate_is_not_tried_again(
+    server: FileServer, network: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/net.pemn"] = network
+    ranges = web.WebRanges(server.url("/net.pemn"), 10)
+    monkeypatch.setattr(
+        socket, "create_connection", failing(socket.create_connection, FORGED, 1, 1)
+    )
+    with pytest.raises(OSError, match=r"cannot reach the server .*certificate has expired"):
+        ranges.read(10, 20)
+
+
 @pytest.mark.parametrize("command", ["decode", "encode"])
 def test_a_server_that_is_gone_leaves_no_file(
     server: FileServer,
@@ -416,6 +494,23 @@ def test_a_file_that_changes_between_two_reads(
             OSError, match=r"changed while it was read: open it once more.*net\.pemn"
         ):
             file.tensor("first")
+
+
+@pytest.mark.parametrize("left", [0, 500])
+def test_a_file_that_shrank(
+    server: FileServer, large: tuple[bytes, dict[str, Tensor]], left: int
+) -> None:
+    def no_such_range(handler: Handler, data: bytes, _start: int, _stop: int) -> None:
+        handler.reply(416, {"Content-Range": f"bytes */{len(data)}"})
+
+    server.files["/net.pemn"] = large[0]
+    ranges = web.WebRanges(server.url("/net.pemn"), 1000)
+    server.answer = no_such_range
+    with pytest.raises(OSError, match=r"says 416 .*check the URL"):
+        ranges.read(1000, 2000)
+    server.files["/net.pemn"] = large[0][:left]
+    with pytest.raises(OSError, match="changed while it was read: open it once more"):
+        ranges.read(1000, 2000)
 
 
 def test_damage_is_found_as_in_other_files(

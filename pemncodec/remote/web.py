@@ -13,6 +13,7 @@ import time
 from email.message import Message
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
+from ssl import SSLCertVerificationError
 from typing import Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
@@ -38,7 +39,7 @@ _LONGEST: Final = 60.0  # seconds that a server may ask for
 _CHUNK: Final = 1 << 20
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
-_EMPTY_FILE: Final = "bytes */0"
+_NO_SUCH_RANGE: Final = re.compile(r"bytes \*/(\d{1,18})")
 _IN_PATHS: Final = "%/:@!$&'()*+,;=~[]"
 
 
@@ -85,8 +86,8 @@ class WebRanges:
             try:
                 self._take(start + len(data), stop, data)
                 error = self._broken("less came than the server said")
-            except (HTTPException, ConnectionError) as cause:
-                error = self._broken(_named(cause))
+            except HTTPException as cause:
+                error = self._broken(type(cause).__name__)
             except _PassingError as cause:
                 error, wait = cause.error, cause.wait
             if len(data) == min(stop, self.size) - start:
@@ -115,17 +116,14 @@ class WebRanges:
             answer = self._opener.open(request, timeout=_SECONDS)
         except HTTPError as error:
             with error:
-                if error.code == 416 and error.headers.get("Content-Range") == _EMPTY_FILE:
-                    self._check_version(0, error.headers)
+                if error.code == 416 and self._is_cut(error.headers):
                     return
                 refused = self._refused(error.code)
                 if error.code in _PASSING:
                     raise _PassingError(refused, _asked_wait(error.headers)) from None
                 raise refused from None
-        except TimeoutError:
-            raise self._slow() from None
-        except URLError as error:
-            raise self._unreachable(error) from None
+        except OSError as error:
+            raise self._lost(error) from None
         assert isinstance(answer, HTTPResponse)
         with answer:
             missing = self._checked(answer, start, stop)
@@ -136,8 +134,8 @@ class WebRanges:
                         return
                     data += chunk
                     missing -= len(chunk)
-            except TimeoutError:
-                raise self._slow() from None
+            except OSError as error:
+                raise self._lost(error) from None
 
     def _checked(self, answer: HTTPResponse, start: int, stop: int) -> int:
         """The number of bytes that an answer has, all of which were asked for."""
@@ -172,6 +170,17 @@ class WebRanges:
         self._check_version(size, answer.headers)
         return last + 1 - first
 
+    def _is_cut(self, headers: Message) -> bool:
+        """Whether a file is empty, by an answer that it has no such range; raises if it shrank."""
+        said = _NO_SUCH_RANGE.fullmatch(headers.get("Content-Range") or "")
+        if said is None:
+            return False
+        size = int(said[1])
+        changed = self._version is not None and size != self.size
+        if size == 0 or changed:
+            self._check_version(size, headers)
+        return size == 0
+
     def _check_version(self, size: int, headers: Message) -> None:
         version = (size, headers.get("ETag") or headers.get("Last-Modified"))
         if self._version not in (None, version):
@@ -197,23 +206,25 @@ class WebRanges:
             return self._failed(errno.EIO, f"the server cannot answer ({said}): try again later")
         return self._failed(errno.EIO, f"the server says {said}: check the URL")
 
-    def _unreachable(self, error: URLError) -> Exception:
-        reason = error.reason
-        if isinstance(reason, TimeoutError):
-            return self._slow()
-        passing = self._version is not None or not isinstance(reason, ConnectionRefusedError)
-        if isinstance(reason, ConnectionError) and passing:
-            return reason  # to be tried again
+    def _lost(self, error: OSError) -> Exception:
+        """What is raised where there is no connection, or none any more."""
+        reason = error.reason if isinstance(error, URLError) else error
         what = (isinstance(reason, OSError) and reason.strerror) or str(reason)
-        what = redacted(what.partition("\n")[0], self._given)
-        return self._failed(errno.EHOSTUNREACH, f"cannot reach the server ({what}): check the URL")
-
-    def _slow(self) -> Exception:
-        error = self._failed(
-            errno.ETIMEDOUT, f"the server sent nothing for {_SECONDS:.0f} seconds: try again later"
+        what = redacted(what.partition("\n")[0], self._given) or type(reason).__name__
+        answered = self._version is not None  # a server that has may do so again
+        if isinstance(reason, TimeoutError):
+            slow = self._failed(
+                errno.ETIMEDOUT,
+                f"the server sent nothing for {_SECONDS:.0f} seconds: try again later",
+            )
+            return _PassingError(slow) if answered else slow
+        broke = isinstance(reason, ConnectionError) and not isinstance(
+            reason, ConnectionRefusedError
         )
-        # One that has answered before may do so again.
-        return error if self._version is None else _PassingError(error)
+        final = isinstance(reason, str | SSLCertVerificationError)
+        if broke or (answered and not final):
+            return _PassingError(self._broken(what))
+        return self._failed(errno.EHOSTUNREACH, f"cannot reach the server ({what}): check the URL")
 
     def _broken(self, cause: str) -> OSError:
         return self._failed(
@@ -251,9 +262,3 @@ def _asked_wait(headers: Message) -> float:
     """The seconds that a server asks to be left alone."""
     said = headers.get("Retry-After") or ""
     return min(float(said), _LONGEST) if re.fullmatch(r"\d{1,9}", said) else 0.0
-
-
-def _named(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return type(error).__name__
