@@ -341,6 +341,28 @@ def test_bounds_of_a_scale_are_exact(dtype: str, mantissa: int, limit: int) -> N
                     scale = np.nextafter(scale, np.float32(np.inf))
 
 
+@pytest.mark.parametrize("word", [0, 1, 2, 0x7FFFFF, 0x800000, 0x3F800000, 0x7F7FFFFF])
+def test_bounds_around_a_single_scale(word: int) -> None:
+    """Between two numbers of binary32, on one, and around one and two of them."""
+    numbers = np.arange(max(0, word - 2), word + 3, dtype=np.uint32).view(np.float32)
+    ends = [np.float64(number) for number in numbers if np.isfinite(number)]
+    ends += [(low + high) / 2 for low, high in itertools.pairwise(ends)]
+    for low, high in itertools.combinations_with_replacement(sorted(ends), 2):
+        bounds = ScaleBounds("float32")
+        bounds.low, bounds.high = float(low), float(high)
+        inside = sum(low <= float(number) <= high for number in numbers)
+        assert bounds.is_single == (inside <= 1), (low, high)
+
+
+def test_a_scale_is_refuted_by_the_last_weight() -> None:
+    prototype = SeededPrototype("normal", 1, 1 << 18)
+    values = generate("normal", 1, 0, 1 << 18) * np.float32(0.3)
+    values[-1] = np.nextafter(values[-1], np.float32(9))
+    for mask, is_found in ((np.ones(1 << 18, np.bool_), False), (values != values[-1], True)):
+        prototypes, _ = recover([Layer("float32", values, mask)], [prototype])
+        assert (prototypes[0] == prototype) == is_found
+
+
 def test_layers_that_are_not_seeded_are_stored() -> None:
     prototype = SeededPrototype("normal", 1, 500)
     seeded = generate("normal", 1, 0, 500)

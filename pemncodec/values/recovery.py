@@ -249,6 +249,8 @@ def seeded_scale(values: SeededBlocks, layer: Layer) -> float | None:
         bounds.narrow(block[mask], layer.values[part][mask])
         if bounds.is_empty:
             return None
+        if bounds.is_single:  # further weights can but refute it, which is quicker below
+            break
     for scale in bounds.candidates():
         if comes_from(values, scale, layer):
             return scale

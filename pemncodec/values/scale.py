@@ -39,6 +39,15 @@ class ScaleBounds:
         """Whether no scale makes all of the weights."""
         return not self.low <= self.high or len(self._signs) > 1
 
+    @property
+    def is_single(self) -> bool:
+        """Whether no more than one binary32 number is inside of the bounds."""
+        with np.errstate(over="ignore"):  # to infinity
+            least = np.float32(self.low)
+            if float(least) < self.low:
+                least = np.nextafter(least, np.float32(np.inf))
+            return float(np.nextafter(least, np.float32(np.inf))) > self.high
+
     def narrow(self, used: Floats, weights: Array) -> None:
         """Takes into account some weights.
 
