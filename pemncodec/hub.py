@@ -149,8 +149,10 @@ def _downloaded(download: Callable[..., str], filename: str, limits: Limits) -> 
             path = download(filename=index)
         except EntryNotFoundError:
             raise error from None
+    # A branch may get other shards meanwhile; the cache has a folder for each commit.
+    commit = Path(path).parents[len(PurePosixPath(index).parts) - 1].name
     for shard in decode_index(Path(path).read_bytes(), limits).shards:
-        download(filename=str(PurePosixPath(index).with_name(shard)))
+        download(filename=str(PurePosixPath(index).with_name(shard)), revision=commit)
     return path
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -289,6 +290,46 @@ def test_what_is_a_broken_connection(
     with pytest.raises(ConnectionAbortedError if broke else type(error)) as raised:
         from_pretrained("user/net")
     assert (raised.value is error) is not broke
+
+
+def test_all_shards_are_of_the_commit_of_their_index(
+    hub: FileServer, network: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though others are pushed as soon as the index is there."""
+    contents = contents_of(network)
+    count = len(contents.tensors)
+    for revision, cut in ((COMMIT, 1), ("f" * 40, count - 1)):
+        folder = tmp_path / revision
+        folder.mkdir()
+        write_shards(
+            folder,
+            contents,
+            {tensor.name: int(i >= cut) for i, tensor in enumerate(contents.tensors)},
+            name="model.pemn",
+        )
+        for path in folder.iterdir():
+            hub.files[f"/user/net/resolve/{revision}/sub/{path.name}"] = path.read_bytes()
+            is_first = path.name.endswith(".json") == (revision == COMMIT)
+            if is_first:  # of the branch, at its time
+                hub.files[f"/user/net/resolve/main/sub/{path.name}"] = path.read_bytes()
+
+    def do_head(handler: Handler) -> None:
+        data = handler.served.files.get(handler.path)
+        if data is None:
+            handler.reply(404, {"X-Repo-Commit": COMMIT, "X-Error-Code": "EntryNotFound"})
+            return
+        revision = handler.path.split("/")[4]
+        if revision == "main":
+            revision = COMMIT if handler.path.endswith(".json") else "f" * 40
+        said = {"X-Repo-Commit": revision, "ETag": f'"{sha256(data).hexdigest()}"'}
+        handler.reply(200, said | {"Content-Length": str(len(data))})
+
+    monkeypatch.setattr(Handler, "do_HEAD", do_head)
+    loaded = from_pretrained(
+        "user/net", filename="sub/model.pemn", cache_dir=tmp_path / "cache", token=False
+    )
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(loaded(images), pemncodec.decode(network)(images))
 
 
 def test_networks_are_saved_in_shards(network: bytes, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from pemncodec import spool
 from pemncodec.format import places, remote_sections
 from pemncodec.format.container import encode_container
 from pemncodec.remote import web
+from pemncodec.remote.stores import stored_bytes
 from pemncodec.remote.urls import is_url, last_part, shown
 from pemncodec.spool import Spool
 
@@ -847,3 +848,29 @@ def test_s3_notices_a_file_that_changes(
         store.pipe_file("bucket/changing.pemn", large[0][:-1] + b"\0")
         with pytest.raises(OSError, match=r"changed while it was read.*s3://bucket/changing"):
             file.tensor("first")
+
+
+def test_s3_is_asked_for_what_was_written_since_a_listing(
+    bucket: str, network: bytes, tmp_path: Path
+) -> None:
+    """By another machine, whose writing leaves the listings of this one as they are."""
+    import fsspec
+
+    store, other = fsspec.filesystem("s3"), fsspec.filesystem("s3", skip_instance_cache=True)
+    url = f"{bucket}/listed/net.pemn"
+    other.pipe_file("bucket/listed/x", b"x")
+    store.ls("bucket/listed")
+    pemncodec.encode(pemncodec.open(network), tmp_path / "net.pemn", shard_size=4000)
+    for path in tmp_path.iterdir():
+        other.put_file(str(path), f"bucket/listed/{path.name}")
+    assert pemncodec.load_state_dict(f"{url}.index.json")
+    for path in tmp_path.iterdir():
+        other.rm_file(f"bucket/listed/{path.name}")
+    store.ls("bucket/listed")
+    for path in tmp_path.iterdir():
+        other.put_file(str(path), f"bucket/listed/{path.name}")
+    pemncodec.encode(pemncodec.open(network), url)
+    store.invalidate_cache()
+    assert store.ls("bucket/listed", detail=False) == ["bucket/listed/net.pemn", "bucket/listed/x"]
+    other.rm_file("bucket/listed/net.pemn")
+    assert stored_bytes(url) is None

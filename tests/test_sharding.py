@@ -13,11 +13,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ from pemncodec.contents import (
 )
 from pemncodec.format.index import Shard, ShardIndex, decode_index, encode_index
 from pemncodec.format.journal import contents_digest
+from pemncodec.format.leftovers import discard_leftover
 from pemncodec.format.partial import open_partial, read_shard
 from pemncodec.format.partition import partition
 from pemncodec.format.parts import part_target
@@ -47,7 +50,7 @@ from pemncodec.format.places import Folder
 from pemncodec.format.reader import open_file
 from pemncodec.format.writer import encode_contents
 from pemncodec.limits import Limits
-from pemncodec.proof import prove_network
+from pemncodec.proof import prove_network, prove_tensors
 from pemncodec.sizes import size_as_text, size_in_bytes
 
 SIZE = 6000
@@ -1111,6 +1114,165 @@ def test_a_shard_that_a_store_loses_while_names_are_given(store: Any) -> None:
     lost = r"memory://net-00002-of-00003\.pemn is missing or damaged: to start over, delete"
     with pytest.raises(pemncodec.EncodeArgumentError, match=lost):
         encode("memory://net.pemn", resume=True)
+
+
+@contextlib.contextmanager
+def taking_turns(store: Any, random: Random, count: int) -> Iterator[Callable[[int], None]]:
+    """Lets threads work on a store one operation at a time, in a random order.
+
+    Gives what a thread, by its number, calls when it begins and when it is done.
+    """
+    changed, waiting = threading.Condition(), set(range(count))
+    numbers: dict[int, int] = {}
+    now = random.randrange(count)
+
+    def next_one() -> None:
+        nonlocal now
+        now = random.choice(sorted(waiting)) if waiting else -1
+        changed.notify_all()
+
+    def begin_or_end(number: int) -> None:
+        with changed:
+            if threading.get_ident() not in numbers:
+                numbers[threading.get_ident()] = number
+                assert changed.wait_for(lambda: now == number, 60)
+            else:
+                waiting.remove(number)
+                next_one()
+
+    def in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            number = numbers.get(threading.get_ident())
+            if number is not None:
+                with changed:
+                    next_one()
+                    assert changed.wait_for(lambda: now == number, 60)
+            return function(*arguments, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("put_file", "cp_file", "rm_file", "find", "size"):
+            patch.setattr(type(store), name, in_turn(getattr(type(store), name)))
+        yield begin_or_end
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_two_processes_at_one_store(store: Any, tmp_path: Path, seed: int) -> None:
+    """Neither says that all is well with a model of which the other has written a part."""
+    url, random = "memory://folder/net.pemn", Random(seed)
+    encode(url, *network(seed=2))
+    networks = [(STATE, MASKS), (OTHER, OTHER_MASKS)]
+    sizes = [SIZE, SIZE if seed % 2 else 1]
+    errors: list[Exception | None] = [None, None]
+
+    def run(number: int) -> None:
+        begin_or_end(number)
+        try:
+            if seed % 3 == 0:  # as -f does
+                discard_leftover(url)
+            encode(url, *networks[number], shard_size=sizes[number])
+        except (pemncodec.EncodeError, OSError) as error:
+            errors[number] = error
+        finally:
+            begin_or_end(number)
+
+    with taking_turns(store, random, 2) as begin_or_end:
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if errors == [None, None]:
+        found = model_of_store(store, tmp_path / "files")
+        assert found in [expected(*own) for own in networks]
+    discard_leftover(url)
+    encode(url)
+    assert model_of_store(store, tmp_path / "files") == expected()
+
+
+@pytest.mark.parametrize("scheme", ["memory", "path"])
+@pytest.mark.parametrize("file", ["net-00001-of-00003.pemn", "net.pemn.index.json"])
+@pytest.mark.parametrize("change", ["gone", "another"])
+def test_what_others_change_gets_no_name(
+    store: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    file: str,
+    change: str,
+) -> None:
+    target = tmp_path / "net.pemn" if scheme == "path" else "memory://folder/net.pemn"
+    prove = prove_tensors
+
+    def change_after(*arguments: Any) -> Any:
+        report = prove(*arguments)
+        if scheme == "path":
+            path = tmp_path / ".net.pemn.partial" / file
+            path.unlink() if change == "gone" else shutil.copy(tmp_path / file, path)
+        elif change == "gone":
+            store.rm_file(f"/folder/.net.pemn.partial/{file}")
+        else:
+            store.cp_file(f"/folder/{file}", f"/folder/.net.pemn.partial/{file}")
+        return report
+
+    encode(target, OTHER, OTHER_MASKS)
+    monkeypatch.setattr("pemncodec.encoding.prove_tensors", change_after)
+    with pytest.raises(pemncodec.EncodeArgumentError, match="another process writes or deletes"):
+        encode(target)
+    assert (
+        model(tmp_path) if scheme == "path" else model_of_store(store, tmp_path / "files")
+    ) == expected(OTHER, OTHER_MASKS)
+
+
+@pytest.mark.parametrize("file", ["net-00001-of-00003.pemn", "net.pemn.index.json"])
+@pytest.mark.parametrize("change", ["gone", "another"])
+def test_what_others_change_when_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, change: str
+) -> None:
+    """It is told, and what was to be replaced is still there, and the journal."""
+    (tmp_path / "other").mkdir()
+    encode(tmp_path / "other" / "net.pemn", OTHER, OTHER_MASKS)
+    encode(tmp_path / "net.pemn", OTHER, OTHER_MASKS, shard_size=1)
+    before = set(files(tmp_path, "net-*"))
+    move = Folder.move
+
+    def change_after(place: Folder, name: str, new: str) -> None:
+        move(place, name, new)
+        if new.endswith(".json"):
+            changed = tmp_path / file
+            changed.unlink() if change == "gone" else shutil.copy(
+                tmp_path / "other" / file, changed
+            )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "move", change_after)
+        with pytest.raises(pemncodec.EncodeArgumentError, match="another process writes"):
+            encode(tmp_path / "net.pemn")
+    assert set(files(tmp_path, "net-*")) >= before
+    assert finished(tmp_path) == 3
+    discard_leftover(tmp_path / "net.pemn")
+    encode(tmp_path / "net.pemn")
+    assert model(tmp_path) == expected()
+
+
+@pytest.mark.parametrize("name", ["net.pemn.index.json", ".net.pemn.partial/journal.json"])
+@pytest.mark.parametrize("scheme", ["file", "path"])
+def test_no_more_is_read_than_a_reader_takes(tmp_path: Path, name: str, scheme: str) -> None:
+    if scheme == "file":
+        pytest.importorskip("fsspec")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    with (tmp_path / name).open("wb") as stream:
+        stream.truncate(400 << 20)
+    target = tmp_path / "net.pemn" if scheme == "path" else (tmp_path / "net.pemn").as_uri()
+    refused = pytest.raises(pemncodec.EncodeArgumentError, match="not the journal of an encoding")
+    tracemalloc.start()
+    try:
+        with refused if name.endswith("journal.json") else contextlib.nullcontext():
+            encode(target)
+        assert tracemalloc.get_traced_memory()[1] < 300 << 20
+    finally:
+        tracemalloc.stop()
 
 
 # ------------------------------------------------------------------------------ command line

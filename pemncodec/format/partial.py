@@ -32,9 +32,18 @@ from pemncodec.format.leftovers import (
     read_journal,
     start_over,
 )
-from pemncodec.format.places import Location, Store, name_of, place_of, shown_beside
+from pemncodec.format.opening import open_sections
+from pemncodec.format.places import (
+    Location,
+    Store,
+    location_beside,
+    name_of,
+    place_of,
+    shown_beside,
+)
 from pemncodec.format.publishing import earlier_files, put_shards
 from pemncodec.format.sections import StreamSections
+from pemncodec.format.sharded_sections import ShardedSections
 from pemncodec.limits import UNLIMITED
 
 
@@ -170,9 +179,8 @@ class PartialShards:
 
     def add_index(self, weight_map: Mapping[str, str], manifest: Mapping[str, Any] | None) -> None:
         """Writes the index, when all shards are there; arguments as `ShardIndex` has them."""
-        known = self._journal.shards
-        shards = {name: Shard(known[name].size, known[name].front_crc) for name in self._plan}
-        write_file([encode_index(ShardIndex(shards, weight_map, manifest))], self.index)
+        index = ShardIndex(self._shards, weight_map, manifest)
+        write_file([encode_index(index)], self.index)
         if not self.proven:  # else it may have got its name
             self._put(self.index)
 
@@ -180,14 +188,43 @@ class PartialShards:
         """Gives all files their names, after they were proven, or continues that.
 
         Raises:
+            EncodeArgumentError: another process has changed them; nothing is removed.
             OSError: some may have their names then; the others are kept.
         """
         name, place = name_of(self._target), place_of(self._target)
+        if not self.proven:
+            self._check_own(f"{partial_name(name)}/{self.index.name}")
         # Also what has come there while this was interrupted.
         replaced = (*self._journal.replaced, *earlier_files(place, name))
         self._note(replace(self._journal, proven=True, replaced=tuple(dict.fromkeys(replaced))))
         put_shards(partial_name(name), name, self._plan, place, self._journal.replaced)
+        self._check_own(self.index.name)
+        for file in self._journal.replaced:
+            if file not in (self.index.name, *self._plan):
+                place.remove(file)
         self.discard()
+
+    def _check_own(self, index: str) -> None:
+        """Refuses what others have changed: a store has no lock that would keep them away."""
+        cause = None
+        try:
+            with contextlib.closing(
+                open_sections(location_beside(self._target, index), UNLIMITED)
+            ) as sections:
+                if isinstance(sections, ShardedSections) and sections.index.shards == self._shards:
+                    return
+        except (DecodeError, FileNotFoundError) as error:
+            cause = error
+        raise EncodeArgumentError(
+            f"{shown_beside(self._target, index)} or its shards are not as they were written: "
+            "another process writes or deletes there; encode once more when it has ended"
+        ) from cause
+
+    @property
+    def _shards(self) -> dict[str, Shard]:
+        """All shards, when they are finished."""
+        known = self._journal.shards
+        return {name: Shard(known[name].size, known[name].front_crc) for name in self._plan}
 
     def discard(self) -> None:
         """Deletes all that is there."""

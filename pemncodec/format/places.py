@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from pemncodec.format.atomic import sync_folder
+from pemncodec.format.index import most_of_index
+from pemncodec.limits import Limits
 from pemncodec.remote.downloads import download
 from pemncodec.remote.ranges import open_ranges
 from pemncodec.remote.stores import (
@@ -27,12 +29,14 @@ from pemncodec.remote.urls import beside, last_part, shown
 Location = Path | str
 """NAME.pemn, as which a model is known: a path, or a URL."""
 
+_MOST: Final = most_of_index(Limits()) + 1  # bytes of an index, or of a journal
+
 
 class Place(Protocol):
     """The folder of a model."""
 
     def read(self, name: str) -> bytes | None:
-        """All of a file; None where there is none."""
+        """A file, or more bytes of it than an index may have; None where there is none."""
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""
@@ -58,7 +62,8 @@ class Folder:
 
     def read(self, name: str) -> bytes | None:
         try:
-            return (self._path / name).read_bytes()
+            with (self._path / name).open("rb") as stream:
+                return stream.read(_MOST)
         except FileNotFoundError:
             return None
 
@@ -89,7 +94,7 @@ class Store:
     def read(self, name: str) -> bytes | None:
         if not (size := stored_bytes(self._named(name))):
             return None
-        ranges = open_ranges(self._named(name), size)
+        ranges = open_ranges(self._named(name), min(size, _MOST))
         with contextlib.closing(ranges):
             return ranges.head
 
@@ -142,8 +147,11 @@ def name_of(target: Location) -> str:
     return last_part(target) if isinstance(target, str) else target.name
 
 
+def location_beside(target: Location, name: str) -> Location:
+    """Another file of the folder."""
+    return beside(target, name) if isinstance(target, str) else target.parent / name
+
+
 def shown_beside(target: Location, name: str) -> str:
     """Another file of the folder, for messages."""
-    if isinstance(target, str):
-        return shown(beside(target, name))
-    return str(target.with_name(name))
+    return shown(str(location_beside(target, name)))

@@ -58,7 +58,7 @@ def earlier_files(place: Place, name: str) -> tuple[str, ...]:
 def put_shards(
     folder: str, name: str, shards: Collection[str], place: Place, replaced: Collection[str]
 ) -> None:
-    """Gives shards and their index their names, and removes what they replace.
+    """Gives shards and their index their names.
 
     After an interruption the same call continues.
 
@@ -79,6 +79,3 @@ def put_shards(
         for file in (*shards, index):
             if place.has(f"{folder}/{file}"):
                 place.move(f"{folder}/{file}", file)
-    for file in replaced:
-        if file not in (index, *shards):
-            place.remove(file)

@@ -27,6 +27,7 @@ class StoreRanges:
         # Kept, since what an archive is in is closed with the client.
         self._system, path = _file_system(url)
         with _translated(url):
+            self._system.invalidate_cache(path)
             # Else it would read ahead.
             self._stream = self._system.open(path, "rb", cache_type="none")
             self.size = self._stream.seek(0, 2)
@@ -72,6 +73,7 @@ def stored_bytes(url: str) -> int | None:
     system, path = _file_system(url)
     with _translated(url):
         try:
+            system.invalidate_cache(path)  # a listing that is older than the file
             return int(system.size(path))
         except FileNotFoundError:
             return None
