@@ -112,19 +112,29 @@ def compare_file(file: PemnFile, state: MaskedState, progress: Callable[[float],
         progress: called with the share of all values that is compared.
 
     Raises:
-        EncodeError: a tensor differs.
+        EncodeError: tensors differ; says how many.
         DecodeError: the file is damaged.
     """
     count, done = sum(tensor.numel() for tensor in state.tensors.values()), 0
     file.expect()
     values = tensors_in_turn(file, state.tensors)
+    different = []
     for name, tensor in state.tensors.items():
         parts = next(values)
         if not (_is_alike(file, name, tensor) and equal_parts(parts, state.effective_parts(name))):
-            raise EncodeError(f"{name} differs")
+            different.append(name)
         done += tensor.numel()
         progress(done / max(count, 1))
+    check_none_differs(different, len(state.tensors))
     file.verify_rest()
+
+
+def check_none_differs(different: Sequence[str], count: int) -> None:
+    """Raises EncodeError where there are tensors, of `count`, that differ."""
+    if len(different) > 1:
+        raise EncodeError(f"{len(different):,} of {count:,} tensors differ, first {different[0]}")
+    if different:
+        raise EncodeError(f"{different[0]} differs")
 
 
 def prove_network(

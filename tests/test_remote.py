@@ -260,12 +260,12 @@ def _status(status: int) -> Callable[[Handler, bytes, int, int], None]:
 @pytest.mark.parametrize(
     ("answer", "error", "words"),
     [
-        (_ignores, OSError, ("cannot send parts of a file", "download it, and give its path")),
+        (_ignores, OSError, ("cannot send parts of a file", "download it, with its index and all")),
         (_endless, OSError, ("cannot send parts of a file", "download it")),
         (_says_nothing, OSError, ("does not say which part", "download it")),
-        (_other, OSError, ("other bytes than 0 to 65535", "download the file")),
-        (_less, OSError, ("other bytes than 0 to 65535", "download the file")),
-        (_more, OSError, ("other bytes than 0 to 65535", "download the file")),
+        (_other, OSError, ("other bytes than 0 to 65535", "download it")),
+        (_less, OSError, ("other bytes than 0 to 65535", "download it")),
+        (_more, OSError, ("other bytes than 0 to 65535", "download it")),
         (_zipped, OSError, ("compresses what it was asked to send as it is",)),
         (_breaks, ConnectionAbortedError, ("connection broke 5 times", "try again later, or down")),
         (_hangs_up, ConnectionAbortedError, ("connection broke 5 times", "a program that cont")),

@@ -114,7 +114,7 @@ def test_csv_has_names_for_code_and_the_same_for_every_model(
 
 
 def test_scores_need_keep_as_in_encode(folder: Path, run: Run) -> None:
-    why = "a.pt: the checkpoint holds scores but not the keep ratio: give --keep (keep=…), such as "
+    why = "a.pt: the checkpoint holds scores but not the keep ratio: give --keep, such as "
     why += "0.5"
     result = run("report", folder / "net.pemn", folder / "a.pt")
     fails(result, 2, f"{why}, or --keep-of a.pt=0.5 for this file")

@@ -124,8 +124,17 @@ def test_digest(folder: Path, run: Run) -> None:
     assert done(run("digest", "-", cwd=folder, stdin=data)).decode() == f"{digest}  -\n"
     fails(run("digest", "-", cwd=folder, stdin=data[:-1]), 1, "-: ", "its header says")
     twice = run("digest", "whole.pemn", "net", "state.pt", "whole.pemn", cwd=folder)
-    fails(twice, 1, "state.pt: ")  # what was found before is not lost
-    assert twice.stdout.decode() == f"{digest}  whole.pemn\n{digest}  net\n"
+    fails(twice, 1, "state.pt: ")  # and the others are not lost
+    assert twice.stdout.decode() == "".join(
+        f"{digest}  {name}\n" for name in ("whole.pemn", "net", "whole.pemn")
+    )
+    some = run("digest", "none.pemn", "whole.pemn", "state.pt", "--json", cwd=folder)
+    assert some.returncode == 1
+    assert json.loads(some.stdout) == {"files": [{"file": "whole.pemn", "digest": digest}]}
+    told = some.stderr.decode().splitlines()
+    assert [line.split(": ")[1] for line in told] == ["none.pemn", "state.pt"]
+    nothing = run("digest", "none.pemn", "state.pt", "--json", cwd=folder)
+    assert (nothing.returncode, nothing.stdout) == (1, b"")
     fails(run("digest", "whole.pemn", "--max-memory", "1K", cwd=folder), 1, "whole.pemn: ")
 
 
@@ -139,6 +148,10 @@ def test_what_is_wrong_is_one_line(folder: Path, run: Run, tmp_path: Path) -> No
         fails(run(command[0], index, *command[1:]), 1, words)
     fails(run("encode", index, "-o", "x.pemn"), 1, "1 of 3 shards", two.name)
     fails(run("report", index), 1, "1 of 3 shards", two.name)
+    damaged = bytearray((folder / "net" / two.name).read_bytes())
+    damaged[-1] ^= 1
+    two.write_bytes(damaged)
+    fails(run("verify", index), 1, f"{index}: {two.name}: section", "take the file once more")
     shutil.copy(one, two)
     fails(run("verify", index), 1, f"{index}: {two.name}: it has", "take it and the index from")
     fails(run("inspect", "net/net.pemn"), 1, "several files: open net.pemn.index.json")
@@ -152,6 +165,50 @@ def test_what_is_wrong_is_one_line(folder: Path, run: Run, tmp_path: Path) -> No
     for number in range(4):
         (tmp_path / f"net/x{number}.pemn").touch()
     fails(run("inspect", "net"), 2, ", whole.pemn, x0.pemn, x1.pemn, x2.pemn or 1 more\n")
+
+
+@pytest.mark.parametrize(
+    ("length", "end", "says"),
+    [
+        (100, b"", "the index is cut off or damaged; take it once more"),
+        (0, b"{}", "not an index of a sharded .pemn model; it is damaged: take it once more"),
+        (0, b"<html>", "not a .pemn file; it is damaged: take it once more"),
+    ],
+)
+def test_a_damaged_index(
+    folder: Path, run: Run, tmp_path: Path, length: int, end: bytes, says: str
+) -> None:
+    whole = (folder / "net" / "net.pemn.index.json").read_bytes()
+    (tmp_path / "net.pemn.index.json").write_bytes(whole[:length] + end)
+    for command in ("inspect", "verify"):
+        fails(run(command, "net.pemn.index.json"), 1, "net.pemn.index.json: ", says)
+
+
+@pytest.mark.parametrize("changed", [("2.weight",), ("0.weight", "2.bias", "3.weight")])
+def test_it_is_said_how_many_tensors_differ(
+    folder: Path, run: Run, tmp_path: Path, changed: tuple[str, ...]
+) -> None:
+    state = torch.load(folder / "state.pt")
+    state |= {name: state[name] * 2 for name in changed}
+    torch.save(state, tmp_path / "other.pt")
+    options = ("--masks-from", "zeros", "--no-manifest", "--find-seed", "off")
+    done(run("encode", "other.pt", "-o", "other.pemn", *options))
+    says = f"3 of 6 tensors differ, first {changed[0]}" if len(changed) > 1 else "2.weight differs"
+    for against in ("other.pt", "other.pemn"):
+        fails(run("verify", folder / "whole.pemn", "--against", against), 1, f"whole.pemn: {says}")
+
+
+def test_tables_in_a_pipe(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines(columns: str) -> list[str]:
+        monkeypatch.setenv("COLUMNS", columns)
+        return done(run("inspect", "-v", "net", cwd=folder)).decode().splitlines()
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    whole = done(run("inspect", "-v", "net", cwd=folder)).decode().splitlines()
+    assert max(map(len, whole)) > 80
+    assert max(map(len, lines("60"))) <= 60
+    for none in ("", "0", "wide"):
+        assert lines(none) == whole
 
 
 # ------------------------------------------------------------------------------- URLs

@@ -1344,7 +1344,7 @@ def test_the_command_continues_in_a_store(
     command += ["--find-seed", "off", "--preset", "fast"]
     shards = ["--shard-size", SIZE]
     for options in ([], shards):
-        fails(run(*command, *options), 2, "--resume (resume=True) continues it; to start over")
+        fails(run(*command, *options), 2, "--resume continues it; to start over")
     result = run(*command, *shards, "--resume")
     assert result.returncode == 0, result.stderr
     assert b"2 of 3 shards were there" in result.stdout

@@ -150,8 +150,10 @@ def advice(path: Path) -> str:
         OSError: it cannot be read.
     """
     kind = kind_of(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return "it is damaged: take it once more"
     if kind == "index":
         return "it is JSON, of which pemn encode takes indexes of shards"
-    if kind in CHECKPOINTS and kind != "pemn-index":
+    if kind in CHECKPOINTS:
         return "it is a checkpoint, which pemn encode makes a .pemn file of"
     return f"it is {WHAT_TO_DO[kind]}" if kind in WHAT_TO_DO and kind != "empty" else ""

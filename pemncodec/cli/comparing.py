@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pemncodec import saving
 from pemncodec.cli.streams import checkpoint_paths, named
 from pemncodec.contents import Array
-from pemncodec.errors import EncodeError
 from pemncodec.format.in_turn import equal_parts, tensors_in_turn
 from pemncodec.format.reader import PemnFile
 from pemncodec.options import MaskChoices
@@ -81,20 +80,22 @@ def _compare_decoded(
     file: PemnFile, other: PemnFile, other_name: str, progress: Callable[[float], None]
 ) -> None:
     """Compare the state dicts of two files, few tensors in memory at a time; checks all of both."""
-    from pemncodec.proof import compare_names
+    from pemncodec.proof import check_none_differs, compare_names
 
     names = saving.plain_names(file)
     if sorted(names) != sorted(saving.plain_names(other)):
         compare_names(names, saving.plain_names(other))
     values, expected = tensors_in_turn(file, names), tensors_in_turn(other, names)
+    different = []
     for done, name in enumerate(names):
         own = next(values)
         with named(other_name):
             theirs = next(expected)
         alike = file.dtype(name) == other.dtype(name) and file.shape(name) == other.shape(name)
         if not (alike and equal_parts(own, _named(theirs, other_name))):
-            raise EncodeError(f"{name} differs")
+            different.append(name)
         progress(done / len(names))
+    check_none_differs(different, len(names))
     file.verify_rest()
     with named(other_name):
         other.verify_rest()

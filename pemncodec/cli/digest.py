@@ -8,8 +8,9 @@ from functools import partial
 import click
 
 from pemncodec.cli.options import json_option, max_memory_option, quiet_option, threads_option
-from pemncodec.cli.streams import FileName, named, opened
+from pemncodec.cli.streams import FileName, in_one_line, named, opened, tell
 from pemncodec.cli.terminal import print_json, steps, visible
+from pemncodec.errors import PemnError
 from pemncodec.format.file_digest import file_digest
 from pemncodec.remote.urls import shown
 
@@ -29,13 +30,22 @@ def digest(sources: Sequence[str], max_memory: int, quiet: bool, as_json: bool) 
     \b
     pemn digest net.pemn other.pemn.index.json
     """
-    found = []
+    found: list[dict[str, str]] = []
+    failed = 0
     for source in sources:
         what = f"hashing {visible(shown(source))}"
-        with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
-            own = file_digest(file, partial(step, what))
+        try:
+            with steps(quiet=quiet) as step, opened(source, max_memory) as file, named(source):
+                own = file_digest(file, partial(step, what))
+        except (click.ClickException, PemnError, OSError) as error:
+            message, status = in_one_line(error)
+            tell(message)
+            failed = max(failed, status)
+            continue
         found.append({"file": shown(source), "digest": own})
         if not as_json:
             click.echo(f"{own}  {visible(shown(source))}")
-    if as_json:
+    if as_json and found:
         print_json({"files": found})
+    if failed:
+        raise SystemExit(failed)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
-from pathlib import Path
-from typing import Final
 
 import click
 
 from pemncodec.cli.commands import cli
-from pemncodec.cli.streams import fail
-from pemncodec.errors import DecodeArgumentError, EncodeArgumentError, PemnError
-
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_ROOM: Final = "; make room there, or name another place (-o; TMPDIR for temporary files)"
+from pemncodec.cli.streams import fail, in_one_line
+from pemncodec.errors import PemnError
 
 
 def main() -> None:
@@ -39,35 +33,6 @@ def main() -> None:
         fail(*in_one_line(error))
     except (click.Abort, click.ClickException, PemnError, MemoryError) as error:
         fail(*in_one_line(error))
-
-
-def in_one_line(error: Exception) -> tuple[str, int]:
-    """What to say of an error, and the exit status; other errors are raised again."""
-    match error:
-        case click.Abort():
-            return f"interrupted{_notes(error.__cause__)}", 130
-        case click.ClickException():
-            context = error.ctx if isinstance(error, click.UsageError) else None
-            hint = f" (see {context.command_path} --help)" if context else ""
-            return error.format_message().replace("\n", " ") + hint, error.exit_code
-        case EncodeArgumentError() | DecodeArgumentError():
-            return str(error), 2
-        case PemnError():
-            return str(error), 1
-        case OSError():
-            cause = f"{error.strerror}{_NO_ROOM if error.errno in _FULL else ''}{_notes(error)}"
-            # Not the name of a temporary file beside the target.
-            if isinstance(error.filename, str) and ".pemn-" in Path(error.filename).name:
-                return f"cannot write in {Path(error.filename).parent}: {cause}", 1
-            return f"{error.filename}: {cause}" if error.filename else f"{error}{_notes(error)}", 1
-        case MemoryError():
-            return f"out of memory{_notes(error)}", 1
-    raise error
-
-
-def _notes(error: BaseException | None) -> str:
-    """What was added to an error on its way."""
-    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
 def _drop_output() -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import re
 import shutil
 import sys
 import tempfile
@@ -40,6 +42,11 @@ from pemncodec.remote.urls import beside, is_url, last_part, shown
 
 _PART: Final = 1 << 20  # bytes that are copied at one time
 _UNKNOWN: Final = 1 << 26  # bytes that are taken of what is no checkpoint
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM: Final = "; make room there, or name another place (-o; TMPDIR for temporary files)"
+# As in "--keep 0.5 (keep=…)": what the library calls an option.
+_IN_PYTHON: Final = re.compile(r"(--[a-z-]+(?: [^\s()]+)?) \([a-z_]+=(?:[^()]|\([^()]*\))*\)")
 
 STDIO = "-"
 _STANDARD = {
@@ -238,7 +245,45 @@ class BadDataError(click.ClickException):
     exit_code = 1
 
 
+def in_one_line(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit status; other errors are raised again."""
+    match error:
+        case click.Abort():
+            return f"interrupted{_notes(error.__cause__)}", 130
+        case click.ClickException():
+            context = error.ctx if isinstance(error, click.UsageError) else None
+            hint = f" (see {context.command_path} --help)" if context else ""
+            return _for_shells(error.format_message()).replace("\n", " ") + hint, error.exit_code
+        case EncodeArgumentError() | DecodeArgumentError():
+            return _for_shells(str(error)), 2
+        case PemnError():
+            return _for_shells(str(error)), 1
+        case OSError():
+            cause = f"{error.strerror}{_NO_ROOM if error.errno in _FULL else ''}{_notes(error)}"
+            # Not the name of a temporary file beside the target.
+            if isinstance(error.filename, str) and ".pemn-" in Path(error.filename).name:
+                return f"cannot write in {Path(error.filename).parent}: {cause}", 1
+            return f"{error.filename}: {cause}" if error.filename else f"{error}{_notes(error)}", 1
+        case MemoryError():
+            return f"out of memory{_notes(error)}", 1
+    raise error
+
+
+def _for_shells(text: str) -> str:
+    return _IN_PYTHON.sub(r"\1", text)
+
+
+def _notes(error: BaseException | None) -> str:
+    """What was added to an error on its way."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+
+
 def fail(message: str, status: int) -> NoReturn:
     """Ends the process with one line on standard error."""
-    click.echo(f"pemn: {visible(message)}", err=True)
+    tell(message)
     raise SystemExit(status)
+
+
+def tell(message: str) -> None:
+    """One line on standard error."""
+    click.echo(f"pemn: {visible(message)}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,8 +66,7 @@ def print_info(name: str, info: FileInfo, *, verbose: bool, to_stderr: bool = Fa
     from rich.markup import escape
     from rich.table import Table
 
-    # Nothing is cut or left out in what goes to a file or pipe.
-    width = None if (sys.stderr if to_stderr else sys.stdout).isatty() else 1000
+    width = None if (sys.stderr if to_stderr else sys.stdout).isatty() else _asked_width()
     console = Console(stderr=to_stderr, width=width, highlight=False)
     console.print(f"[bold]{escape(name)}[/]  {escape(str(info))}")
     parts = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -120,6 +120,12 @@ def print_table(console: Console, table: Table) -> None:
     click.echo("\n".join(lines), nl=False, file=console.file, color=True)
 
 
+def _asked_width() -> int:
+    """Of lines in a file or pipe, where nothing is cut or left out unless the caller says so."""
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() and int(columns) else _ENDLESS
+
+
 def report_json(report: Report) -> dict[str, Any]:
     """What `encode` wrote, as JSON."""
     return {
@@ -138,6 +144,7 @@ def print_report(name: str, report: Report, *, verbose: bool, to_stderr: bool) -
     click.echo("\n".join(map(visible, report.findings)), err=to_stderr)
 
 
+_ENDLESS = 1000
 _PROTOTYPES_SHOWN = 4
 _OPTIONAL_COLUMNS = ("order-0", "dtype", "coder", "kind", "shape", "density")
 

@@ -11,7 +11,6 @@ import click
 
 from pemncodec.checkpoints.parts import check_parts_suffice
 from pemncodec.cli.encode import target_beside
-from pemncodec.cli.main import in_one_line
 from pemncodec.cli.mask_options import MaskArguments, mask_options
 from pemncodec.cli.options import (
     dense_option,
@@ -28,7 +27,15 @@ from pemncodec.cli.options import (
     shard_size_option,
     threads_option,
 )
-from pemncodec.cli.streams import STDIO, FileName, check_output, check_sources, fail, named
+from pemncodec.cli.streams import (
+    STDIO,
+    FileName,
+    check_output,
+    check_sources,
+    fail,
+    in_one_line,
+    named,
+)
 from pemncodec.cli.terminal import print_info, steps, visible
 from pemncodec.coders.masks import Preset
 from pemncodec.distributed.exchange import PeerError, telling

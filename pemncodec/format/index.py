@@ -123,7 +123,12 @@ def decode_index(data: bytes, limits: Limits) -> ShardIndex:
         LimitError: larger, or of more tensors, than `limits` allow.
     """
     check_index_size(len(data), limits)
-    value = decode_json(data, depth=limits.json_depth)
+    try:
+        value = decode_json(data, depth=limits.json_depth)
+    except CorruptError as error:
+        raise CorruptError(
+            error.code, f"{error}: the index is cut off or damaged; take it once more"
+        ) from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise NotPemnError("not-pemn", "not an index of a sharded .pemn model")
     _check_version(value.get("version"))

@@ -40,6 +40,10 @@ _CHUNK: Final = 1 << 20
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _NO_SUCH_RANGE: Final = re.compile(r"bytes \*/(\d{1,18})")
+_DOWNLOAD: Final = (
+    "download it, with its index and all its shards if the model has several files, and give the "
+    "path"
+)
 _IN_PATHS: Final = "%/:@!$&'()*+,;=~[]"
 
 
@@ -150,22 +154,20 @@ class WebRanges:
             return length
         if answer.status != HTTPStatus.PARTIAL_CONTENT:
             raise self._failed(
-                errno.EOPNOTSUPP,
-                "the server cannot send parts of a file: download it, and give its path",
+                errno.EOPNOTSUPP, f"the server cannot send parts of a file: {_DOWNLOAD}"
             )
         given = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range") or "")
         if given is None:
             raise self._failed(
                 errno.EPROTO,
-                "the server does not say which part of the file it sends: download it, and give "
-                "its path",
+                f"the server does not say which part of the file it sends: {_DOWNLOAD}",
             )
         first, last, size = map(int, given.groups())
         if (first, last) != (start, min(stop, size) - 1) or length not in (None, last + 1 - first):
             raise self._failed(
                 errno.EPROTO,
                 f"the server sends other bytes than {start} to {min(stop, size) - 1}, which it was "
-                "asked for: download the file, and give its path",
+                f"asked for: {_DOWNLOAD}",
             )
         self._check_version(size, answer.headers)
         return last + 1 - first
