@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import fnmatch
 import io
 import itertools
 import json
@@ -1192,14 +1193,15 @@ def test_two_processes_at_one_store(store: Any, tmp_path: Path, seed: int) -> No
 
 
 @pytest.mark.parametrize("scheme", ["memory", "path"])
-@pytest.mark.parametrize("file", ["net-00001-of-00003.pemn", "net.pemn.index.json"])
+@pytest.mark.parametrize("pattern", ["net-00001*", "*.json", "*"])
 @pytest.mark.parametrize("change", ["gone", "another"])
 def test_what_others_change_gets_no_name(
     store: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    reference: dict[str, str],
     scheme: str,
-    file: str,
+    pattern: str,
     change: str,
 ) -> None:
     target = tmp_path / "net.pemn" if scheme == "path" else "memory://folder/net.pemn"
@@ -1207,13 +1209,14 @@ def test_what_others_change_gets_no_name(
 
     def change_after(*arguments: Any) -> Any:
         report = prove(*arguments)
-        if scheme == "path":
-            path = tmp_path / ".net.pemn.partial" / file
-            path.unlink() if change == "gone" else shutil.copy(tmp_path / file, path)
-        elif change == "gone":
-            store.rm_file(f"/folder/.net.pemn.partial/{file}")
-        else:
-            store.cp_file(f"/folder/{file}", f"/folder/.net.pemn.partial/{file}")
+        for file in fnmatch.filter(reference, pattern):
+            if scheme == "path":
+                path = tmp_path / ".net.pemn.partial" / file
+                path.unlink() if change == "gone" else shutil.copy(tmp_path / file, path)
+            elif change == "gone":
+                store.rm_file(f"/folder/.net.pemn.partial/{file}")
+            else:
+                store.cp_file(f"/folder/{file}", f"/folder/.net.pemn.partial/{file}")
         return report
 
     encode(target, OTHER, OTHER_MASKS)
@@ -1225,10 +1228,10 @@ def test_what_others_change_gets_no_name(
     ) == expected(OTHER, OTHER_MASKS)
 
 
-@pytest.mark.parametrize("file", ["net-00001-of-00003.pemn", "net.pemn.index.json"])
+@pytest.mark.parametrize("pattern", ["net-00001*", "*.json", "*"])
 @pytest.mark.parametrize("change", ["gone", "another"])
 def test_what_others_change_when_it_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, change: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, change: str
 ) -> None:
     """It is told, and what was to be replaced is still there, and the journal."""
     (tmp_path / "other").mkdir()
@@ -1240,10 +1243,9 @@ def test_what_others_change_when_it_has_its_name(
     def change_after(place: Folder, name: str, new: str) -> None:
         move(place, name, new)
         if new.endswith(".json"):
-            changed = tmp_path / file
-            changed.unlink() if change == "gone" else shutil.copy(
-                tmp_path / "other" / file, changed
-            )
+            for other in (tmp_path / "other").glob(pattern):
+                path = tmp_path / other.name
+                path.unlink() if change == "gone" else shutil.copy(other, path)
 
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "move", change_after)
