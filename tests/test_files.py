@@ -332,7 +332,11 @@ def test_what_is_no_pemn_file_says_what_it_is(command: list[str], run: Run, tmp_
     words = "no .pemn file in this folder; its checkpoint is for pemn encode\n"
     fails(run(first, "folder", *rest), 1, words)
     (tmp_path / "net.pemn.index.json").write_text("{}")
-    fails(run(first, "net.pemn.index.json", *rest), 1, "not an index of a sharded .pemn model\n")
+    fails(
+        run(first, "net.pemn.index.json", *rest),
+        1,
+        "not an index of a sharded .pemn model; it is damaged: take it once more\n",
+    )
     fails(run(first, "nothing", *rest), 1, "nothing")
 
 
