@@ -80,7 +80,7 @@ preset_option = click.option(
     default="default",
     show_default=True,
     help="fast: masks decode at memory speed. max: the smallest masks, slow to decode. "
-    "default: max for models that it decodes within a second, else fast.",
+    "default: max for up to 16 million masked weights where that is smaller, else fast.",
 )
 dense_option = click.option(
     "--dense",
