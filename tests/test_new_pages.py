@@ -190,28 +190,42 @@ def test_shared_memory_of_which_another_mapping_has_pages() -> None:
     os.close(held)
 
 
-def test_large_pages_stay_large() -> None:
-    """Memory that the system gives in large pages is not given in small ones for our sake."""
+def large(memory: Array) -> int:
+    """Bytes of it in large pages."""
+    found = inside = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            start, end = (int(word, 16) for word in words[0].split("-"))
+            inside = start < memory.ctypes.data + memory.size and memory.ctypes.data < end
+        elif inside and words[0] == "AnonHugePages:":
+            found += int(words[1]) * 1024
+    return found
 
-    def large(memory: Array) -> int:
-        """Bytes of it in large pages."""
-        found = inside = 0
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            words = line.split()
-            if "-" in words[0] and not words[0].endswith(":"):
-                start, end = (int(word, 16) for word in words[0].split("-"))
-                inside = start < memory.ctypes.data + memory.size and memory.ctypes.data < end
-            elif inside and words[0] == "AnonHugePages:":
-                found += int(words[1]) * 1024
-        return found
+
+@pytest.mark.parametrize(
+    ("first", "last", "whole"),
+    [
+        (LARGE // 2, 0, 4),
+        (0, LARGE // 2, 4),
+        (LARGE // 2, LARGE // 2, 4),
+        (PAGE, PAGE, 4),
+        (LARGE - PAGE, LARGE - 16, 4),
+        (LARGE // 2, LARGE // 2, 1),
+    ],
+)
+def test_large_pages_stay_large(first: int, last: int, whole: int) -> None:
+    """Memory that the system gives in large pages is not given in small ones for our sake. Where
+    its ends lie within large pages, these cannot be had."""
 
     def allowed() -> Array:
-        """Memory that begins and ends within large pages, of which only the last can be had."""
         memory = mmap.mmap(-1, 8 * LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        whole = np.frombuffer(memory, np.uint8)
-        start = -whole.ctypes.data % LARGE + LARGE // 2
-        memory.madvise(mmap.MADV_HUGEPAGE, start)
-        return whole[start : start + 5 * LARGE]
+        every = np.frombuffer(memory, np.uint8)
+        start = -every.ctypes.data % LARGE
+        out = every[start + first : start + ((first > 0) + whole) * LARGE + last]
+        kernel = native_kernels()
+        kernel.allow_large_pages(out)
+        return out
 
     before = allowed()
     before[:] = 1
@@ -219,9 +233,9 @@ def test_large_pages_stay_large() -> None:
     check(expand, memory)
     after = allowed()
     after[:] = 1
-    if min(large(before), large(after)) < 5 * LARGE:
+    if min(large(before), large(after)) < whole * LARGE:
         pytest.skip("the system has no large pages to give")
-    assert large(memory) >= 4 * LARGE
+    assert large(memory) >= whole * LARGE
 
 
 def test_many_threads_fill_parts_of_one_memory() -> None:
@@ -267,6 +281,87 @@ memory = new_memory(3 << 20)
 native_kernels().expand(memory[1 << 20 : 2 << 20], 4, 0, MASK[: 3 << 15], memory, 0, 1)
 memory = new_memory(3 << 20)
 native_kernels().expand_normal(5, 6, 7, QUANTILES, memory[1 << 20 :][: 3 << 15], memory)
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "expand_normal(5, 6, 7, QUANTILES, other[SIZE // 2 :][: SIZE // 32], out)",
+        "expand_drawn(STATE, 3, 1, ONE[:0], ONE, other[SIZE // 2 :][: SIZE // 32], out)",
+        "expand(VALUES, 4, 7, other[SIZE // 2 :][: SIZE // 32], out, 0, 1)",
+        "expand(other, 4, SIZE // 8, ALL, out, 0, 1)",
+    ],
+)
+def test_inputs_within_the_outputs_of_each_other(call: str) -> None:
+    """Nothing is promised of the bytes, but the calls do not wait for each other."""
+    run_script(
+        f"""
+import signal
+SIZE = 32 << 20
+ALL = np.full(SIZE // 32, 255, np.uint8)
+signal.alarm(20)
+done = []
+def fill(out, other):
+    together.wait()
+    native_kernels().{call}
+    done.append(out)
+for _ in range(4):
+    first, second = new_memory(SIZE), new_memory(SIZE)
+    together = threading.Barrier(2)
+    pairs = (first, second), (second, first)
+    threads = [threading.Thread(target=fill, args=pair) for pair in pairs]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+assert len(done) == 8
+"""
+    )
+
+
+@pytest.mark.usefixtures("can_make_pages")
+def test_pages_of_two_mappings_of_which_one_can_be_had() -> None:
+    """Where a process has as many mappings as it may have, the system takes the pages of the
+    first, then says no. They are given back even if a copy of the descriptor is open, as a process
+    that was forked has one."""
+    run_script(
+        """
+import signal, time
+signal.alarm(20)
+limit, system = int(Path("/proc/sys/vm/max_map_count").read_text()), ctypes.CDLL(None)
+if limit > 1 << 17: sys.exit()
+anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+memory, values = (mmap.mmap(-1, size, flags=anonymous) for size in (2 << 20, 64 << 20))
+memory.madvise(mmap.MADV_DONTDUMP, 1 << 20)
+out, zeros = np.frombuffer(memory, np.uint8), np.frombuffer(values, np.uint8)
+many = mmap.mmap(-1, 2 * limit * PAGE, flags=anonymous, prot=mmap.PROT_READ)
+start = np.frombuffer(many, np.uint8).ctypes.data
+os.close(descriptor := os.dup(0))
+copies, stop = [], False
+def copy():
+    while not stop:
+        try: copies.append(os.dup(descriptor))
+        except OSError: continue
+        time.sleep(0.01)
+def fill():
+    for each in (memory, values): each.madvise(mmap.MADV_DONTNEED)
+    # All values are read before the pages are taken: time enough for a copy.
+    native_kernels().expand(values, 1, zeros.size - 1, MASK[: out.size // 8], out, 0, 1)
+fill()
+thread = threading.Thread(target=copy)
+thread.start()
+while system.mprotect(ctypes.c_void_p(start), PAGE, 0) == 0:
+    start += 2 * PAGE
+for _ in range(4):
+    copied = len(copies)
+    for _ in range(200):
+        if len(copies) == copied: fill()
+    assert len(copies) > copied
+    start -= 2 * PAGE
+    system.munmap(ctypes.c_void_p(start), PAGE)
+stop = True
+thread.join()
+out[:] = 3
 """
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from test_seed_search import SEED, drawn, found, layer
 
-from pemncodec import TorchPrototype
+from pemncodec import TorchPrototype, kernels
 from pemncodec.limits import Limits
 from pemncodec.options import EncodeOptions
 from pemncodec.seeds import with_seeds
@@ -161,6 +162,27 @@ def test_which_upper_bits_tell_of_a_tensor() -> None:
     for table in tables:
         members = len(table.members)
         assert members <= table.table.sum() <= len(table.rows) <= 16 * members
+
+
+def words_known(words: npt.NDArray[np.uint32], at: int, bits: int) -> Pattern:
+    """Six words from `at` on, whose upper bits are known."""
+    low = words[at : at + 6] >> np.uint32(32 - bits) << np.uint32(32 - bits)
+    width = np.full(6, (1 << 32 - bits) - 1, np.uint32)
+    return Pattern(np.arange(6), low, width, 6.0 * bits, 0)
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+def test_indices_longer_than_what_is_known(bits: int) -> None:
+    """They tell of tensors at the end of a part of all words, too."""
+    part, around = word_search._PART, 20
+    state, words = np.empty(624, np.uint32), np.empty(4 * part, np.uint32)
+    kernels.mersenne_seed(4, state)
+    kernels.mersenne_words(state, 0, words)
+    skips = [end + behind for end in (part, 2 * part) for behind in range(-around, around)]
+    patterns = [words_known(words, at, bits) for at in skips]
+    (table,) = pattern_tables(patterns)
+    assert 16 // table.bits > 6
+    assert sorted(places_of(patterns, 3 * part)) == list(enumerate(skips))
 
 
 def test_tensors_that_tell_too_little_have_no_table() -> None:

@@ -150,6 +150,16 @@ static void expand_items(const Expansion *all, unsigned char *out, size_t start,
     }
 }
 
+/* Those values that are read for `count` items from `start` on. */
+static Bytes values_from(const Expansion *all, size_t start, size_t count)
+{
+    size_t item = all->itemsize, period = all->values.size / item;
+    size_t offset = (all->offset + start) % period;
+    if (count > period - offset)
+        return all->values;
+    return (Bytes){all->values.at + offset * item, count * item};
+}
+
 static void expand_part(void *expansion, size_t part)
 {
     const Expansion *all = expansion;
@@ -157,7 +167,8 @@ static void expand_part(void *expansion, size_t part)
     size_t item = all->itemsize, start = part * all->part, taken;
     size_t end = start + smaller(all->part, all->out.size / item - start);
     Room own = {all->out.at + start * item, (end - start) * item};
-    start_writing(&writing, own, all->values, all->mask);
+    Bytes mask = {all->mask.at + start / 8, (end - start + 7) / 8};
+    start_writing(&writing, own, values_from(all, start, end - start), mask);
     for (; start < end; start += taken) {
         taken = smaller(end - start, WRITTEN_AT_ONCE / item);
         expand_items(all, next_place(&writing), start, taken, all->past_cache && in_memory(&writing));

@@ -10,6 +10,7 @@
 
 #if defined(__linux__) && defined(__has_include)
 #if __has_include(<linux/userfaultfd.h>)
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
@@ -23,10 +24,14 @@ enum { PASSED_ON_AT_ONCE = 1 << 17 }; /* bytes, from a buffer that stays in the 
 
 #ifdef UFFD_USER_MODE_ONLY
 /* From `take_pages` to `give_back_pages` new pages belong to a userfaultfd. A thread that touches one waits
- * until it is made, or given back; so we do not touch them. Calls never wait for each other, even if they
- * write to the same memory: one that has pages stores to no others but to those right before its own, so
- * it waits only for one that began further in front. A child process that is forked meanwhile has ordinary
- * memory. */
+ * until it is made, or given back; so we do not touch them.
+ *
+ * Calls never wait for each other in a circle, whatever memory they share. One that has pages stores to no
+ * others but to those right before its own, so it waits only for one whose pages lie further in front. It
+ * reads inputs whose pages are all there, since it read some of each before it took its own.
+ *
+ * A child process that is forked meanwhile has ordinary memory. It also has a copy of the descriptor, until
+ * it ends or runs another program. Nothing comes of that, but closing ours does not give back the pages. */
 
 /* -1 where there is none. */
 static int open_maker(void)
@@ -44,14 +49,39 @@ static int open_maker(void)
     return maker;
 }
 
-/* Touches the first and the last page. True if others came with them: pages are large then, or the
- * system takes several at once, and making single ones would be slower. */
-static bool come_together(const Pages *pages)
+/* Where a large page may begin that holds neither the first nor the last one; NULL if nowhere. */
+static unsigned char *large_between(const Pages *pages)
+{
+    size_t large = pages->size / 8 * pages->size; /* what a page of addresses leads to */
+    size_t before = large - (uintptr_t)pages->first % large;
+    return before + large < (size_t)(pages->end - pages->first) ? pages->first + before : NULL;
+}
+
+/* Touches a page. True if the one beside it is there then. */
+static bool comes_with(const Pages *pages, unsigned char *page, unsigned char *beside)
+{
+    *(volatile unsigned char *)page = 0;
+    return is_there(pages, beside);
+}
+
+/* Touches the first and the last page, and one between if there is one. True if others came with them: pages
+ * are large then, or the system takes several at once, and making single ones would be slower. */
+static bool come_together(const Pages *pages, unsigned char *between)
 {
     unsigned char *last = pages->end - pages->size;
-    *(volatile unsigned char *)pages->first = 0;
-    *(volatile unsigned char *)last = 0;
-    return is_there(pages, pages->first + pages->size) || is_there(pages, last - pages->size);
+    return comes_with(pages, pages->first, pages->first + pages->size)
+           || comes_with(pages, last, last - pages->size)
+           || (between != NULL && comes_with(pages, between, between + pages->size));
+}
+
+/* Reads a byte of each page. */
+static void read_pages(Bytes bytes, size_t page)
+{
+    const volatile unsigned char *at = bytes.at;
+    for (size_t i = 0; i < bytes.size; i += page)
+        (void)at[i];
+    if (bytes.size > 0)
+        (void)at[bytes.size - 1];
 }
 
 static struct uffdio_range range_of(const Writing *writing)
@@ -61,7 +91,7 @@ static struct uffdio_range range_of(const Writing *writing)
 }
 
 /* Takes the pages of memory that was never touched. */
-static void take_pages(Writing *writing, Room out)
+static void take_pages(Writing *writing, Room out, Bytes values, Bytes mask)
 {
     enum { WORTHWHILE = 1 << 20, LARGEST_PAGE = PASSED_ON_AT_ONCE / 2 };
     struct uffdio_register taken = {.mode = UFFDIO_REGISTER_MODE_MISSING};
@@ -80,12 +110,19 @@ static void take_pages(Writing *writing, Room out)
     writing->last = pages.end - pages.size;
     taken.range = range_of(writing);
     writing->buffer = malloc(PASSED_ON_AT_ONCE + WRITTEN_AT_ONCE);
-    if (writing->buffer == NULL || come_together(&pages)
-        || ioctl(writing->maker, UFFDIO_REGISTER, &taken) != 0) {
-        free(writing->buffer);
-        close(writing->maker);
-        writing->maker = -1;
+    writing->touched = large_between(&pages);
+    if (writing->buffer != NULL && !come_together(&pages, writing->touched)) {
+        read_pages(values, pages.size);
+        read_pages(mask, pages.size);
+        if (ioctl(writing->maker, UFFDIO_REGISTER, &taken) == 0)
+            return;
+        /* Of several mappings it has some then. After other errors another call may have them. */
+        if (errno == ENOMEM)
+            ioctl(writing->maker, UFFDIO_UNREGISTER, &taken.range);
     }
+    free(writing->buffer);
+    close(writing->maker);
+    writing->maker = -1;
 }
 
 static void give_back_pages(Writing *writing)
@@ -104,6 +141,19 @@ static bool make_pages(int maker, unsigned char *to, const unsigned char *from, 
     return size == 0 || ioctl(maker, UFFDIO_COPY, &copy) == 0;
 }
 
+/* As above, and writes to the page that was touched, if it is one of them. */
+static bool fill_pages(const Writing *writing, unsigned char *to, const unsigned char *from, size_t size)
+{
+    size_t before = (size_t)((uintptr_t)writing->touched - (uintptr_t)to), behind;
+    if (before >= size)
+        return make_pages(writing->maker, to, from, size);
+    if (!make_pages(writing->maker, to, from, before))
+        return false;
+    memcpy(writing->touched, from + before, writing->page);
+    behind = before + writing->page;
+    return make_pages(writing->maker, to + behind, from + behind, size - behind);
+}
+
 /* Writes what is in the buffer to memory, but for the beginning of a page. */
 static void empty_buffer(Writing *writing)
 {
@@ -116,7 +166,7 @@ static void empty_buffer(Writing *writing)
     whole = smaller(writing->written - done, (size_t)(writing->last - writing->at) - done);
     whole -= whole % writing->page;
     ended = writing->at + done + whole == writing->last;
-    if (make_pages(writing->maker, writing->at + done, writing->buffer + done, whole))
+    if (fill_pages(writing, writing->at + done, writing->buffer + done, whole))
         done += whole;
     else
         ended = true; /* a page is there, or no memory for one: whatever it is, stores go on from here */
@@ -162,7 +212,7 @@ void start_writing(Writing *writing, Room out, Bytes values, Bytes mask)
     writing->maker = -1;
 #ifdef UFFD_USER_MODE_ONLY
     if (!overlap(out, values) && !overlap(out, mask))
-        take_pages(writing, out);
+        take_pages(writing, out, values, mask);
 #else
     (void)values, (void)mask;
 #endif

@@ -14,6 +14,7 @@ typedef struct {
     size_t written, enough;      /* since they were passed on; how many are passed on at once */
     unsigned char *at, *end;     /* in memory: the first byte that is not passed on, the end of all */
     unsigned char *first, *last; /* of the pages that are made of the buffer, and their end */
+    unsigned char *touched;      /* one of these that is there already, or NULL */
     size_t page;                 /* bytes of each */
     int maker;                   /* that makes them, a file descriptor; -1 where `to` is in memory */
 } Writing;

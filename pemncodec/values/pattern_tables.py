@@ -19,6 +19,7 @@ from pemncodec.values.word_patterns import MOST, Pattern
 
 _INDEX_BITS = 16
 _BITS = (16, 2, 1)  # of a word in an index: magnitudes; signs of normal values; of uniform ones
+LONGEST_INDEX = _INDEX_BITS // min(_BITS)  # words
 _TELLING = 8.0  # bits that an index must tell of a pattern
 
 _Words = npt.NDArray[np.uint32]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pemncodec import kernels
 from pemncodec.values.draws import BITS
-from pemncodec.values.pattern_tables import PatternTable, pattern_tables
+from pemncodec.values.pattern_tables import LONGEST_INDEX, PatternTable, pattern_tables
 from pemncodec.values.word_patterns import Pattern
 
 _STATE = 624
@@ -32,7 +32,8 @@ def search_words(
             place of each; returns the indices of those that are still looked for.
     """
     left = {index: (pattern, pattern.passes) for index, pattern in enumerate(patterns)}
-    reach = 1 + max((int(pattern.places.max()) for pattern in patterns), default=0)
+    # An index may be longer than what it tells of.
+    reach = max([LONGEST_INDEX, *(1 + int(pattern.places.max()) for pattern in patterns)])
     state = np.empty(_STATE, np.uint32)
     kernels.mersenne_seed(seed, state)
     part = min(_PART, -(-(stop + reach) // _STATE) * _STATE)
