@@ -125,16 +125,16 @@ def compare_file(file: PemnFile, state: MaskedState, progress: Callable[[float],
             different.append(name)
         done += tensor.numel()
         progress(done / max(count, 1))
-    check_none_differs(different, len(state.tensors))
+    if different:
+        raise EncodeError(what_differs(different, len(state.tensors)))
     file.verify_rest()
 
 
-def check_none_differs(different: Sequence[str], count: int) -> None:
-    """Raises EncodeError where there are tensors, of `count`, that differ."""
-    if len(different) > 1:
-        raise EncodeError(f"{len(different):,} of {count:,} tensors differ, first {different[0]}")
-    if different:
-        raise EncodeError(f"{different[0]} differs")
+def what_differs(different: Sequence[str], count: int) -> str:
+    """Says how many tensors of `count` differ."""
+    if len(different) == 1:
+        return f"{different[0]} differs"
+    return f"{len(different):,} of {count:,} tensors differ, first {different[0]}"
 
 
 def prove_network(

@@ -1314,8 +1314,11 @@ def test_the_command_overwrites_and_continues_only_when_asked(
         result = run(*checkpoint)
     fails(result, 1, "No space left on device", "1 of 3 shards are kept for --resume")
     before = files(tmp_path / ".net.pemn.partial")
-    fails(run(*checkpoint), 2, "--resume", "-f")
-    fails(run(*checkpoint, "--resume", "--preset", "max"), 2, "made with --preset fast, not max")
+    fails(run(*checkpoint), 2, "--resume continues it; to start over, delete", "or give -f\n")
+    for force in ((), ("-f",)):
+        options = ("--resume", "--preset", "max", *force)
+        says = ("made with --preset fast, not max: ", "or give -f without --resume")
+        fails(run(*checkpoint, *options), 2, *says)
     assert files(tmp_path / ".net.pemn.partial") == before
     assert run(*checkpoint, "--resume", "-q").returncode == 0
     done = files(tmp_path)

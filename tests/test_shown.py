@@ -204,7 +204,7 @@ def test_every_command_that_prints_can_print_json(run: Run) -> None:
 
     assert told("decode", "net.pemn", "-o", "net.pt") == {"output": "net.pt", "tensors": 10}
     assert told("verify", "net.pemn") == {
-        "file": "net.pemn", "valid": True, "tensors": 10, "against": None,
+        "file": "net.pemn", "valid": True, "tensors": 10, "against": None, "shortened": {},
     }  # fmt: skip
     assert told(*ENCODE, "-o", "two.pemn")["file_bytes"] > 0
     against = told("verify", "two.pemn", "--against", "model.pt", "--keep", 0.5)

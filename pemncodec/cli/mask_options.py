@@ -25,7 +25,7 @@ class Shares(click.ParamType["float | dict[str, float]"]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Keep:
         if not isinstance(value, str) or "=" not in value:
-            return float(click.FLOAT(value, param, ctx))
+            return self._share(value, param, ctx)
         shares: dict[str, float] = {}
         for part in value.split(","):
             pattern, equals, share = part.strip().rpartition("=")
@@ -33,8 +33,13 @@ class Shares(click.ParamType["float | dict[str, float]"]):
                 self.fail(f"{part!r} is no pattern and share, such as head.*=0.8", param, ctx)
             if pattern in shares:
                 self.fail(f"two shares for {pattern}", param, ctx)
-            shares[pattern] = float(click.FLOAT(share, param, ctx))
+            shares[pattern] = self._share(share, param, ctx)
         return shares
+
+    def _share(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            self.fail(f"{value!r} is a percentage: give a share, such as 0.5", param, ctx)
+        return float(click.FLOAT(value, param, ctx))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -29,7 +29,7 @@ from pemncodec.remote.urls import shown
     "--against",
     metavar="CHECKPOINT",
     multiple=True,
-    help="Also compare every tensor bit for bit with this checkpoint; once for each of its files.",
+    help="Also compare every tensor with this checkpoint; once for each of its files.",
 )
 @mask_options
 @prefix_option
@@ -64,11 +64,14 @@ def verify(
         def progress(share: float) -> None:
             step("verifying", share)
 
+        shortened: dict[str, str] = {}
         if not against:
             file.verify(progress)
         else:
             given_masks = mask_arguments.choices()
-            compare_files(file, against, given_masks, prefix, progress, trust_pickle=trust_pickle)
+            shortened = compare_files(
+                file, against, given_masks, prefix, progress, trust_pickle=trust_pickle
+            )
         if file.manifest is not None and file.manifest["format"] == FORMAT:
             from pemncodec.decoding import build_empty_module
 
@@ -77,8 +80,22 @@ def verify(
     compared_with = ", ".join(map(shown, against)) or None
     if as_json:
         print_json(
-            {"file": shown(source), "valid": True, "tensors": count, "against": compared_with}
+            {
+                "file": shown(source),
+                "valid": True,
+                "tensors": count,
+                "against": compared_with,
+                "shortened": shortened,
+            }
         )
     elif not quiet:
         compared = f", every one bit for bit as in {compared_with}" if against else ""
-        click.echo(f"{shown(source)}: valid, {count} tensors{compared}")
+        click.echo(f"{shown(source)}: valid, {count} tensors{compared}{_but(shortened)}")
+
+
+def _but(shortened: Mapping[str, str]) -> str:
+    if not shortened:
+        return ""
+    modes = " and ".join(sorted(set(shortened.values())))
+    are = "1 that is" if len(shortened) == 1 else f"{len(shortened):,} that are"
+    return f", but {are} stored as {modes}, within the errors that the file records"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -77,19 +78,36 @@ def _parts(file: PemnFile, name: str) -> Generator[Array]:
 
 def equal_parts(first: Iterable[Array], second: Iterable[Array]) -> bool:
     """Whether flat values that come in parts, each of them cut anywhere, have the same bits."""
+    pairs = side_by_side(first, second)
+    return all(np.array_equal(bits_of(part), bits_of(other)) for part, other in pairs)
+
+
+def side_by_side(first: Iterable[Array], second: Iterable[Array]) -> Iterator[tuple[Array, Array]]:
+    """Flat values that come in parts, each of them cut anywhere, cut in the same places.
+
+    Args:
+        first: values in parts.
+        second: others in parts.
+
+    Yields:
+        Parts of both, equally long; where one has more values than the other, what is left beside
+        an empty array.
+    """
     others = iter(second)
-    other = np.empty(0, np.uint8)
+    none = other = np.empty(0, np.uint8)
     for part in first:
         while part.size:
             while not other.size:
                 if (following := next(others, None)) is None:
-                    return False
+                    yield part, none
+                    return
                 other = following
             size = min(part.size, other.size)
-            if not np.array_equal(bits_of(part[:size]), bits_of(other[:size])):
-                return False
+            yield part[:size], other[:size]
             part, other = part[size:], other[size:]
-    return not other.size and not any(part.size for part in others)
+    for rest in chain([other], others):
+        if rest.size:
+            yield none, rest
 
 
 def bytes_of(file: PemnFile, name: str) -> int:

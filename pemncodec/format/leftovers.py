@@ -147,15 +147,19 @@ def leftover(target: Location, journal: Journal) -> EncodeArgumentError:
     """What is said where shards are there, and not to be continued."""
     return EncodeArgumentError(
         f"an encoding to {name_of(target)} was interrupted, and {len(journal.shards)} of its "
-        f"shards are kept: --resume (resume=True) continues it; {start_over(target)}"
+        "shards are kept: --resume (resume=True) continues it; to start over, delete "
+        f"{_folders(target)} or give -f"
     )
 
 
 def start_over(target: Location) -> str:
-    """Says how one gets rid of what is there."""
+    """Says how one gets rid of what is there and cannot be continued."""
+    return f"to start over, delete {_folders(target)} or give -f without --resume"
+
+
+def _folders(target: Location) -> str:
     # A part's folder is one of several.
-    folders = re.sub(r"\.\d+(-of-\d+\.pemn\.partial)$", r".*\1", _shown(target))
-    return f"to start over, delete {folders} or give -f"
+    return re.sub(r"\.\d+(-of-\d+\.pemn\.partial)$", r".*\1", _shown(target))
 
 
 def discard_leftover(target: Location) -> bool:

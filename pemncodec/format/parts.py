@@ -55,7 +55,9 @@ def check_leftover_parts(target: Path, count: int, *, resume: bool) -> None:
     if not resume:
         raise EncodeArgumentError(f"{interrupted}: --resume continues it; -f starts over")
     if counts != [str(count)]:
-        raise EncodeArgumentError(f"{interrupted}: start as many to --resume it; -f starts over")
+        raise EncodeArgumentError(
+            f"{interrupted}: start as many to --resume it; -f without --resume starts over"
+        )
 
 
 def check_no_parts(target: Path) -> None:
@@ -68,7 +70,7 @@ def check_no_parts(target: Path) -> None:
         folders = ", ".join(partial_folder(part_target(target, "*", n)).name for n in counts)
         raise EncodeArgumentError(
             f"{_interrupted(target, counts)}: as many continue it, by torchrun with --resume; "
-            f"to start over, delete {folders} or give -f"
+            f"to start over, delete {folders} or give -f without --resume"
         )
 
 
