@@ -128,3 +128,28 @@ def test_vectors_that_stay_whole(
     )
     vector = f"the vector of 5,203 values of {made_of}, for 2 tensors, is kept whole"
     assert result.output.splitlines()[1:] == [vector + why * (made_of == "a seed")]
+
+
+def test_why_other_forms_store_weights(tmp_path: Path) -> None:
+    """Of torch's seeds, whose values only ONNX makes."""
+    file = crafted(linear_network(), [TorchPrototype("normal", 5, 5203)], [Fill(0), Fill(0)])
+    own = [TorchPrototype("normal", 5, 5203), TorchPrototype("uniform", 6, 4961)]
+    (tmp_path / "alike.pemn").write_bytes(file.getvalue())
+    (tmp_path / "own.pemn").write_bytes(
+        crafted(linear_network(), own, [Fill(0), Fill(1)]).getvalue()
+    )
+    why = (
+        "only ONNX makes the values of torch's and NumPy's seeds: -o x.onnx --packed packs them, "
+        "up to some millions of values"
+    )
+    vector = "the vector of 5,203 values of a seed, for 2 tensors, is kept whole"
+    for name, said in (
+        ("alike", f"{vector}: {why}"),
+        ("own", f"dense, because {why}: 0.weight, 2.weight"),
+    ):
+        for suffix, expected in ((".pt2", [said]), (".onnx", [])):
+            target = str(tmp_path / f"net{suffix}")
+            command = ["decode", str(tmp_path / f"{name}.pemn"), "--packed", "-f", "-o", target]
+            result = CliRunner().invoke(cli, command)
+            assert result.exit_code == 0, result.output
+            assert result.output.splitlines()[1:] == expected

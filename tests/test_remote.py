@@ -747,6 +747,44 @@ def test_importing_costs_no_client() -> None:
     assert result.stdout.strip() == b"[]"
 
 
+@pytest.mark.parametrize("form", ["memory://{}", "memory://{}/", "simplecache::memory://{}"])
+def test_a_folder_of_a_store_is_its_one_model(
+    form: str, memory: dict[str, io.BytesIO], network: bytes
+) -> None:
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    system.pipe({"/one/net.pemn": network, "/one/x.txt": b"x", "/one/two/net.pemn": b"x"})
+    system.pipe({"/none/x": b"x", "/cut/net-00001-of-00003.pemn": network})
+    pemncodec.encode(pemncodec.open(network), "memory://shards/net.pemn", shard_size=4000)
+    assert len([name for name in memory if "/shards/" in name]) == 4
+    expected = pemncodec.digest(network)
+    for folder in ("one", "shards"):
+        assert pemncodec.digest(form.format(folder)) == expected
+    for folder, error, words in (
+        ("none", FileNotFoundError, r"no \.pemn file in this folder: .*none"),
+        ("cut", FileNotFoundError, r"shards without their index, net\.pemn\.index\.json"),
+        ("nothing", FileNotFoundError, "No such file"),
+    ):
+        with pytest.raises(error, match=words):
+            pemncodec.open(form.format(folder))
+    system.pipe({"/other.pemn": network, "/third.pemn": network})
+    with pytest.raises(
+        pemncodec.DecodeArgumentError, match=r"several models: give one of other\.pemn, third"
+    ):
+        pemncodec.open("memory://")
+
+
+def test_web_servers_list_no_folders(server: FileServer, run: Run) -> None:
+    server.files["/page"] = b"<html>"
+    hint = "web servers list no folders: give the URL of the index or .pemn file"
+    for place in ("/page", "/folder", "/folder/"):
+        fails(run("inspect", server.url(place)), 1, f"{server.url(place)}: ", hint)
+    missing = run("inspect", server.url("/net.pemn"))
+    assert missing.returncode == 1
+    assert hint.encode() not in missing.stderr
+
+
 # ----------------------------------------------------------------------------------------------- S3
 
 
@@ -799,6 +837,14 @@ def test_s3(
     assert pemncodec.load_state_dict(f"{url}.index.json").keys() == loaded.keys()
     fails(run("inspect", url), 1, "open net.pemn.index.json")
     fails(run("encode", "x.pemn", "-o", url), 2, "net.pemn.index.json exists: -f overwrites it")
+
+
+def test_folders_of_s3(bucket: str, network: bytes, run: Run) -> None:
+    pemncodec.encode(pemncodec.open(network), f"{bucket}/shards/net.pemn", shard_size=4000)
+    for folder in (f"{bucket}/shards", f"{bucket}/shards/"):
+        assert run("verify", folder).returncode == 0
+    fails(run("inspect", bucket), 1, f"{bucket}: there is no .pemn file in this folder")
+    fails(run("encode", f"{bucket}/shards", "-o", "x.pemn"), 1, "a folder: give the URL of a file")
 
 
 @pytest.mark.parametrize("stopped", ["upload", "move_stored"])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pemncodec.checkpoints.inert import Inert, full_name, load_inert
 from pemncodec.checkpoints.kinds import (
     WHAT_TO_DO,
+    is_cut_safetensors,
     is_seek_of_damaged,
     kind_of,
     kind_of_checkpoint,
@@ -117,6 +118,9 @@ def _load_safetensors(path: Path, name: str) -> StateDict:
     try:
         return load_file(path)
     except SafetensorError as error:
+        if is_cut_safetensors(path):
+            cause = "cannot load this: a safetensors file that is cut off, get it once more"
+            raise EncodeError(f"{name}: {cause}") from None
         raise EncodeError(f"{name}: not a safetensors file ({error})") from None
 
 

@@ -19,7 +19,7 @@ from pemncodec.format.index import FORMAT, INDEX_SUFFIX
 
 Kind = Literal[
     "pickle", "safetensors", "npz", "npy", "pemn", "torchscript", "pt2", "onnx", "hdf5", "gguf",
-    "gzip", "zip", "index", "pemn-index", "distributed", "folder", "empty", "unknown",
+    "gzip", "zip", "cut", "index", "pemn-index", "distributed", "folder", "empty", "unknown",
 ]  # fmt: skip
 
 CHECKPOINTS: Final[tuple[Kind, ...]] = (
@@ -27,6 +27,8 @@ CHECKPOINTS: Final[tuple[Kind, ...]] = (
 )
 INDICES: Final[tuple[Kind, ...]] = ("index", "pemn-index")
 DISTRIBUTED: Final = ".metadata"  # of torch.distributed.checkpoint, beside its .distcp files
+
+_MOST_HEADER: Final = 100_000_000  # bytes, of a safetensors file
 
 WHAT_TO_DO: Final[dict[Kind, str]] = {
     "npy": "a single NumPy array: save all tensors by name with numpy.savez",
@@ -37,6 +39,9 @@ WHAT_TO_DO: Final[dict[Kind, str]] = {
     "gguf": "a GGUF file, quantized for llama.cpp: give the checkpoint that it was made from",
     "gzip": "compressed with gzip: decompress it first",
     "zip": "an archive that is damaged or cut off: take the file once more",
+    "cut": (
+        "a zip file, as torch.save writes, whose end is missing: it is cut off, get it once more"
+    ),
     "folder": "a folder: name a file in it",
     "empty": "the file is empty",
 }
@@ -73,6 +78,8 @@ def kind_of(path: Path) -> Kind:
     if _is_archive(path):
         names = _names_in(path)
         return "zip" if names is None else _kind_of_archive(names)
+    if head.startswith(b"PK\3\4"):
+        return "cut"
     return "onnx" if path.suffix == ".onnx" else "unknown"
 
 
@@ -130,6 +137,28 @@ def _names_in(path: Path) -> list[str] | None:
 def is_seek_of_damaged(error: Exception) -> bool:
     """Whether an error is of a position that a damaged file names."""
     return isinstance(error, OSError) and error.errno == errno.EINVAL
+
+
+def is_cut_safetensors(path: Path) -> bool:
+    """Whether a safetensors file ends before the last of the tensors that its header names.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > _MOST_HEADER or stream.read(1) != b"{":
+            return False
+        stream.seek(8)
+        header = stream.read(length)
+    if len(header) < length:
+        return True
+    try:
+        tensors = [row for name, row in json.loads(header).items() if name != "__metadata__"]
+        return size < 8 + length + max((row["data_offsets"][1] for row in tensors), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return False
 
 
 def _kind_of_archive(names: Sequence[str]) -> Kind:

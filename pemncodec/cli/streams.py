@@ -210,7 +210,8 @@ def opened(source: str, max_memory: int) -> Iterator[PemnFile]:
             file = open_file(sys.stdin.buffer if source == STDIO else source, limits=limits)
         except NotPemnError as error:
             what = advice(Path(source)) if local and Path(source).is_file() else ""
-            raise BadDataError(f"{shown(source)}: {error}{f'; {what}' if what else ''}") from None
+            said = f"{error}{f'; {what}' if what else ''}{_notes(error)}"
+            raise BadDataError(f"{shown(source)}: {said}") from None
         except FileNotFoundError as error:
             if local and _has_checkpoint(Path(source)):
                 error.strerror = f"{error.strerror}; its checkpoint is for pemn encode"

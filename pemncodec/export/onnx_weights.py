@@ -41,7 +41,7 @@ FOLDED_BYTES: Final = 1 << 30
 
 def plan_onnx(file: PemnFile) -> Packing:
     """What is worth packing of an open file in ONNX."""
-    return plan_packing(file, _made_by_operators, FOLDED_BYTES // 4)
+    return plan_packing(file, _made_by_operators, draws=True, most_values=FOLDED_BYTES // 4)
 
 
 def _made_by_operators(candidates: Candidates) -> dict[int, int]:

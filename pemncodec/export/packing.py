@@ -15,6 +15,7 @@ from pemncodec.contents import (
     Seeded,
     SeededPrototype,
     StoredPrototype,
+    TorchPrototype,
     numel,
 )
 from pemncodec.format.header import MaskedRow
@@ -28,6 +29,10 @@ _TENSOR_BYTES: Final = 400  # names and operators of one packed tensor
 
 _OPERATORS_TOO_LARGE: Final = (
     "operators that make their values of a seed would take too many bytes or too much memory"
+)
+_ONLY_ONNX: Final = (
+    "only ONNX makes the values of torch's and NumPy's seeds: -o x.onnx --packed packs them, up to "
+    "some millions of values"
 )
 _VALUES_OF_ITS_OWN: Final = "each weight has a value of its own, which no seed makes"
 
@@ -67,17 +72,20 @@ class KeptVector:
         count: of the values.
         names: of the tensors that take them.
         of_seed: whether a seed makes them.
+        only_onnx: whether it is one whose values another form makes.
     """
 
     count: int
     names: tuple[str, ...]
     of_seed: bool
+    only_onnx: bool = False
 
     @property
     def in_words(self) -> str:
         """What it is, and why, on one line."""
         tensors = f"{len(self.names)} tensor" + "s" * (len(self.names) != 1)
-        seed, why = ("a seed", f": {_OPERATORS_TOO_LARGE}") if self.of_seed else ("no seed", "")
+        cause = _ONLY_ONNX if self.only_onnx else _OPERATORS_TOO_LARGE
+        seed, why = ("a seed", f": {cause}") if self.of_seed else ("no seed", "")
         return f"the vector of {self.count:,} values of {seed}, for {tensors}, is kept whole{why}"
 
 
@@ -110,13 +118,14 @@ class Packing:
 
 
 def plan_packing(
-    file: PemnFile, by_operators: ByOperators, most_values: int | None = None
+    file: PemnFile, by_operators: ByOperators, *, draws: bool, most_values: int | None = None
 ) -> Packing:
     """What is worth packing of an open file.
 
     Args:
         file: open.
         by_operators: which seeds the form makes values of.
+        draws: whether seeds of torch and NumPy can be among them.
         most_values: how many of a tensor the form makes no more than once; None if it makes them
             in every run.
     """
@@ -141,6 +150,7 @@ def plan_packing(
     for index, prototype in found.items():
         rows = [masked.row for masked in users[index]]
         of_seed = isinstance(prototype, Seeded)
+        only_onnx = isinstance(prototype, TorchPrototype) and not draws
         values: Values
         if index in made and isinstance(prototype, Seeded):
             values, size = prototype, made[index]
@@ -149,7 +159,8 @@ def plan_packing(
             values = prototype_values(prototype)[: needed[index]] if two is None else two
             size = values.nbytes
         if size + sum(map(_packed_bytes, rows)) >= sum(map(_dense_bytes, rows)):
-            why = _OPERATORS_TOO_LARGE if of_seed else _VALUES_OF_ITS_OWN
+            seeded = _ONLY_ONNX if only_onnx else _OPERATORS_TOO_LARGE
+            why = seeded if of_seed else _VALUES_OF_ITS_OWN
             dense |= {row.name: why for row in rows}
             continue
         dtype = prototype.dtype if isinstance(prototype, StoredPrototype) else "float32"
@@ -157,7 +168,7 @@ def plan_packing(
         largest = max(numel(row.shape) for row in rows)
         if isinstance(values, np.ndarray) and 2 * values.size >= largest:
             names = tuple(row.name for row in rows)
-            vectors.append(KeptVector(values.size, names, of_seed))
+            vectors.append(KeptVector(values.size, names, of_seed, only_onnx))
     packed = {m.row.name: m for index in prototypes for m in users[index]}
     return Packing(packed, prototypes, NotPacked(dense, tuple(vectors)))
 

@@ -91,7 +91,7 @@ def program_of(
 ) -> tuple[ExportedProgram, NotPacked]:
     """What `to_program` gives, and what `to_pt2` does."""
     with open_file(source, limits=limits) as file:
-        packing = plan_packing(file, portable_by_operators) if packed else None
+        packing = plan_packing(file, portable_by_operators, draws=False) if packed else None
         program = export_program(file, packing, batch, trust)
     return program, packing.not_packed if packing is not None else NotPacked()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from pemncodec.coders.canonical_json import is_object
-from pemncodec.errors import DecodeArgumentError
+from pemncodec.errors import DecodeArgumentError, NotPemnError
 from pemncodec.format.index import (
     INDEX_SUFFIX,
     SUFFIX,
@@ -24,11 +25,14 @@ from pemncodec.format.sections import ReopenedSections, SectionSource, Source, S
 from pemncodec.format.sharded_sections import ShardedSections, check_shard_size
 from pemncodec.limits import Limits
 from pemncodec.remote.ranges import failure, open_ranges
-from pemncodec.remote.urls import beside, is_url, last_part, shown
+from pemncodec.remote.stores import names_stored
+from pemncodec.remote.urls import beside, is_url, is_web, last_part, shown, within
 from pemncodec.spool import Spool
 
 _HEAD: Final = 16  # bytes that tell an index
 _AT_ONCE: Final = 8  # fronts that are fetched
+# How web servers answer for a folder: no such file, no access, a page of names.
+_OF_FOLDERS: Final = (errno.ENOENT, errno.EACCES, errno.EOPNOTSUPP, errno.EPROTO)
 _SHOWN: Final = 5  # models of a folder
 
 FIRST_BYTES_OF_SHARD: Final = 1 << 13
@@ -39,8 +43,8 @@ def open_sections(source: Source, limits: Limits) -> SectionSource:
     """The sections of a file, or of all shards of a model.
 
     Args:
-        source: a path of a file, an index, or a folder with one of them; a URL of a file or an
-            index; a binary file object, which stays the caller's; the bytes of a file.
+        source: a path or URL of a file, an index, or a folder with one of them (web servers list
+            none); a binary file object, which stays the caller's; the bytes of a file.
         limits: bounds on what is read.
 
     Raises:
@@ -76,7 +80,8 @@ def index_beside(source: str) -> str | None:
 
 def _open_path(path: Path, limits: Limits) -> SectionSource:
     if path.is_dir():
-        path = _model_in(path)
+        names = [file.name for file in path.iterdir() if file.is_file()]
+        path /= _model_among(names, str(path))
     if path.is_file() and (sharded := _open_index(path, limits)) is not None:
         return sharded
     index = path.parent / index_name(path.name)
@@ -101,19 +106,19 @@ def _open_local_shard(folder: Path, limits: Limits, name: str, shard: Shard) -> 
     return ReopenedSections(folder / name, limits)
 
 
-def _model_in(folder: Path) -> Path:
-    """The only file or index of a folder.
+def _model_among(files: Sequence[str], folder: str) -> str:
+    """Name of the only file or index of a folder, which messages call `folder`.
 
     Raises:
         FileNotFoundError: it has none.
         DecodeArgumentError: it has several.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = sorted(files)
     indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
     shards = [name for name in names if index_of_shard(name) is not None]
     models = indices + [name for name in names if name.endswith(SUFFIX) and name not in shards]
     if len(models) == 1:
-        return folder / models[0]
+        return models[0]
     if models:
         more = f" or {len(models) - _SHOWN:,} more" if len(models) > _SHOWN else ""
         raise DecodeArgumentError(
@@ -122,14 +127,28 @@ def _model_in(folder: Path) -> Path:
     if shards:
         missing = index_of_shard(shards[0])
         raise FileNotFoundError(
-            errno.ENOENT, f"shards without their index, {missing}: copy that there", str(folder)
+            errno.ENOENT, f"shards without their index, {missing}: copy that there", folder
         )
-    raise FileNotFoundError(errno.ENOENT, "there is no .pemn file in this folder", str(folder))
+    raise FileNotFoundError(errno.ENOENT, "there is no .pemn file in this folder", folder)
 
 
 def _open_url(url: str, limits: Limits) -> SectionSource:
     try:
+        return _open_model_at(url, limits)
+    except (OSError, NotPemnError) as error:
+        named = last_part(url).endswith((SUFFIX, INDEX_SUFFIX))
+        maybe_folder = isinstance(error, NotPemnError) or error.errno in _OF_FOLDERS
+        if is_web(url) and maybe_folder and not named:
+            error.add_note("web servers list no folders: give the URL of the index or .pemn file")
+        raise
+
+
+def _open_model_at(url: str, limits: Limits) -> SectionSource:
+    try:
         ranges = open_ranges(url, FIRST_BYTES)
+    except IsADirectoryError:
+        model = _model_among(names_stored(url), shown(url))
+        return _open_model_at(within(url, model), limits)
     except FileNotFoundError:
         if last_part(url).endswith(SUFFIX) and _is_there(url, index_name(last_part(url))):
             message = _in_shards(index_name(last_part(url)))

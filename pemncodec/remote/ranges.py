@@ -6,6 +6,8 @@ import errno
 import os
 from typing import Protocol
 
+from pemncodec.remote.urls import is_web
+
 
 class Ranges(Protocol):
     """An open remote file.
@@ -38,7 +40,7 @@ def open_ranges(url: str, head_bytes: int) -> Ranges:
     Raises:
         OSError: it cannot be read; names the URL and says what to do.
     """
-    if url.lower().startswith(("http://", "https://")):
+    if is_web(url):
         from pemncodec.remote.web import WebRanges
 
         return WebRanges(url, head_bytes)

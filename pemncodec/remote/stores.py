@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pemncodec.errors import named_line
 from pemncodec.remote.ranges import failure, no_such_file
-from pemncodec.remote.urls import redacted, shown
+from pemncodec.remote.urls import is_web, redacted, shown
 
 # Stores in which a file appears under its name when its last byte is there.
 _WHOLE: Final = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf"})
@@ -19,7 +19,7 @@ _PACKAGES: Final = {"s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub"}
 
 
 class StoreRanges:
-    """A file of a store that fsspec knows; see `Ranges`."""
+    """A file of a store that fsspec knows; see `Ranges`. IsADirectoryError for a folder."""
 
     def __init__(self, url: str, head_bytes: int) -> None:
         self.name = shown(url)
@@ -28,9 +28,15 @@ class StoreRanges:
         self._system, path = _file_system(url)
         with _translated(url):
             self._system.invalidate_cache(path)
-            # Else it would read ahead.
-            self._stream = self._system.open(path, "rb", cache_type="none")
-            self.size = self._stream.seek(0, 2)
+            try:
+                # Else it would read ahead.
+                self._stream = self._system.open(path, "rb", cache_type="none")
+                self.size = self._stream.seek(0, 2)
+            except (OSError, ValueError):  # what clients raise for folders, too
+                _refuse_folder(self._system, path)
+                raise
+            if self.size == 0:  # as which some open folders
+                _refuse_folder(self._system, path)
         self.head = self.read(0, min(head_bytes, self.size))
 
     def read(self, start: int, stop: int) -> bytes:
@@ -56,7 +62,7 @@ def check_target(url: str) -> None:
     Raises:
         OSError: says why.
     """
-    if url.lower().startswith(("http://", "https://")):
+    if is_web(url):
         raise failure(
             shown(url), errno.EOPNOTSUPP, "web servers take no files: write one here and upload it"
         )
@@ -172,6 +178,14 @@ def remove_stored(url: str) -> None:
     system, name = _file_system(url)
     with _translated(url), contextlib.suppress(FileNotFoundError):
         system.rm_file(name)
+
+
+def _refuse_folder(system: Any, path: str) -> None:
+    is_folder = False
+    with contextlib.suppress(Exception):  # what failed before is said
+        is_folder = system.isdir(path)
+    if is_folder:
+        raise IsADirectoryError(errno.EISDIR, "a folder: give the URL of a file in it")
 
 
 def _appears_whole(system: Any) -> bool:

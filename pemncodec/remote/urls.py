@@ -17,6 +17,11 @@ def is_url(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and _URL.match(name) is not None
 
 
+def is_web(url: str) -> bool:
+    """Whether a web server is asked for it, which has no folders that can be listed."""
+    return url.lower().startswith(("http://", "https://"))
+
+
 def shown(name: str) -> str:
     """A name without what may be secret in a URL: user, password, and what is behind `?` or `#`."""
     if not is_url(name):
@@ -46,6 +51,14 @@ def last_part(url: str) -> str:
     return shown(url).removesuffix("?…").rstrip("/").rpartition("/")[2]
 
 
+def within(folder: str, name: str) -> str:
+    """The URL of a file in the folder of a store at a URL."""
+    first, chain, rest = folder.partition("::")
+    if "://" not in first:  # as in simplecache::s3://…
+        return f"{first}{chain}{within(rest, name)}"
+    return f"{first}{'' if first.endswith('/') else '/'}{name}{chain}{rest}"
+
+
 def beside(url: str, name: str) -> str:
     """The URL of another file in the folder of the file at a URL.
 
@@ -55,7 +68,7 @@ def beside(url: str, name: str) -> str:
     first, chain, rest = url.partition("::")
     if "://" not in first:  # as in simplecache::s3://…
         return f"{first}{chain}{beside(rest, name)}"
-    if first.lower().startswith(("http://", "https://")):
+    if is_web(first):
         place, mark, query = first.partition("#")[0].partition("?")
         return f"{place.rpartition('/')[0]}/{quote(name)}{mark}{query}{chain}{rest}"
     return f"{first.rpartition('/')[0]}/{name}{chain}{rest}"
