@@ -844,6 +844,7 @@ def test_folders_of_s3(bucket: str, network: bytes, run: Run) -> None:
     for folder in (f"{bucket}/shards", f"{bucket}/shards/"):
         assert run("verify", folder).returncode == 0
     fails(run("inspect", bucket), 1, f"{bucket}: there is no .pemn file in this folder")
+    fails(run("inspect", "s3://nowhere"), 1, "s3://nowhere: No such file", "check the URL")
     fails(run("encode", f"{bucket}/shards", "-o", "x.pemn"), 1, "a folder: give the URL of a file")
 
 

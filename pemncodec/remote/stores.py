@@ -32,8 +32,10 @@ class StoreRanges:
                 # Else it would read ahead.
                 self._stream = self._system.open(path, "rb", cache_type="none")
                 self.size = self._stream.seek(0, 2)
-            except (OSError, ValueError):  # what clients raise for folders, too
+            except (OSError, ValueError) as error:  # what clients raise for folders, too
                 _refuse_folder(self._system, path)
+                if isinstance(error, ValueError) and "/" not in path:  # a bucket that is not there
+                    raise FileNotFoundError(path) from None
                 raise
             if self.size == 0:  # as which some open folders
                 _refuse_folder(self._system, path)
