@@ -26,6 +26,9 @@ from pemncodec import kernels
 from pemncodec.kernels import twins
 
 ROOT = Path(__file__).resolve().parent.parent
+# Some of what pytest imports sets it for the processes that tests start, behind Python's back.
+os.environ.pop("COLUMNS", None)
+os.unsetenv("COLUMNS")
 # The kernels stay exchanged for all examples of a test, so a fixture per function is right.
 settings.register_profile(
     "pemncodec", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

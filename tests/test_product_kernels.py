@@ -38,6 +38,7 @@ SOURCES_OF_PRODUCTS = [
         "generator",
         "mersenne",
         "pages",
+        "writing",
     ),
     "torch_values",
 ]
