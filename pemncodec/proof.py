@@ -25,7 +25,7 @@ from pemncodec.errors import (
     UnsupportedModelError,
     named_line,
 )
-from pemncodec.format.in_turn import equal_parts, tensors_in_turn
+from pemncodec.format.in_turn import differing_tensors, equal_parts, tensors_in_turn
 from pemncodec.format.info import FileInfo
 from pemncodec.format.masked_sections import MaskedValues
 from pemncodec.format.reader import PemnFile
@@ -115,16 +115,8 @@ def compare_file(file: PemnFile, state: MaskedState, progress: Callable[[float],
         EncodeError: tensors differ; says how many.
         DecodeError: the file is damaged.
     """
-    count, done = sum(tensor.numel() for tensor in state.tensors.values()), 0
-    file.expect()
-    values = tensors_in_turn(file, state.tensors)
-    different = []
-    for name, tensor in state.tensors.items():
-        parts = next(values)
-        if not (_is_alike(file, name, tensor) and equal_parts(parts, state.effective_parts(name))):
-            different.append(name)
-        done += tensor.numel()
-        progress(done / max(count, 1))
+    values = map(state.effective_parts, state.tensors)
+    different = differing_tensors(file, state.tensors, state.kind, values, progress)
     if different:
         raise EncodeError(what_differs(different, len(state.tensors)))
     file.verify_rest()
@@ -240,7 +232,7 @@ def _shared_where_equal(
         parts, given = next(values), own.get(name)
         if (
             given is not None
-            and _is_alike(file, name, given)
+            and (file.dtype(name), file.shape(name)) == (dtype_name(given), tuple(given.shape))
             and equal_parts(parts, [tensor_to_array(given, name).reshape(-1)])
         ):
             tensors[name] = given.data
@@ -248,10 +240,6 @@ def _shared_where_equal(
             tensors[name] = array_to_tensor(file.tensor(name), file.dtype(name))
         progress(len(tensors) / len(names))
     return tensors
-
-
-def _is_alike(file: PemnFile, name: str, tensor: Tensor) -> bool:
-    return file.dtype(name) == dtype_name(tensor) and file.shape(name) == tuple(tensor.shape)
 
 
 def _in_words(network: Network, rounding: float) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import fnmatch
+import functools
 import io
 import itertools
 import json
@@ -400,19 +401,25 @@ class Stopped(BaseException):
     """The process is gone."""
 
 
+def until(
+    done: list[str], works: int, error: BaseException, name: str, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A function that notes its name, and fails as soon as `works` names are noted."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if len(done) >= works:
+            raise error
+        done.append(name)
+        return function(*arguments, **options)
+
+    return call
+
+
 @contextlib.contextmanager
 def disk(monkeypatch: pytest.MonkeyPatch, works: int, error: BaseException) -> Iterator[list[str]]:
     """Of all that changes a disk, `works` operations succeed; then each one fails."""
     done: list[str] = []
-
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            if len(done) >= works:
-                raise error
-            done.append(name)
-            return function(*arguments, **options)
-
-        return call
+    counted = functools.partial(until, done, works, error)
 
     opened = io.open
 
@@ -986,16 +993,7 @@ def test_shards_of_a_store(store: Any, reference: dict[str, str]) -> None:
 def store_that_ends(store: Any, works: int, error: BaseException) -> Iterator[list[str]]:
     """Of all that changes a store, `works` operations succeed; then each one fails."""
     done: list[str] = []
-
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            if len(done) >= works:
-                raise error
-            done.append(name)
-            return function(*arguments, **options)
-
-        return call
-
+    counted = functools.partial(until, done, works, error)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("put_file", "cp_file", "rm_file", "makedirs", "rmdir"):
             patch.setattr(type(store), name, counted(name, getattr(type(store), name)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,13 +14,12 @@ from pemncodec.cli.streams import checkpoint_paths, named
 from pemncodec.contents import Array, bits_of, numel
 from pemncodec.errors import EncodeError
 from pemncodec.format.header import DenseRow, MaskedRow
-from pemncodec.format.in_turn import equal_parts, side_by_side, tensors_in_turn
+from pemncodec.format.in_turn import differing_tensors, side_by_side, tensors_in_turn
 from pemncodec.format.reader import PemnFile
 from pemncodec.options import MaskChoices
 from pemncodec.remote.urls import shown
 
-if TYPE_CHECKING:
-    from pemncodec.masking.masked_state import MaskedState
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,9 @@ def compare_files(
     if sorted(own) != sorted(expected.tensors):
         compare_names(own, expected.tensors)
     # Pruning moves a weight behind its layer's other tensors; names and bits are what counts.
-    return _compare(file, list(expected.tensors), _expected_state(expected, checkpoint), progress)
+    values = partial(map, expected.effective_parts)
+    state_of = _Expected(checkpoint, expected.kind, values)
+    return _compare(file, list(expected.tensors), state_of, progress)
 
 
 def _compare_decoded(
@@ -126,15 +127,6 @@ def _compare_decoded(
     return shortened
 
 
-def _expected_state(state: MaskedState, name: str) -> _Expected:
-    from pemncodec.tensors import dtype_name
-
-    def kind(tensor: str) -> tuple[str, tuple[int, ...]]:
-        return dtype_name(state.tensors[tensor]), tuple(state.tensors[tensor].shape)
-
-    return _Expected(name, kind, partial(map, state.effective_parts))
-
-
 def _compare(
     file: PemnFile, names: Sequence[str], expected: _Expected, progress: Callable[[float], None]
 ) -> dict[str, str]:
@@ -143,19 +135,9 @@ def _compare(
     Returns:
         How the file has shortened tensors that are within its errors, by name.
     """
-    count, done = sum(numel(file.shape(name)) for name in names), 0
-    file.expect()
-    values, others = tensors_in_turn(file, names), expected.in_turn(names)
-    different = []
-    for name in names:
-        own = next(values)
-        with named(expected.name):
-            theirs = next(others)
-        alike = (file.dtype(name), file.shape(name)) == expected.kind(name)
-        if not (alike and equal_parts(own, _named(theirs, expected.name))):
-            different.append(name)
-        done += numel(file.shape(name))
-        progress(done / max(count, 1))
+    others = _named(expected.in_turn(names), expected.name)
+    values = (_named(parts, expected.name) for parts in others)
+    different = differing_tensors(file, names, expected.kind, values, progress)
     shortened = _within_errors(file, different, expected)
     if len(shortened) < len(different):
         left = [name for name in different if name not in shortened]
@@ -211,6 +193,6 @@ def _told(file: PemnFile, different: Sequence[str], count: int, expected: _Expec
     return f"{told}; masks are equal" if alike else told
 
 
-def _named(parts: Iterable[Array], name: str) -> Iterator[Array]:
+def _named(items: Iterable[Item], name: str) -> Iterator[Item]:
     with named(name):
-        yield from parts
+        yield from items

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Final
@@ -74,6 +74,35 @@ def _parts(file: PemnFile, name: str) -> Generator[Array]:
                 yield made.popleft().result()
         while made:
             yield made.popleft().result()
+
+
+def differing_tensors(
+    file: PemnFile,
+    names: Collection[str],
+    kind: Callable[[str], tuple[str, tuple[int, ...]]],
+    expected: Iterable[Iterable[Array]],
+    progress: Callable[[float], None],
+) -> list[str]:
+    """Which tensors are not what is expected, bit for bit; few values in memory at a time.
+
+    Args:
+        file: open.
+        names: of the tensors.
+        kind: from a name to the dtype and shape that are expected.
+        expected: for each name the values, flat, in parts, masks applied.
+        progress: called with the share of all values that is compared.
+    """
+    count, done = sum(numel(file.shape(name)) for name in names), 0
+    file.expect()
+    different = []
+    values = zip(tensors_in_turn(file, names), expected, strict=True)
+    for name, (own, theirs) in zip(names, values, strict=True):
+        alike = (file.dtype(name), file.shape(name)) == kind(name)
+        if not (alike and equal_parts(own, theirs)):
+            different.append(name)
+        done += numel(file.shape(name))
+        progress(done / max(count, 1))
+    return different
 
 
 def equal_parts(first: Iterable[Array], second: Iterable[Array]) -> bool:

@@ -18,7 +18,7 @@ from typing import Final
 from pemncodec.errors import CorruptError, DecodeError, EncodeArgumentError
 from pemncodec.format.index import index_name, index_of_shard
 from pemncodec.format.journal import DIGESTED, Journal, decode_journal
-from pemncodec.format.places import Location, name_of, place_of, shown_beside
+from pemncodec.format.places import Location, Store, name_of, place_of, shown_beside
 from pemncodec.format.publishing import earlier_files
 
 JOURNAL: Final = "journal.json"
@@ -191,7 +191,7 @@ def discard_stored(url: str) -> bool:
     Raises:
         OSError: it cannot be deleted.
     """
-    name, place = name_of(url), place_of(url)
+    name, place = name_of(url), Store(url)
     folder = partial_name(name)
     own = [
         file

@@ -6,7 +6,6 @@ Names in them may have a folder in front: `.net.pemn.partial/net-00001-of-00003.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -41,17 +40,11 @@ class Place(Protocol):
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""
 
-    def names(self, folder: str) -> list[str]:
-        """The names of all files of a folder; none where there is no such folder."""
-
     def move(self, name: str, new: str) -> None:
         """Gives a file another name, whole or not at all; if interrupted, it may have both."""
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
-
-    def remove_folder(self, folder: str) -> None:
-        """Removes a folder without files, where the place has such."""
 
 
 class Folder:
@@ -70,19 +63,12 @@ class Folder:
     def has(self, name: str) -> bool:
         return (self._path / name).is_file()
 
-    def names(self, folder: str) -> list[str]:
-        path = self._path / folder
-        return sorted(file.name for file in path.iterdir()) if path.is_dir() else []
-
     def move(self, name: str, new: str) -> None:
         (self._path / name).replace(self._path / new)
         sync_folder(self._path)
 
     def remove(self, name: str) -> None:
         (self._path / name).unlink(missing_ok=True)
-
-    def remove_folder(self, folder: str) -> None:
-        shutil.rmtree(self._path / folder, ignore_errors=True)
 
 
 class Store:
@@ -101,16 +87,18 @@ class Store:
     def has(self, name: str) -> bool:
         return stored_bytes(self._named(name)) is not None
 
-    def names(self, folder: str) -> list[str]:
-        return names_stored(self._named(folder))
-
     def move(self, name: str, new: str) -> None:
         move_stored(self._named(name), self._named(new))
 
     def remove(self, name: str) -> None:
         remove_stored(self._named(name))
 
+    def names(self, folder: str) -> list[str]:
+        """The names of all files of a folder; none where there is no such folder."""
+        return names_stored(self._named(folder))
+
     def remove_folder(self, folder: str) -> None:
+        """Removes a folder without files, where the store has such."""
         remove_folder(self._named(folder))
 
     def put(self, path: Path, folder: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pemncodec.contents import Array, DenseMode, Mask, SeededFill, bits_of
 from pemncodec.masking.lazy_mapping import LazyMapping
-from pemncodec.tensors import tensor_to_array
+from pemncodec.tensors import dtype_name, tensor_to_array
 
 StateDict = dict[str, Tensor]
 
@@ -44,6 +44,10 @@ class MaskedState:
     ties: dict[str, int] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
     shortened: dict[str, tuple[DenseMode, float]] = field(default_factory=dict)
+
+    def kind(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """dtype and shape of a tensor."""
+        return dtype_name(self.tensors[name]), tuple(self.tensors[name].shape)
 
     def effective(self) -> Mapping[str, Tensor]:
         """The plain model's state dict: masks applied, masked-out weights +0.0, in C order.
