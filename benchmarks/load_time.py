@@ -1,7 +1,7 @@
 """How long a .pemn file takes to load, against the dense file that it replaces.
 
     python benchmarks/load_time.py [--weights 1e6 --weights 25e6] [--rounds 7] [--avx2]
-    python benchmarks/load_time.py --weights 25e6 --rounds 4 --avx2 --own-blocks --warm \\
+    python benchmarks/load_time.py --weights 25e6 --rounds 9 --avx2 --own-blocks --warm \\
         --form "safetensors + clone" --form ".pemn RP 1e-3, fast" \\
         --form ".pemn independent, fast" -o benchmarks/results/load_time_pages.csv
     python benchmarks/load_time.py --print     # the table of README, from its CSV
